@@ -1,0 +1,47 @@
+"""odediff: a diffusion model as an ODE. Sampling integrates it from noise to data, inversion from data to noise."""
+
+from odediff import grid, problems, zoo
+from odediff.inversion import Code, decode, encode
+from odediff.model import Model
+from odediff.problem import ProbabilityFlow, probability_flow
+from odediff.sampling import sample
+from odediff.schedule import (
+    VE,
+    VP,
+    RectifiedFlow,
+    Schedule,
+    SubVP,
+    VPCosine,
+    VPLinear,
+    VPScaledLinear,
+    VPSigmoid,
+    VPTable,
+)
+from odediff.threshold import DynamicThreshold, StaticThreshold
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VE",
+    "VP",
+    "Code",
+    "DynamicThreshold",
+    "Model",
+    "ProbabilityFlow",
+    "RectifiedFlow",
+    "Schedule",
+    "StaticThreshold",
+    "SubVP",
+    "VPCosine",
+    "VPLinear",
+    "VPScaledLinear",
+    "VPSigmoid",
+    "VPTable",
+    "decode",
+    "encode",
+    "grid",
+    "probability_flow",
+    "problems",
+    "sample",
+    "zoo",
+]

@@ -1,0 +1,223 @@
+"""A network with its declaration: prediction form, schedule, time convention, conditions, guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odediff.prediction import FORMS, Form, predict, require_information
+from odediff.schedule import Schedule
+from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
+from solvers import Node, Prediction
+from solvers.ode import per_row
+from solvers.real import Real, anywhere
+
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Everything that turns ``network(x, network_time, **condition)`` into predictions of data and noise.
+
+    Args:
+        network: called with ``x`` ``(B, ...)``, the network time ``(B,)`` and the condition's values, each ``(B, ...)``;
+            returns a tensor in the shape of ``x``.
+        path: the schedule that the states follow.
+        prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
+        conditions: keyword arguments of every call. A number stands for all samples; a tensor has a row for each.
+        null: the conditions that mean "no condition"; guidance needs them.
+        guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (Ho & Salimans 2022, there 1 + w); one
+            number, or one per sample. w = 1 is the conditional prediction, bit for bit, in one pass.
+        threshold: keeps the predicted data in the range of images; it makes sampling non-invertible.
+        chunk: the number of rows in every call of the network. Networks round differently at different batch sizes;
+            calls of one size make a sample's bits independent of the batch around it.
+        continuous: declares that the network knows all times down to 0, and not those of a table alone.
+        integer_time: declares that the network knows whole times only, such as an embedding table's rows.
+        network_time: maps a time of the path to what the network is told; the path's own convention unless given.
+        trained_path: the schedule that the network was trained on, where ``path`` is another one: states are matched by
+            their signal-to-noise ratio and rescaled (see `remap`).
+    """
+
+    network: Network
+    path: Schedule
+    prediction: Form = "epsilon"
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    null: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float | Tensor = 1.0
+    threshold: Threshold | None = None
+    chunk: int | None = None
+    continuous: bool = False
+    integer_time: bool = False
+    network_time: Callable[[Real], Real] | None = None
+    trained_path: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.network):
+            raise TypeError(f"network={self.network!r} must be callable as network(x, network_time, **condition)")
+        if not isinstance(self.path, Schedule):
+            raise TypeError(f"path={self.path!r} is no schedule; pass one such as odediff.VPTable(alphas_cumprod)")
+        if self.prediction not in FORMS:
+            raise ValueError(f"prediction={self.prediction!r} is unknown; use one of {', '.join(FORMS)}")
+        if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
+            raise ValueError(f"chunk={self.chunk!r} must be a whole number of at least 1, or None")
+        if self.threshold is not None and not isinstance(self.threshold, StaticThreshold | DynamicThreshold):
+            raise TypeError(f"threshold={self.threshold!r} must be a StaticThreshold, a DynamicThreshold or None")
+        if not torch.isfinite(torch.as_tensor(self.guidance)).all():
+            raise ValueError(f"guidance={self.guidance!r} must be finite; 1 is the conditional prediction")
+        if self.guided and not self.null:
+            raise ValueError(
+                f"guidance={self.guidance!r} needs null=..., the conditions that mean no condition; without them only "
+                "guidance=1 is possible"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether a prediction takes a second pass."""
+        return isinstance(self.guidance, Tensor) or self.guidance != 1.0
+
+    @property
+    def passes(self) -> int:
+        """Network passes for each prediction."""
+        return 2 if self.guided else 1
+
+    @property
+    def first_defined(self) -> float:
+        """The smallest time at which the network may be asked: 0 if it is continuous, else the schedule's."""
+        return 0.0 if self.continuous else self.path.first_defined
+
+    def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
+        """The same model under these conditions: ``model.condition(label=3, guidance=2.0)``."""
+        unknown = set(conditions) - set(self.null) if self.null else set()
+        if unknown:
+            raise ValueError(
+                f"condition {sorted(unknown)[0]!r} is unknown to this model; it takes {', '.join(sorted(self.null))}"
+            )
+        return replace(
+            self,
+            conditions={**self.conditions, **conditions},
+            guidance=self.guidance if guidance is None else guidance,
+        )
+
+    def remap(self, path: Schedule) -> Model:
+        """The same network on another schedule: it is asked at equal signal-to-noise ratio, on rescaled states.
+
+        Karras et al. 2022, section 4: states of equal ratio differ by a factor alone, so any schedule is another
+        parametrisation of the one that the network was trained on.
+        """
+        return replace(self, path=path, trained_path=self.trained_path or self.path)
+
+    def rows(self, index: Tensor) -> Model:
+        """The same model for the samples ``index`` alone."""
+
+        def select(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: v[index.to(v.device)] if _has_rows(v) else v for k, v in values.items()}
+
+        guidance = self.guidance[index.to(self.guidance.device)] if _has_rows(self.guidance) else self.guidance
+        return replace(self, conditions=select(self.conditions), null=select(self.null), guidance=guidance)
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """Split ``x`` at ``node`` into data and noise: one pass of the network, or two under guidance."""
+        seen, x_seen = (node, x) if self.trained_path is None else self._as_trained(node, x)
+        self._require_defined(seen)
+        require_information(self.prediction, seen)
+        time = self._time(seen)
+        output = self._call(x_seen, time, self.conditions)
+        if self.guided:
+            unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
+            weight = per_row(self.guidance.cpu(), x) if isinstance(self.guidance, Tensor) else self.guidance
+            output = unconditional + weight * (output - unconditional)
+        prediction = predict(self.prediction, seen, x_seen, output)
+        return threshold_prediction(self.threshold, node, x, prediction) if self.threshold else prediction
+
+    def _as_trained(self, node: Node, x: Tensor) -> tuple[Node, Tensor]:
+        """The node of the training schedule with the same ratio, and the state scaled to it."""
+        seen = self.trained_path.node_at(node.log_snr)  # type: ignore[union-attr]
+        ratio = np.hypot(seen.alpha, seen.sigma) / np.hypot(node.alpha, node.sigma)
+        return seen, x * (float(ratio) if np.ndim(ratio) == 0 else per_row(ratio, x))
+
+    def _require_defined(self, seen: Node) -> None:
+        path = self.trained_path or self.path
+        first = 0.0 if self.continuous else path.first_defined
+        # A grid computed in floating point may miss the first entry by round-off.
+        if anywhere(seen.t < first * (1 - 1e-9)):
+            raise ValueError(
+                f"times: the network was asked at t={np.min(seen.t):g}, below the first time it was trained on, "
+                f"{first:g}; leave 0 out of inversion grids (odediff.encode does), keep a closing rule for sampling, "
+                "or declare Model(..., continuous=True)"
+            )
+
+    def _time(self, seen: Node) -> Real:
+        to_network = self.network_time or (self.trained_path or self.path).network_time
+        time = to_network(seen.t)
+        if self.integer_time and anywhere(np.abs(time - np.round(time)) > 1e-6):
+            raise ValueError(
+                f"times: the network was declared integer_time=True and would be asked at {time}; use a grid of table "
+                'entries, such as odediff.grid.uniform_t(path, steps, spacing="leading") or odediff.grid.subsequence'
+            )
+        return time
+
+    def _call(self, x: Tensor, time: Real, conditions: Mapping[str, Any]) -> Tensor:
+        batch, dtype = x.shape[0], self._network_dtype or x.dtype
+        given = x.to(dtype)
+        if self.integer_time:
+            times = torch.as_tensor(np.broadcast_to(np.round(time), batch).astype(np.int64), device=x.device)
+        elif isinstance(time, float):
+            times = torch.full((batch,), time, dtype=dtype, device=x.device)
+        else:
+            times = torch.as_tensor(time, dtype=dtype, device=x.device)
+        keywords = {name: _expanded(name, value, batch, x.device) for name, value in conditions.items()}
+        if self.chunk is None:
+            output = self.network(given, times, **keywords)
+        else:
+            parts = [self.network(*part, **words) for part, words in _chunks(self.chunk, (given, times), keywords)]
+            output = torch.cat(parts)[:batch]
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"network returned {got} for a state of {tuple(x.shape)}; it must return a tensor of that shape (wrap "
+                "it to select one output or to drop learned variances)"
+            )
+        return output.to(x.dtype)
+
+    @cached_property
+    def _network_dtype(self) -> torch.dtype | None:
+        if not isinstance(self.network, nn.Module):
+            return None
+        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), None)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _expanded(name: str, value: Any, batch: int, device: torch.device) -> Any:
+    """One row of ``value`` for each sample; what is neither number nor tensor goes to the network as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        return value
+    if not _has_rows(value):
+        return torch.as_tensor(value, device=device).expand(batch)
+    if len(value) not in (1, batch):
+        raise ValueError(
+            f"condition {name!r} has {len(value)} rows and the batch {batch}; give one value for all, or one row each"
+        )
+    return value.to(device).expand(batch, *value.shape[1:])
+
+
+def _chunks(
+    size: int, tensors: tuple[Tensor, ...], keywords: Mapping[str, Any]
+) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Any]]]:
+    """Cut a call into calls of ``size`` rows; the last one is filled up with its first row."""
+    batch = len(tensors[0])
+    for begin in range(0, batch, size):
+        rows = torch.arange(begin, begin + size, device=tensors[0].device)
+        rows = torch.where(rows < batch, rows, begin)
+        yield (
+            tuple(v[rows] for v in tensors),
+            {name: v[rows] if _has_rows(v) else v for name, v in keywords.items()},
+        )

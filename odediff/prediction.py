@@ -1,0 +1,96 @@
+"""Prediction forms: what a network's output says about data and noise.
+
+A network that looks at ``x = alpha x0 + sigma eps`` may be trained to return any combination of the two. With ``x``
+known, every one of them gives both:
+
+    epsilon   F = eps                      x0 = (x - sigma F) / alpha
+    x0        F = x0                       eps = (x - alpha F) / sigma
+    v         F = alpha eps - sigma x0     x0 = (alpha x - sigma F) / r^2, eps = (sigma x + alpha F) / r^2, r^2 = alpha^2 + sigma^2
+    flow      F = eps - x0                 x0 = (x - sigma F) / (alpha + sigma), eps = (x + alpha F) / (alpha + sigma)
+    score     F = -eps / sigma             x0 = (x + sigma^2 F) / alpha
+
+v is Salimans & Ho 2022, "Progressive distillation", section 4; flow the velocity of Liu et al. 2023, "Flow straight and fast".
+"""
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from solvers import Node, Prediction, combine
+from solvers.real import Real, anywhere
+
+Form = Literal["epsilon", "x0", "v", "flow", "score"]
+FORMS: tuple[str, ...] = get_args(Form)
+
+LEAST_SIGNAL = 1e-6
+"""Below this share of the state's scale, float32 holds nothing of the part that a form would have to recover."""
+
+
+class NetworkPrediction(Prediction):
+    """Data and noise as linear combinations of the state and the network's output.
+
+    ``data`` and ``noise`` are the pairs of coefficients of ``(x, output)`` that give x0 and eps.
+    """
+
+    __slots__ = ("data", "noise", "output", "x")
+
+    def __init__(self, x: Tensor, output: Tensor, data: tuple[Real, Real], noise: tuple[Real, Real]) -> None:
+        super().__init__(lambda: self._combine(*data), lambda: self._combine(*noise))
+        self.x, self.output, self.data, self.noise = x, output, data, noise
+
+    def mix(self, data: Real, noise: Real) -> Tensor:
+        """``data x0 + noise eps`` without computing either: one pass over the state and the output."""
+        return self._combine(data * self.data[0] + noise * self.noise[0], data * self.data[1] + noise * self.noise[1])
+
+    def _combine(self, of_x: Real, of_output: Real) -> Tensor:
+        if isinstance(of_x, float) and of_x == 0:
+            return self.output if of_output == 1 else combine((of_output, self.output))
+        return combine((of_x, self.x), (of_output, self.output))
+
+
+def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPrediction:
+    """Split ``x`` at ``node`` into data and noise, given the network's ``output`` in that form."""
+    alpha, sigma = node.alpha, node.sigma
+    if form == "epsilon":
+        return NetworkPrediction(x, output, data=(1 / alpha, -sigma / alpha), noise=(0.0, 1.0))
+    if form == "x0":
+        return NetworkPrediction(x, output, data=(0.0, 1.0), noise=(1 / sigma, -alpha / sigma))
+    if form == "score":
+        return NetworkPrediction(x, output, data=(1 / alpha, sigma**2 / alpha), noise=(0.0, -sigma))
+    if form == "v":
+        square = alpha**2 + sigma**2
+        return NetworkPrediction(
+            x, output, data=(alpha / square, -sigma / square), noise=(sigma / square, alpha / square)
+        )
+    total = alpha + sigma
+    return NetworkPrediction(x, output, data=(1 / total, -sigma / total), noise=(1 / total, alpha / total))
+
+
+def native(form: Form, node: Node, x0: Tensor, eps: Tensor) -> Tensor:
+    """What a perfect network of that form returns for ``alpha x0 + sigma eps``: the inverse of `predict`."""
+    alpha, sigma = node.alpha, node.sigma
+    return {
+        "epsilon": lambda: eps,
+        "x0": lambda: x0,
+        "v": lambda: combine((alpha, eps), (-sigma, x0)),
+        "flow": lambda: eps - x0,
+        "score": lambda: combine((-1 / sigma, eps)),
+    }[form]()
+
+
+def require_information(form: Form, node: Node) -> None:
+    """Raise `ValueError` at an end of time where ``form`` says nothing about the part that it leaves out.
+
+    At alpha = 0 the state is the noise, so predicting epsilon tells nothing of the data; at sigma = 0 the reverse.
+    """
+    alpha, sigma = node.alpha, node.sigma
+    if form in ("epsilon", "score") and anywhere(alpha < LEAST_SIGNAL * sigma):
+        raise ValueError(
+            f'prediction="{form}" carries no information at alpha = 0 (t={node.t}): the state is pure noise there; use '
+            'a network of the form "v", "flow" or "x0", or start the grid later'
+        )
+    if form == "x0" and anywhere(sigma < LEAST_SIGNAL * alpha):
+        raise ValueError(
+            f'prediction="x0" carries no information at sigma = 0 (t={node.t}): the state is the data there; use a '
+            'network of the form "v", "flow" or "epsilon", or end the grid above 0'
+        )

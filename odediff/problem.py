@@ -1,0 +1,39 @@
+"""From a model to its ODE."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from odediff.model import Model
+from solvers import Node, PathODE, Prediction
+from solvers.real import Real
+
+
+class ProbabilityFlow(PathODE):
+    """``dx/dt = alpha'(t) x0(x, t) + sigma'(t) eps(x, t)``, with a model's predictions."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.passes = model.passes
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        return self.model.predict(node, x)
+
+    def node(self, t: Real) -> Node:
+        return self.model.path.node(t)
+
+    def node_at(self, log_snr: Real) -> Node:
+        return self.model.path.node_at(log_snr)
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        return self.model.path.rates(t)
+
+    def rows(self, index: Tensor) -> ProbabilityFlow:
+        return ProbabilityFlow(self.model.rows(index))
+
+
+def probability_flow(model: Model) -> ProbabilityFlow:
+    """The probability-flow ODE of ``model``: solving it forward in noise is inversion, backward is sampling."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model={model!r} is no odediff.Model; wrap the network: odediff.Model(network, path)")
+    return ProbabilityFlow(model)

@@ -1,0 +1,153 @@
+"""From noise to data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odediff import grid as grids
+from odediff.model import Model
+from odediff.problem import probability_flow
+from odediff.schedule import Schedule
+from solvers import Heun, Node, Noise, NoiseStream, Solution, Solver, solve
+from solvers.solve import Closing
+
+Grid = Callable[..., Tensor]
+"""``grid(path, steps=N)`` gives N + 1 times; see `odediff.grid`."""
+
+DEFAULT_SOLVER = Heun(line=Noise())
+DEFAULT_GRID = grids.log_snr
+DEFAULT_STEPS = 20
+
+
+@overload
+def sample(
+    model: Model, shape: Sequence[int] | None = ..., *, return_solution: Literal[False] = ..., **options
+) -> Tensor: ...
+@overload
+def sample(
+    model: Model, shape: Sequence[int] | None = ..., *, return_solution: Literal[True], **options
+) -> Solution: ...
+def sample(
+    model: Model,
+    shape: Sequence[int] | None = None,
+    *,
+    noise: Tensor | None = None,
+    solver: Solver | None = None,
+    grid: Grid | Tensor | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    samples: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    closing: Closing = "denoise",
+    callback: Callable[[Node, Tensor], None] | None = None,
+    progress: bool = False,
+    trajectory: bool = False,
+    return_solution: bool = False,
+) -> Tensor | Solution:
+    """Sample from ``model``: solve its probability-flow ODE (or the solver's SDE) from noise to data.
+
+    Args:
+        model: the network and its declaration.
+        shape: of the result, ``(B, ...)``; or give ``noise``.
+        noise: the state to start from, instead of drawing it from the seed.
+        solver: the method; `DEFAULT_SOLVER` unless given.
+        grid: a function of `odediff.grid`, or the times themselves, noise first.
+        steps: intervals of the grid, the closing one included.
+        nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
+        seed: fixes every sample, whatever the batch size, its order, or how work is sharded.
+        samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
+        dtype: of the state; float64 with a float32 network is a supported setting.
+        device: of the state.
+        closing: what happens on the last interval, to the data; see `solvers.solve`.
+        callback: called with the node and the state after every step.
+        progress: whether to draw a progress bar.
+        trajectory: whether the solution keeps the states at all nodes.
+        return_solution: whether to return the `Solution`, with calls, statuses and nodes, instead of its end.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used; nothing has been computed.
+        solvers.SolveError: samples became infinite or NaN.
+    """
+    solver = DEFAULT_SOLVER if solver is None else solver
+    ode = probability_flow(model)
+    stream = NoiseStream(seed, None if samples is None else tuple(samples))
+    times = make_times(model.path, solver, grid, steps, nfe, closing)
+    if (shape is None) == (noise is None):
+        raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
+    if noise is None:
+        state = torch.empty(_checked_shape(shape), dtype=dtype, device=device)  # type: ignore[arg-type]
+        start = model.path.node(float(times[0]))
+        drawn, stream = stream.draw(state)
+        noise = drawn.mul_(initial_deviation(start))
+    else:
+        stream = NoiseStream(seed, stream.samples, counter=1)
+    with torch.no_grad():
+        solution = solve(
+            ode,
+            solver,
+            noise,
+            times,
+            closing=closing,
+            stream=stream,
+            callback=callback,
+            progress=progress,
+            trajectory=trajectory,
+        )
+    return solution if return_solution else solution.x
+
+
+def initial_deviation(start: Node) -> float:
+    """The deviation of unit-variance data at ``start``, ``sqrt(alpha^2 + sigma^2)``: 1 on every VP path."""
+    return math.hypot(float(start.alpha), float(start.sigma))
+
+
+def make_times(
+    path: Schedule, solver: Solver, grid: Grid | Tensor | None, steps: int | None, nfe: int | None, closing: Closing
+) -> Tensor:
+    """The times that the arguments of `sample` describe; ``steps`` and ``nfe`` exclude each other."""
+    if steps is not None and nfe is not None:
+        raise ValueError(f"steps={steps}, nfe={nfe}: give one of them, they exclude each other")
+    if isinstance(grid, Tensor):
+        if steps is not None or nfe is not None:
+            raise ValueError("grid: a tensor of times has its number of steps; leave out steps and nfe")
+        return grids.custom(path, grid.tolist())
+    if nfe is not None:
+        steps = steps_within(solver, nfe, closing)
+    return (grid or DEFAULT_GRID)(path, steps=DEFAULT_STEPS if steps is None else steps)
+
+
+def steps_within(solver: Solver, nfe: int, closing: Closing = "denoise") -> int:
+    """The most steps, the closing one included, whose calls do not exceed ``nfe``.
+
+    Raises:
+        ValueError: ``nfe`` is no whole number, or too small for one step; the message names the smallest.
+    """
+    if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer):
+        raise ValueError(f"nfe={nfe!r} must be a whole number, a ceiling on the field's evaluations")
+    closing_calls = {"denoise": 1, "extrapolate": 0, None: 0}[closing]
+    closing_steps = 0 if closing is None else 1
+    # Closing by denoising alone is a one-step solve; the other rules need a step of the solver first.
+    fewest = 0 if closing == "denoise" else 1
+    if nfe < solver.calls(fewest) + closing_calls:
+        raise ValueError(
+            f"nfe={nfe} does not pay for one step of {solver}; the smallest is {solver.calls(fewest) + closing_calls}"
+        )
+    steps = fewest
+    while solver.calls(steps + 1) + closing_calls <= nfe:
+        steps += 1
+    return steps + closing_steps
+
+
+def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(shape)
+    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+        raise ValueError(f"shape={sizes} must be (B, ...) with whole numbers of at least 1, such as (64, 1, 28, 28)")
+    return sizes

@@ -1,0 +1,86 @@
+"""A smooth increasing function through given values at 0, 1, ..., T, with its derivative and its inverse."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+
+import numpy as np
+from scipy.interpolate import CubicSpline, PchipInterpolator, PPoly
+
+from odediff.schedule.base import Array
+
+_ITERATIONS = 60  # bisection alone needs 53; Newton about 3
+
+
+class MonotoneSpline:
+    """The C2 cubic spline (not-a-knot) through strictly increasing values, if it increases; else PCHIP, which is C1.
+
+    The values themselves are reproduced exactly: an integer argument is the left end of its own piece, the last one
+    included.
+    """
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+        self.last = len(values) - 1
+        knots = np.arange(self.last + 1.0)
+        spline: PPoly = CubicSpline(knots, values)
+        self.is_c2 = _increases(spline)
+        if not self.is_c2:
+            spline = PchipInterpolator(knots, values)
+        last_piece = np.array([values[-1], float(spline(float(self.last), 1)), 0.0, 0.0])
+        self._pieces = np.column_stack([spline.c[::-1], last_piece])
+
+    def __call__(self, n: Array) -> Array:
+        """Return the function at n in [0, T]."""
+        (c0, c1, c2, c3), f = self._piece(n)
+        return c0 + f * (c1 + f * (c2 + f * c3))
+
+    def derivative(self, n: Array) -> Array:
+        """Return d/dn at n in [0, T]."""
+        (_, c1, c2, c3), f = self._piece(n)
+        return c1 + f * (2.0 * c2 + f * 3.0 * c3)
+
+    def inverse(self, value: Array) -> Array:
+        """Return the n that has this value.
+
+        Above the last value it continues proportionally, so that round-off stays round-off and the rest stays visible.
+        """
+        return np.array([self._invert(v) for v in value.ravel().tolist()]).reshape(value.shape)[()]
+
+    def _invert(self, value: float) -> float:
+        if value >= self.values[-1]:
+            return self.last * value / float(self.values[-1])
+        i = bisect_right(self.values, value) - 1
+        c0, c1, c2, c3 = self._pieces[:, i].tolist()
+        return i + _unit_root(c1, c2, c3, value - c0)
+
+    def _piece(self, n: Array) -> tuple[Array, Array]:
+        i = n.astype(np.int64)
+        return self._pieces[:, i], n - i
+
+
+def _unit_root(c1: float, c2: float, c3: float, target: float) -> float:
+    """Solve c1 f + c2 f^2 + c3 f^3 = target, increasing on [0, 1], for f: Newton's method, kept in a bracket."""
+    low, high = 0.0, 1.0
+    f = target / (c1 + c2 + c3)
+    for _ in range(_ITERATIONS):
+        excess = f * (c1 + f * (c2 + f * c3)) - target
+        slope = c1 + f * (2.0 * c2 + f * 3.0 * c3)
+        low, high = (f, high) if excess < 0 else (low, f)
+        newton = f - excess / slope if slope > 0 else math.inf
+        previous, f = f, newton if low <= newton <= high else 0.5 * (low + high)
+        if abs(f - previous) <= 4e-16 * f:
+            break
+    return f
+
+
+def _increases(spline: PPoly) -> bool:
+    """Whether the derivative, a parabola on each unit piece, is positive everywhere."""
+    cubic, square, slope, _ = spline.c if len(spline.c) == 4 else np.pad(spline.c, ((4 - len(spline.c), 0), (0, 0)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex = -square / (3.0 * cubic)
+    inside = np.where((cubic > 0) & (vertex > 0) & (vertex < 1), vertex, 0.0)
+    ends = slope, slope + 2.0 * square + 3.0 * cubic
+    lowest = slope + inside * (2.0 * square + inside * 3.0 * cubic)
+    return bool(min(piece.min() for piece in (*ends, lowest)) > 0)

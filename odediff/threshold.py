@@ -1,0 +1,59 @@
+"""Thresholding: keep the predicted data inside the range of images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers import Node, Prediction, combine
+
+
+@dataclass(frozen=True)
+class StaticThreshold:
+    """Clip x0 to [-limit, limit]."""
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_limit(self.limit)
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """Clip each sample's x0 at its own quantile of |x0|, at least ``limit``, and scale it back to ``limit``.
+
+    Saharia et al. 2022 ("Imagen"), section 2.3 and appendix figure A.10: ``s = max(quantile(|x0|), limit)``, then
+    ``x0 = clip(x0, -s, s) limit / s``.
+    """
+
+    quantile: float = 0.995
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_limit(self.limit)
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"DynamicThreshold: quantile={self.quantile!r} must lie in (0, 1]; Imagen uses 0.995")
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        rows = x0.reshape(len(x0), -1)
+        bound = torch.quantile(rows.abs().float(), self.quantile, dim=1).to(x0.dtype).clamp_(min=self.limit)[:, None]
+        return (rows.clamp(-bound, bound) * (self.limit / bound)).reshape(x0.shape)
+
+
+Threshold = StaticThreshold | DynamicThreshold
+
+
+def threshold_prediction(threshold: Threshold, node: Node, x: Tensor, prediction: Prediction) -> Prediction:
+    """Threshold x0, and let eps follow so that the two still make up the state; at sigma = 0 eps stays as it was."""
+    x0 = threshold(prediction.x0)
+    if isinstance(node.sigma, float) and node.sigma == 0:
+        return Prediction(x0, prediction.eps)
+    return Prediction(x0, lambda: combine((1 / node.sigma, x), (-node.alpha / node.sigma, x0)))
+
+
+def _require_limit(limit: float) -> None:
+    if not 0 < limit < float("inf"):
+        raise ValueError(f"threshold: limit={limit!r} must be positive and finite; images in [-1, 1] have limit 1")

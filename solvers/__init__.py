@@ -1,0 +1,42 @@
+"""Solvers: a numerical library for ODEs along a path from data to noise. It knows nothing of networks."""
+
+from solvers.exponential import DDIM, DDPM
+from solvers.lines import Data, Line, Noise, Rotation
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, PathODE, Prediction, combine
+from solvers.runge_kutta import RK4, SSPRK3, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
+from solvers.solution import Solution, SolveError, Stats, Status
+from solvers.solve import solve
+from solvers.solver import Solver, Step
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "ODE",
+    "RK4",
+    "SSPRK3",
+    "Bosh3",
+    "Data",
+    "Dopri5",
+    "Euler",
+    "Heun",
+    "Line",
+    "Midpoint",
+    "Node",
+    "Noise",
+    "NoiseStream",
+    "PathODE",
+    "Prediction",
+    "Ralston",
+    "Rotation",
+    "RungeKutta",
+    "Solution",
+    "SolveError",
+    "Solver",
+    "Stats",
+    "Status",
+    "Step",
+    "Tsit5",
+    "combine",
+    "solve",
+]

@@ -1,0 +1,90 @@
+"""Calls are counted in one place: a wrapper around the ODE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from solvers.ode import ODE, Node, PathODE, Prediction
+from solvers.real import Real
+
+
+class BudgetSpent(Exception):
+    """The next evaluation would exceed ``max_nfe``."""
+
+
+class Ledger:
+    """The evaluations of one solve, shared by a wrapped ODE and its row selections.
+
+    ``first``, when it is a list, receives the first prediction after each time that it was emptied: the one at the node
+    that a step leaves.
+    """
+
+    def __init__(self, ode: ODE, batch: int, budget: int | None) -> None:
+        self.passes = ode.passes
+        self.budget = budget
+        self.nfe = 0
+        self.batch_calls = 0
+        self.row_calls = torch.zeros(batch, dtype=torch.int64)
+        self.first: list[tuple[Node, Prediction]] | None = None
+
+    def count(self, index: Tensor | None) -> None:
+        if self.budget is not None and self.nfe >= self.budget:
+            raise BudgetSpent
+        self.nfe += 1
+        if index is None:
+            self.batch_calls += 1
+        else:
+            self.row_calls[index] += 1
+
+    @property
+    def evaluations(self) -> Tensor:
+        """Evaluations of the field by sample, ``(B,)``."""
+        return self.row_calls + self.batch_calls
+
+
+class CountedODE(ODE):
+    """An ODE that counts its calls."""
+
+    def __init__(self, ode: ODE, ledger: Ledger, index: Tensor | None = None) -> None:
+        self.ode, self.ledger, self.index = ode, ledger, index
+        self.passes = ode.passes
+
+    def __call__(self, t: Real, x: Tensor) -> Tensor:
+        self.ledger.count(self.index)
+        return self.ode(t, x)
+
+    def node(self, t: Real) -> Node:
+        return self.ode.node(t)
+
+    def rows(self, index: Tensor) -> CountedODE:
+        ids = index.cpu() if self.index is None else self.index[index.cpu()]
+        return type(self)(self.ode.rows(index), self.ledger, ids)
+
+
+class CountedPathODE(CountedODE, PathODE):
+    """A path ODE that counts its predictions, and remembers the first when it is asked to."""
+
+    ode: PathODE
+
+    def __call__(self, t: Real, x: Tensor) -> Tensor:
+        return PathODE.__call__(self, t, x)
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        self.ledger.count(self.index)
+        prediction = self.ode.predict(node, x)
+        if self.ledger.first == [] and self.index is None:
+            self.ledger.first.append((node, prediction))
+        return prediction
+
+    def node_at(self, log_snr: Real) -> Node:
+        return self.ode.node_at(log_snr)
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        return self.ode.rates(t)
+
+
+def counted(ode: ODE, batch: int, budget: int | None) -> CountedODE:
+    """Wrap ``ode`` so that its calls are counted and end at ``budget``."""
+    wrapper = CountedPathODE if isinstance(ode, PathODE) else CountedODE
+    return wrapper(ode, Ledger(ode, batch, budget))

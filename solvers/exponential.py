@@ -1,0 +1,160 @@
+"""DDIM and its stochastic relatives: steps that freeze both predictions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, PathODE, combine
+from solvers.real import Real, divide, native
+from solvers.solver import Past, Solver, Step, require_path
+
+Law = Literal["order", "weak", "tolerance", "bounded"]
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    """Freeze both predictions and move along the path: ``x_b = alpha_b x0 + sigma_b eps``.
+
+    Song, Meng & Ermon 2021, "Denoising diffusion implicit models", eq. 12. With ``eta > 0`` a part of the predicted
+    noise is replaced by fresh noise (eq. 16, in the form that holds on every path):
+
+        std = eta sigma_b sqrt(1 - (s_b / s_a)^2)
+        x_b = alpha_b x0 + sqrt(sigma_b^2 - std^2) eps + std z
+
+    The deterministic sampler is eta = 0; eta = 1 is DDPM's posterior. No division, no logarithm: with eta = 0 the step
+    is exact at sigma = 0, at alpha = 0 and in both directions.
+    """
+
+    order: ClassVar[int] = 1
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"DDIM: eta={self.eta!r} must lie in [0, 1]; 0 is the deterministic sampler, 1 is DDPM")
+
+    @property
+    def law(self) -> Law:  # type: ignore[override]
+        """An order for eta = 0, a weak order above."""
+        return "order" if self.deterministic else "weak"
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether eta = 0."""
+        return self.eta == 0
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """The ODE, the SDE, and halfway."""
+        return [cls(), cls(eta=0.5), cls(eta=1.0)]
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Any:
+        """With eta > 0 the state of a run is its noise stream."""
+        require_path(self, ode)
+        return None if self.deterministic else start_noise(self, nodes, stream, state)
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Move along the path with both predictions frozen at ``a``."""
+        prediction = ode.predict(a, x)
+        if self.eta == 0:
+            return Step(prediction.mix(b.alpha, b.sigma))
+        std = self.eta * posterior_std(a, b)
+        direction = native((b.sigma**2 - std**2) ** 0.5)
+        z, stream = state.draw(x)
+        return Step(combine((1.0, prediction.mix(b.alpha, direction)), (std, z)), state=stream)
+
+
+@dataclass(frozen=True)
+class DDPM(Solver):
+    """Ancestral sampling (Ho, Jain & Abbeel 2020, algorithm 2): the mean and the noise of the reverse chain.
+
+    ``variance="small"`` is the posterior's, ``beta-tilde``, and equals DDIM with eta = 1. ``variance="large"`` keeps
+    that mean and draws the noise with the forward chain's deviation between the two nodes, ``sqrt(beta)``: the
+    sigma-hat of Song, Meng & Ermon 2021, section 5. The last step, to sigma = 0, adds no noise.
+    """
+
+    order: ClassVar[int] = 1
+    law: ClassVar[Law] = "weak"
+    variance: Literal["small", "large"] = "small"
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("small", "large"):
+            raise ValueError(
+                f'DDPM: variance={self.variance!r} is unknown; "small" is the posterior\'s, "large" is sigma-hat'
+            )
+
+    @property
+    def deterministic(self) -> bool:
+        """Never."""
+        return False
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """Both variances."""
+        return [cls(), cls("large")]
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Any:
+        """The state of a run is its noise stream."""
+        require_path(self, ode)
+        return start_noise(self, nodes, stream, state)
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Draw from the reverse chain's Gaussian."""
+        prediction = ode.predict(a, x)
+        posterior = posterior_std(a, b)
+        direction = native((b.sigma**2 - posterior**2) ** 0.5)
+        std = posterior if self.variance == "small" else forward_std(a, b)
+        z, stream = state.draw(x)
+        return Step(combine((1.0, prediction.mix(b.alpha, direction)), (std, z)), state=stream)
+
+
+def posterior_std(a: Node, b: Node) -> Real:
+    """The deviation of the noisier state's posterior: ``sigma_b sqrt(1 - (s_b/s_a)^2)``, for s_b < s_a.
+
+    Song, Meng & Ermon 2021, eq. 16 with eta = 1.
+    """
+    ratio = divide(b.s, a.s)
+    return native(b.sigma * ((1 - ratio) * (1 + ratio)) ** 0.5)
+
+
+def forward_std(a: Node, b: Node) -> Real:
+    """The deviation that the forward chain adds from b up to a, ``sqrt(sigma_a^2 - (alpha_a sigma_b / alpha_b)^2)``.
+
+    Zero where sigma_b = 0: the last step of the reverse chain adds no noise.
+    """
+    ratio = divide(b.s, a.s)
+    return native((b.sigma != 0) * a.sigma * ((1 - ratio) * (1 + ratio)) ** 0.5)
+
+
+def start_noise(solver: Solver, nodes: Sequence[Node], stream: NoiseStream | None, state: Any) -> NoiseStream:
+    """The noise stream of a stochastic run from noise to data, carried on from ``state`` if there is one."""
+    first, last = nodes[0], nodes[-1]
+    if not (first.angle > last.angle if isinstance(first.angle, float) else (first.angle > last.angle).all()):
+        raise ValueError(
+            f"times: {solver} is stochastic and runs from noise to data only; to invert, use a deterministic solver "
+            "such as DDIM(eta=0)"
+        )
+    stream = state if state is not None else stream
+    if stream is None:
+        raise ValueError(f"stream=None: {solver} draws noise; pass stream=solvers.NoiseStream(seed)")
+    return stream

@@ -1,0 +1,132 @@
+"""The changes of variables that straighten the probability-flow ODE.
+
+Along a line the ODE reads ``dz/dq = slope`` with ``z = x / scale``: whatever the method, a step is the quadrature
+
+    x_b = (scale_b / scale_a) x_a + scale_b * integral_{q_a}^{q_b} slope dq.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from solvers.ode import Node, PathODE, Prediction
+from solvers.real import Real, divide, log, native
+
+SMALLEST_ALPHA = 1e-3
+"""Below this alpha the noise line is called singular: s = sigma/alpha exceeds 1000 and x/alpha loses its digits.
+
+An exact test for zero would miss the continuous cosine schedule, which ends at alpha = 6e-17.
+"""
+
+
+class Line(ABC):
+    """A change of variables ``z = x / scale(node)``, ``q = q(node)`` with ``dz/dq = slope``."""
+
+    @abstractmethod
+    def scale(self, node: Node) -> Real:
+        """The factor between the state and the line, ``x = scale z``."""
+
+    @abstractmethod
+    def q(self, node: Node) -> Real:
+        """The variable of integration."""
+
+    @abstractmethod
+    def slope(self, node: Node, prediction: Prediction) -> Tensor:
+        """``dz/dq``, in terms of the prediction alone."""
+
+    @abstractmethod
+    def node(self, ode: PathODE, q: Real) -> Node:
+        """The node at ``q``: the inverse of `q`."""
+
+    @abstractmethod
+    def singular(self, node: Node) -> bool | np.ndarray:
+        """Whether ``q`` or ``scale`` degenerates at ``node``; one answer per sample when samples keep their own time."""
+
+
+@dataclass(frozen=True)
+class Noise(Line):
+    """``z = x/alpha, q = s = sigma/alpha, slope = eps``: regular at the data, singular at pure noise."""
+
+    def scale(self, node: Node) -> Real:
+        """``alpha``."""
+        return node.alpha
+
+    def q(self, node: Node) -> Real:
+        """``sigma / alpha``."""
+        return node.s
+
+    def slope(self, node: Node, prediction: Prediction) -> Tensor:
+        """``eps``."""
+        return prediction.eps
+
+    def node(self, ode: PathODE, q: Real) -> Node:
+        """``log_snr = -log q``."""
+        return ode.node_at(-log(q))
+
+    def singular(self, node: Node) -> bool | np.ndarray:
+        """Where alpha is below `SMALLEST_ALPHA`."""
+        return node.alpha < SMALLEST_ALPHA
+
+
+@dataclass(frozen=True)
+class Data(Line):
+    """``z = x/sigma, q = alpha/sigma, slope = x0``: regular at pure noise, singular at the data."""
+
+    def scale(self, node: Node) -> Real:
+        """``sigma``."""
+        return node.sigma
+
+    def q(self, node: Node) -> Real:
+        """``alpha / sigma``."""
+        return divide(node.alpha, node.sigma)
+
+    def slope(self, node: Node, prediction: Prediction) -> Tensor:
+        """``x0``."""
+        return prediction.x0
+
+    def node(self, ode: PathODE, q: Real) -> Node:
+        """``log_snr = log q``."""
+        return ode.node_at(log(q))
+
+    def singular(self, node: Node) -> bool | np.ndarray:
+        """Where sigma = 0."""
+        return node.sigma == 0
+
+
+@dataclass(frozen=True)
+class Rotation(Line):
+    """``z = x/R, q = u = atan2(sigma, c alpha), slope = cos(u) eps - sin(u)/c x0``: regular at both ends.
+
+    ``R = sqrt(sigma^2 + c^2 alpha^2)``. For c = 1 the slope is the v-prediction (Salimans & Ho 2022, appendix D), for
+    c = sigma_data it is the negated output of EDM's raw network (Karras et al. 2022, table 1).
+    """
+
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.c) and self.c > 0):
+            raise ValueError(f"Rotation: c={self.c!r} must be positive and finite; c = 1 gives the v-prediction")
+
+    def scale(self, node: Node) -> Real:
+        """``R``."""
+        return native(np.hypot(node.sigma, self.c * node.alpha))
+
+    def q(self, node: Node) -> Real:
+        """``u``."""
+        return native(np.arctan2(node.sigma, self.c * node.alpha))
+
+    def slope(self, node: Node, prediction: Prediction) -> Tensor:
+        """``cos(u) eps - sin(u)/c x0``."""
+        radius = self.scale(node)
+        return prediction.mix(-node.sigma / radius / self.c, self.c * node.alpha / radius)
+
+    def node(self, ode: PathODE, q: Real) -> Node:
+        """``s = c tan(u)``."""
+        return ode.node_at(log(np.cos(q)) - log(self.c * np.sin(q)))
+
+    def singular(self, node: Node) -> bool | np.ndarray:
+        """Nowhere."""
+        return False

@@ -1,0 +1,28 @@
+"""Arithmetic of the time axis: float64, one number for the whole batch or one per sample."""
+
+import numpy as np
+
+Real = float | np.ndarray
+"""A float, or a ``(B,)`` float64 array when samples keep their own time."""
+
+
+def native(value: np.ndarray | np.floating) -> Real:
+    """A float where ``value`` is a single number, so that coefficients never reach a tensor as 0-d arrays."""
+    return value if isinstance(value, np.ndarray) and value.ndim else float(value)
+
+
+def divide(numerator: Real, denominator: Real) -> Real:
+    """The quotient; infinite, without a warning, over zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return native(np.divide(numerator, denominator))
+
+
+def log(value: Real) -> Real:
+    """The logarithm; -inf, without a warning, at zero."""
+    with np.errstate(divide="ignore"):
+        return native(np.log(value))
+
+
+def anywhere(condition: bool | np.ndarray) -> bool:
+    """Whether a comparison of `Real` numbers holds for any sample; free of charge for floats."""
+    return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)

@@ -1,0 +1,79 @@
+"""What a solve returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from torch import Tensor
+
+from solvers.ode import Node
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended; `advice` says what to change."""
+
+    SUCCESS = 0
+    NON_FINITE = 1
+    BUDGET = 2
+
+    @property
+    def advice(self) -> str:
+        """One sentence for the person who meets this status."""
+        return {
+            Status.SUCCESS: "the end of the grid was reached",
+            Status.NON_FINITE: (
+                "the state became infinite or NaN; check what the network returns there, use more steps, or a line "
+                "that is regular at both ends (solvers.Rotation)"
+            ),
+            Status.BUDGET: "max_nfe was spent before the end of the grid; raise max_nfe, or use fewer steps",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a solve cost.
+
+    ``nfe`` counts evaluations of the field, ``network_evaluations`` passes through the network (twice as many under
+    guidance), ``evaluations`` the field's evaluations for each sample, int64 ``(B,)``; ``steps`` the grid's steps done.
+    """
+
+    nfe: int
+    network_evaluations: int
+    evaluations: Tensor
+    steps: int
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end state ``x`` of a solve, and how it came about.
+
+    ``status`` is int64 ``(B,)`` with the values of `Status`; ``nodes`` is the grid; ``trajectory`` holds the states at
+    all nodes, ``(N + 1, B, ...)``, when it was asked for; ``state`` is the solver's, for `solve(..., state=)`.
+    """
+
+    x: Tensor
+    status: Tensor
+    stats: Stats
+    nodes: Sequence[Node]
+    state: Any = None
+    trajectory: Tensor | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether every sample reached the end."""
+        return not bool(self.status.any())
+
+
+class SolveError(RuntimeError):
+    """Raised after a solve in which samples failed; `solution` holds what was reached."""
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        counts = [(status, int((solution.status == status).sum())) for status in Status if status is not Status.SUCCESS]
+        failures = "; ".join(
+            f"{count} of {len(solution.status)} samples {status.name}: {status.advice}"
+            for status, count in counts
+            if count
+        )
+        super().__init__(f"{failures} (throw=False returns the partial solution)")

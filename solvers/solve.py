@@ -1,0 +1,178 @@
+"""The one loop: from the first node of a grid to its last."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from solvers.counting import BudgetSpent, CountedODE, counted
+from solvers.exponential import DDIM
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, PathODE, Prediction, combine
+from solvers.solution import Solution, SolveError, Stats, Status
+from solvers.solver import Past, Solver, Step
+
+Closing = Literal["denoise", "extrapolate"] | None
+EXTRAPOLATED = 3
+"""Nodes that closing by extrapolation reads: a parabola in s^2 through the last three."""
+
+
+def solve(
+    ode: ODE,
+    solver: Solver,
+    x: Tensor,
+    times: Tensor | np.ndarray | Sequence[float],
+    *,
+    closing: Closing = "denoise",
+    stream: NoiseStream | None = None,
+    past: Past = (),
+    state: Any = None,
+    callback: Callable[[Node, Tensor], None] | None = None,
+    progress: bool = False,
+    throw: bool = True,
+    max_nfe: int | None = None,
+    trajectory: bool = False,
+) -> Solution:
+    """Solve ``ode`` from ``times[0]`` to ``times[-1]`` with one step per interval.
+
+    Args:
+        ode: the problem; a `PathODE` for methods that read data and noise.
+        solver: the method.
+        x: the state at ``times[0]``, floating point, ``(B, ...)``.
+        times: strictly monotone, in either direction: descending is sampling, ascending is inversion.
+        closing: what happens on a last interval that ends in the data (sigma = 0) of a path. ``"denoise"``, a DDIM
+            step with a call of its own; ``"extrapolate"``, no call: the limit of x0 as a parabola in s^2 through the
+            last three nodes; None, an ordinary step of the solver.
+        stream: the noise of stochastic solvers.
+        past: exact (node, state) pairs before ``times[0]``, newest first, for methods with history.
+        state: the `Solution.state` of an earlier solve, to carry it on.
+        callback: called with the node and the state after every step.
+        progress: whether to draw a progress bar.
+        throw: whether to raise `SolveError` when a sample fails; its ``solution`` holds what was reached.
+        max_nfe: the most evaluations of the field; when they are spent the solve ends with `Status.BUDGET`.
+        trajectory: whether to keep the states at all nodes.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used; nothing has been computed.
+        SolveError: a sample failed.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+    if not isinstance(ode, ODE):
+        raise TypeError(f"ode={ode!r} is no solvers.ODE; wrap a model with odediff.probability_flow(model)")
+    if closing not in ("denoise", "extrapolate", None):
+        raise ValueError(f'closing={closing!r} is unknown; use "denoise", "extrapolate" or None')
+    if max_nfe is not None and (isinstance(max_nfe, bool) or not isinstance(max_nfe, int) or max_nfe < 1):
+        raise ValueError(f"max_nfe={max_nfe!r} must be a whole number of at least 1, or None for no limit")
+    _check_state(x)
+    nodes = [ode.node(t) for t in _checked_times(times)]
+    closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
+    body = nodes[:-1] if closes else nodes
+
+    wrapped = counted(ode, len(x), max_nfe)
+    if closing == "extrapolate":
+        wrapped.ledger.first = []
+    state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
+    recent: deque[tuple[Node, Prediction]] = deque(maxlen=EXTRAPOLATED)
+    states = [x]
+    spent = False
+    try:
+        with tqdm(total=len(nodes) - 1, desc=type(solver).__name__, unit="step", disable=not progress) as bar:
+            for node, step in zip(
+                nodes[1:], _steps(wrapped, solver, body, nodes, x, state, closing, recent), strict=True
+            ):
+                x, state = step.x, step.state
+                bar.update()
+                if trajectory:
+                    states.append(x)
+                if callback is not None:
+                    callback(node, x)
+    except BudgetSpent:
+        spent = True
+    ledger = wrapped.ledger
+    solution = Solution(
+        x=x,
+        status=_status(x, spent),
+        stats=Stats(ledger.nfe, ledger.nfe * ledger.passes, ledger.evaluations, bar.n),
+        nodes=nodes,
+        state=state,
+        trajectory=torch.stack(states) if trajectory else None,
+    )
+    if throw and not solution.success:
+        raise SolveError(solution)
+    return solution
+
+
+def _steps(
+    ode: CountedODE,
+    solver: Solver,
+    body: Sequence[Node],
+    nodes: Sequence[Node],
+    x: Tensor,
+    state: Any,
+    closing: Closing,
+    recent: deque[tuple[Node, Prediction]],
+) -> Iterator[Step]:
+    """The solver's steps over ``body``, then the closing step if ``nodes`` has one more."""
+    if len(body) > 1:
+        for step in solver.solve(ode, body, x, state):
+            x, state = step.x, step.state
+            if ode.ledger.first is not None:
+                recent.extend(ode.ledger.first)
+                ode.ledger.first.clear()
+            yield step
+    if len(body) < len(nodes):
+        if closing == "extrapolate" and recent:
+            yield Step(extrapolate_data(nodes[-1], recent), state=state)
+        else:
+            yield DDIM().step(ode, nodes[-2], nodes[-1], x)._replace(state=state)
+
+
+def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Prediction]]) -> Tensor:
+    """The state at the data: x0 as a polynomial in s^2 through ``recent`` nodes, at s = 0.
+
+    Along a solution x0 is an even function of s, so the polynomial in s^2 has no odd terms to waste a node on.
+    """
+    squares = [float(node.s) ** 2 for node, _ in recent]
+    terms = []
+    for i, (_, prediction) in enumerate(recent):
+        others = (square for j, square in enumerate(squares) if j != i)
+        weight = math.prod(square / (square - squares[i]) for square in others)
+        terms.append((end.alpha * weight, prediction.x0))
+    return combine(*terms)
+
+
+def _check_state(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor of shape (B, ...), not {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x has dtype {x.dtype}; convert it to a floating-point dtype, torch.float32 or torch.float64")
+    if x.ndim == 0:
+        raise ValueError("x has no batch dimension; pass a tensor of shape (B, ...)")
+
+
+def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
+    values = np.asarray(times.detach().cpu() if isinstance(times, Tensor) else times, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"times has shape {values.shape}; pass at least two times in one dimension")
+    if not np.isfinite(values).all():
+        raise ValueError(f"times[{int(np.argmin(np.isfinite(values)))}] is not finite; every time must be")
+    differences = np.diff(values)
+    if not ((differences > 0).all() or (differences < 0).all()):
+        first = int(np.argmax(differences * np.sign(differences[0] or 1.0) <= 0))
+        raise ValueError(
+            f"times must be strictly monotone, but times[{first}]={values[first]:g} is followed by {values[first + 1]:g}; "
+            "sort them and drop the duplicates"
+        )
+    return values.tolist()
+
+
+def _status(x: Tensor, spent: bool) -> Tensor:
+    finite = torch.isfinite(x).reshape(len(x), -1).all(dim=1).cpu()
+    status = torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
+    return torch.where(finite & spent, int(Status.BUDGET), status)

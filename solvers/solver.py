@@ -1,0 +1,110 @@
+"""The contract between a method and the loop that runs it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor
+
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, PathODE
+
+Past = Sequence[tuple[Node, Tensor]]
+"""Exact states at earlier nodes, newest first."""
+
+
+class Step(NamedTuple):
+    """What one step returns: the state at ``b``, an estimate of its local error if there is one, the run's state."""
+
+    x: Tensor
+    error: Tensor | None = None
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A method for ``dx/dt = f(t, x)``. Writing one takes four decisions.
+
+    1. **Make it a frozen dataclass.** Its fields are its settings; nothing of a run is stored on it.
+
+    2. **Write** `step` **from node a to node b.** On a path it may call ``ode.predict(a, x)``, which gives ``x0`` and
+       ``eps`` (one network call), and put them together with `combine`; on any ODE it may call ``ode(t, x)``. ``b``
+       may lie after or before ``a``: never negate a time, never assume a direction::
+
+            @dataclass(frozen=True)
+            class MyDDIM(Solver):
+                order: ClassVar[int] = 1
+
+                def step(self, ode, a, b, x, state=None):
+                    prediction = ode.predict(a, x)
+                    return Step(combine((b.alpha, prediction.x0), (b.sigma, prediction.eps)))
+
+    3. **Declare** `order` (with exact history), `own_start_order` if its own start is less accurate, the `law` when
+       there is no integer order, `deterministic`, and `calls` when a step costs more than one.
+
+    4. **History** (multistep methods), a second state (reversible ones) or a noise stream (stochastic ones) goes into
+       the ``state`` that `start` makes and `step` takes and returns. `start` is always called, with every node of the
+       grid: whatever depends on nodes alone is computed there, once.
+
+    A method that owns its stepping (adaptive, a library's) overrides `solve` instead of `step`. Then
+    ``solvers.testing.check(MySolver())`` measures all that was declared.
+    """
+
+    order: ClassVar[int]
+    law: ClassVar[Literal["order", "weak", "tolerance", "bounded"]] = "order"
+    """What the declared order means: "order", a deterministic order of convergence; "weak", the order in which moments
+    converge; "tolerance", an error that follows the requested tolerance; "bounded", an error without an order."""
+
+    @property
+    def own_start_order(self) -> int:
+        """The order without exact history."""
+        return self.order
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same state always leads to the same end: inversion needs it, and a noise stream is not needed."""
+        return True
+
+    @classmethod
+    def variants(cls) -> "Sequence[Solver]":
+        """The settings that differ in kind: those that tests measure and benchmarks compare."""
+        return [cls()]
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Any:
+        """Return the state of a run over ``nodes``; ``state`` carries on an earlier run, ``past`` exact history."""
+        return state
+
+    @abstractmethod
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Move ``x`` from node ``a`` to node ``b``."""
+
+    def solve(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
+        """Yield one `Step` for every node after the first."""
+        for a, b in pairwise(nodes):
+            step = self.step(ode, a, b, x, state)
+            x, state = step.x, step.state
+            yield step
+
+    def calls(self, n_steps: int) -> int:
+        """Evaluations that ``n_steps`` steps cost at most."""
+        return n_steps
+
+
+def require_path(solver: Solver, ode: ODE) -> None:
+    """Raise `TypeError` unless ``ode`` splits a state into data and noise."""
+    if not isinstance(ode, PathODE):
+        raise TypeError(
+            f"{solver} needs predictions of data and noise, and ode={type(ode).__name__} is no PathODE; "
+            "solve it with a Runge-Kutta method with line=None, or derive it from solvers.PathODE"
+        )

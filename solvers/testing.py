@@ -1,0 +1,313 @@
+"""Problems with closed forms, and `check`: everything that a solver declares, measured."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from solvers.noise import NoiseStream
+from solvers.ode import Node, PathODE, Prediction, combine, per_row
+from solvers.real import Real, native
+from solvers.solve import solve
+from solvers.solver import Solver
+
+
+class Trigonometric:
+    """The path ``alpha = cos t, sigma = sin t`` for t in [0, pi/2]: the simplest that has both ends."""
+
+    def node(self, t: Real) -> Node:
+        """The node at angle ``t``."""
+        return Node(t, native(np.cos(t)), native(np.sin(t)))
+
+    def node_at(self, log_snr: Real) -> Node:
+        """``tan t = exp(-log_snr)``."""
+        return self.node(native(np.arctan(np.exp(np.negative(log_snr)))))
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        """``-sin t`` and ``cos t``."""
+        return native(-np.sin(t)), native(np.cos(t))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Data ``N(mean, deviation^2)``, independent in every component; both the prediction and the flow are closed forms."""
+
+    mean: float = 0.5
+    deviation: float = 0.6
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """``E[x0 | x]`` and ``E[eps | x]``."""
+        variance = self.deviation**2
+        total = node.alpha**2 * variance + node.sigma**2
+        centred = self._centred(node, x)
+        return Prediction(
+            lambda: combine((node.alpha * variance / total, centred)).add_(self.mean),
+            lambda: combine((node.sigma / total, centred)),
+        )
+
+    def flow(self, a: Node, b: Node, x: Tensor) -> Tensor:
+        """The exact solution of the probability-flow ODE from a to b: quantiles are carried along."""
+        spread = [np.hypot(node.alpha * self.deviation, node.sigma) for node in (a, b)]
+        moved = combine((native(spread[1] / spread[0]), self._centred(a, x)))
+        return moved.add_(per_row(b.alpha * self.mean, x))
+
+    def _centred(self, node: Node, x: Tensor) -> Tensor:
+        return x - per_row(node.alpha * self.mean, x)
+
+
+class Mixture:
+    """Data from a mixture of isotropic Gaussians: weights ``(K,)``, means ``(K, d)``, deviations ``(K,)``."""
+
+    def __init__(self, weights: Tensor, means: Tensor, deviations: Tensor) -> None:
+        self.weights, self.means, self.deviations = weights, means, deviations
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """``E[x0 | x]`` and ``E[eps | x]``: posterior means of the components, weighted by responsibility."""
+        weights, means, deviations = (v.to(x) for v in (self.weights, self.means, self.deviations))
+        alpha, sigma = per_row(node.alpha, x[:, :, None]), per_row(node.sigma, x[:, :, None])
+        flat = x.reshape(len(x), 1, -1)
+        total = (alpha * deviations[None, :, None]) ** 2 + sigma**2
+        centred = flat - alpha * means
+        # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
+        energy = centred.square().sum(-1) / total[..., 0]
+        log_density = weights.log() - 0.5 * (energy + means.shape[1] * total[..., 0].log())
+        responsibility = torch.softmax(log_density, dim=1)[..., None]
+        gain = responsibility * centred / total
+
+        def x0() -> Tensor:
+            return (responsibility * means + alpha * deviations[:, None] ** 2 * gain).sum(1).reshape(x.shape)
+
+        def eps() -> Tensor:
+            return (sigma * gain).sum(1).reshape(x.shape)
+
+        return Prediction(x0, eps)
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """``count`` samples of the data, ``(count, d)`` in float64."""
+        generator = torch.Generator().manual_seed(seed)
+        component = torch.multinomial(self.weights.double(), count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[component] + self.deviations[component, None] * noise
+
+
+class ExactODE(PathODE):
+    """The probability-flow ODE of a known distribution: no network, no error of a network.
+
+    ``distribution`` has ``predict(node, x)``; ``path`` has ``node``, ``node_at`` and ``rates``. Every call checks that
+    the solver stays inside ``span`` and keeps the state's dtype and shape.
+    """
+
+    def __init__(self, distribution: Gaussian | Mixture, path: Trigonometric | None = None, span: Sequence[float] = ()):
+        self.distribution = distribution
+        self.path = path or Trigonometric()
+        self.span = span
+        self.like: Tensor | None = None
+
+    def watching(self, like: Tensor, span: Sequence[float]) -> "ExactODE":
+        """The same problem, which refuses states unlike ``like`` and times outside ``span``."""
+        watched = ExactODE(self.distribution, self.path, span)
+        watched.like = like
+        return watched
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """The exact posterior means."""
+        if self.span and not (np.all(min(self.span) <= node.t) and np.all(node.t <= max(self.span))):
+            raise AssertionError(f"the field was called at t={node.t}, outside the span {self.span}")
+        if self.like is not None:
+            expected, got = ((v.dtype, v.device, v.shape[1:]) for v in (self.like, x))
+            if expected != got:
+                raise AssertionError(f"the field was called with {got} for a state of {expected}")
+        return self.distribution.predict(node, x)
+
+    def node(self, t: Real) -> Node:
+        """The path's."""
+        return self.path.node(t)
+
+    def node_at(self, log_snr: Real) -> Node:
+        """The path's."""
+        return self.path.node_at(log_snr)
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        """The path's."""
+        return self.path.rates(t)
+
+
+SPAN = (1.35, 0.2)
+"""Angles between which order is measured: both ends regular on every line."""
+MOST_STEPS = 1280
+ROUND_OFF = 2e-15
+
+
+def mild_mixture() -> ExactODE:
+    """Two overlapping components in the plane: curved enough to show an order, smooth enough to show it early."""
+    weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    means = torch.tensor([[0.7, -0.3], [-0.5, 0.4]], dtype=torch.float64)
+    return ExactODE(Mixture(weights, means, torch.tensor([0.5, 0.7], dtype=torch.float64)))
+
+
+def starting_points(dtype: torch.dtype = torch.float64) -> Tensor:
+    """A few states, spread over the mass."""
+    return torch.tensor([[0.9, -1.1], [-0.4, 0.3], [0.2, 1.6], [-1.3, -0.6]], dtype=dtype)
+
+
+def uneven_times(start: float, end: float, steps: int) -> Tensor:
+    """A smooth, uneven grid: neighbouring steps differ in length, as they do on real schedules."""
+    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    times = start + (end - start) * (u + 0.15 * torch.sin(math.pi * u) ** 2 / math.pi)
+    times[0], times[-1] = start, end
+    return times
+
+
+@cache
+def reference(start: float, end: float) -> Tensor:
+    """The mild mixture's flow by scipy's DOP853 at 3e-14: another library, another formula."""
+    problem, x = mild_mixture(), starting_points()
+
+    def field(t: float, flat: np.ndarray) -> np.ndarray:
+        return problem(float(t), torch.from_numpy(flat.copy()).view_as(x)).numpy().ravel()
+
+    found = solve_ivp(field, (start, end), x.numpy().ravel(), method="DOP853", rtol=3e-14, atol=1e-15)
+    return torch.from_numpy(found.y[:, -1].copy()).view_as(x)
+
+
+def error_against_reference(solver: Solver, start: float, end: float, times: Tensor) -> float:
+    """The largest error of one solve of the mild mixture."""
+    x = starting_points()
+    problem = mild_mixture().watching(x, (start, end))
+    return float((solve(problem, solver, x, times).x - reference(start, end)).abs().max())
+
+
+def measured_order(error: Callable[[int], float]) -> float:
+    """The slope of the error over the last two doublings of the steps above 100 times round-off."""
+    errors: list[float] = []
+    steps = 5
+    while steps <= MOST_STEPS:
+        errors.append(error(steps))
+        if errors[-1] < 100 * ROUND_OFF:
+            errors.pop()
+            break
+        steps *= 2
+    if len(errors) < 3:
+        raise AssertionError(f"only {len(errors)} errors above round-off: {errors}")
+    return math.log2(errors[-3] / errors[-1]) / 2
+
+
+def check_order(solver: Solver) -> None:
+    """The declared order, from noise to data and from data to noise."""
+    for start, end in (SPAN, SPAN[::-1]):
+        slope = measured_order(
+            lambda steps, a=start, b=end: error_against_reference(solver, a, b, uneven_times(a, b, steps))
+        )
+        if abs(slope - solver.own_start_order) >= 0.2:
+            raise AssertionError(
+                f"{solver}: measured order {slope:.2f} from t={start} to t={end}, declared {solver.own_start_order}"
+            )
+
+
+@dataclass(frozen=True)
+class Impulses(NoiseStream):
+    """A stream whose draw number k is 1 in row k + 1 and 0 elsewhere: it reads off a linear solve's response."""
+
+    def draw(self, like: Tensor) -> tuple[Tensor, NoiseStream]:
+        """The k-th unit impulse."""
+        noise = torch.zeros_like(like)
+        if self.counter + 1 < len(like):
+            noise[self.counter + 1] = 1
+        return noise, replace(self, counter=self.counter + 1)
+
+
+def marginal_variance(solver: Solver, times: Tensor, ode: ExactODE, variance: float, draws: int) -> float:
+    """The variance that ``solver`` gives on a centred Gaussian problem, without sampling error.
+
+    There a solve is linear: x_end = c x_start + sum c_k z_k. Row 0 starts at 1 without noise, row k + 1 starts at 0 and
+    receives draw k alone, so one solve shows every coefficient.
+    """
+    x = torch.zeros(draws + 1, 1, dtype=torch.float64)
+    x[0] = 1
+    response = solve(ode, solver, x, times, stream=Impulses(0)).x.square().ravel()
+    return float(variance * response[0] + response[1:].sum())
+
+
+def check_weak_order(solver: Solver) -> None:
+    """The declared weak order: the variance of a Gaussian problem converges at that rate."""
+    problem = ExactODE(Gaussian(mean=0.0))
+    start, end = (problem.node(t) for t in SPAN)
+    first, last = ((n.alpha * problem.distribution.deviation) ** 2 + n.sigma**2 for n in (start, end))  # type: ignore[union-attr]
+    slope = measured_order(
+        lambda n: abs(marginal_variance(solver, uneven_times(*SPAN, n), problem, first, solver.calls(n) + 1) - last)
+    )
+    if abs(slope - solver.order) >= 0.2:
+        raise AssertionError(f"{solver}: measured weak order {slope:.2f}, declared {solver.order}")
+
+
+def check_calls(solver: Solver, steps: int = 6) -> None:
+    """`calls`, counted by the wrapper."""
+    found = solve(mild_mixture(), solver, starting_points(), uneven_times(*SPAN, steps), stream=NoiseStream(0))
+    if found.stats.nfe > solver.calls(steps):
+        raise AssertionError(f"{solver}: {steps} steps made {found.stats.nfe} calls, declared {solver.calls(steps)}")
+
+
+def check_independence(solver: Solver, steps: int = 6) -> None:
+    """A sample's bits are the same alone, among others, and in another order."""
+    problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
+
+    def end(ids: Sequence[int]) -> Tensor:
+        return solve(problem, solver, x[list(ids)], times, stream=NoiseStream(3, tuple(ids))).x
+
+    together = end(range(len(x)))
+    for ids in ((2,), (3, 1), (3, 2, 1, 0)):
+        if not torch.equal(end(ids), together[list(ids)]):
+            raise AssertionError(f"{solver}: samples {ids} end elsewhere when they are solved apart from the others")
+
+
+def check_dtype(solver: Solver, steps: int = 6) -> None:
+    """The state keeps its dtype, in every call and at the end; float32 agrees with float64."""
+    ends = []
+    for dtype in (torch.float32, torch.float64):
+        x = starting_points(dtype)
+        problem = mild_mixture().watching(x, SPAN)
+        ends.append(solve(problem, solver, x, uneven_times(*SPAN, steps), stream=NoiseStream(0)).x)
+        if ends[-1].dtype != dtype:
+            raise AssertionError(f"{solver}: a {dtype} state came back as {ends[-1].dtype}")
+    if not torch.allclose(ends[0].double(), ends[1], rtol=0, atol=1e-4):
+        raise AssertionError(f"{solver}: float32 and float64 differ by {(ends[0].double() - ends[1]).abs().max():.1e}")
+
+
+def check_both_ends(solver: Solver, steps: int = 12) -> None:
+    """From pure noise (alpha = 0) to the data (sigma = 0), and back if the solver inverts: finite throughout."""
+    problem, x = mild_mixture(), starting_points()
+    times = torch.linspace(math.pi / 2, 0, steps + 1, dtype=torch.float64)
+    for grid in (times, times.flip(0)) if solver.deterministic else (times,):
+        solve(problem, solver, x, grid, closing=None, stream=NoiseStream(0))
+
+
+def check_carry_on(solver: Solver, steps: int = 6) -> None:
+    """Two solves joined by `Solution.state` are one solve, bit for bit, for methods whose state is their history."""
+    problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
+    whole = solve(problem, solver, x, times, stream=NoiseStream(5))
+    half = solve(problem, solver, x, times[: steps // 2 + 1], stream=NoiseStream(5))
+    rest = solve(problem, solver, half.x, times[steps // 2 :], state=half.state)
+    if not torch.equal(rest.x, whole.x):
+        raise AssertionError(f"{solver}: continuing from the state of a solve differs from solving at once")
+
+
+def check(solver: Solver) -> None:
+    """Measure what ``solver`` declares; raise `AssertionError` with the first thing that does not hold.
+
+    Order in both directions (or its weak order), calls, batch independence to the bit, dtype, both ends of the path,
+    and carrying on from a state.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+    if solver.law == "order":
+        check_order(solver)
+    elif solver.law == "weak":
+        check_weak_order(solver)
+    for one in (check_calls, check_independence, check_dtype, check_both_ends, check_carry_on):
+        one(solver)
