@@ -18,8 +18,7 @@ from odediff.schedule import (
     VPTable,
 )
 from odediff.threshold import DynamicThreshold, StaticThreshold
-
-__version__ = "0.1.0"
+from odediff.version import __version__
 
 __all__ = [
     "VE",
@@ -37,6 +36,7 @@ __all__ = [
     "VPScaledLinear",
     "VPSigmoid",
     "VPTable",
+    "__version__",
     "decode",
     "encode",
     "grid",

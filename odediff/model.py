@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odediff.prediction import FORMS, Form, predict, require_information
-from odediff.schedule import Schedule
+from odediff.schedule import Schedule, Section
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
 from solvers import Node, Prediction
 from solvers.ode import per_row
@@ -108,9 +108,10 @@ class Model:
         """The same network on another schedule: it is asked at equal signal-to-noise ratio, on rescaled states.
 
         Karras et al. 2022, section 4: states of equal ratio differ by a factor alone, so any schedule is another
-        parametrisation of the one that the network was trained on.
+        parametrisation of the one that the network was trained on, as far as its noise levels reach.
         """
-        return replace(self, path=path, trained_path=self.trained_path or self.path)
+        known = self.trained_path or self.path
+        return replace(self, path=Section(path, known), trained_path=known)
 
     def rows(self, index: Tensor) -> Model:
         """The same model for the samples ``index`` alone."""

@@ -35,8 +35,23 @@ class NetworkPrediction(Prediction):
     __slots__ = ("data", "noise", "output", "x")
 
     def __init__(self, x: Tensor, output: Tensor, data: tuple[Real, Real], noise: tuple[Real, Real]) -> None:
-        super().__init__(lambda: self._combine(*data), lambda: self._combine(*noise))
+        # No closure over self: a reference cycle would keep every state of a solve alive until the garbage collector runs.
         self.x, self.output, self.data, self.noise = x, output, data, noise
+        self._x0 = self._eps = None
+
+    @property
+    def x0(self) -> Tensor:
+        """The predicted data."""
+        if self._x0 is None:
+            self._x0 = self._combine(*self.data)
+        return self._x0
+
+    @property
+    def eps(self) -> Tensor:
+        """The predicted noise."""
+        if self._eps is None:
+            self._eps = self._combine(*self.noise)
+        return self._eps
 
     def mix(self, data: Real, noise: Real) -> Tensor:
         """``data x0 + noise eps`` without computing either: one pass over the state and the output."""

@@ -1,5 +1,6 @@
 """Solvers: a numerical library for ODEs along a path from data to noise. It knows nothing of networks."""
 
+from solvers.backends import Scipy, Torchdiffeq
 from solvers.exponential import DDIM, DDPM
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.noise import NoiseStream
@@ -30,12 +31,14 @@ __all__ = [
     "Ralston",
     "Rotation",
     "RungeKutta",
+    "Scipy",
     "Solution",
     "SolveError",
     "Solver",
     "Stats",
     "Status",
     "Step",
+    "Torchdiffeq",
     "Tsit5",
     "combine",
     "solve",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,22 +18,22 @@ class BudgetSpent(Exception):
 class Ledger:
     """The evaluations of one solve, shared by a wrapped ODE and its row selections.
 
+    Every sample has the whole ``budget``: one that needs many evaluations takes none from the others.
+
     ``first``, when it is a list, receives the first prediction after each time that it was emptied: the one at the node
     that a step leaves.
     """
 
     def __init__(self, ode: ODE, batch: int, budget: int | None) -> None:
         self.passes = ode.passes
-        self.budget = budget
-        self.nfe = 0
+        self.budget = math.inf if budget is None else budget
         self.batch_calls = 0
         self.row_calls = torch.zeros(batch, dtype=torch.int64)
         self.first: list[tuple[Node, Prediction]] | None = None
 
     def count(self, index: Tensor | None) -> None:
-        if self.budget is not None and self.nfe >= self.budget:
+        if self.budget < math.inf and not self.affordable[... if index is None else index].all():
             raise BudgetSpent
-        self.nfe += 1
         if index is None:
             self.batch_calls += 1
         else:
@@ -41,6 +43,16 @@ class Ledger:
     def evaluations(self) -> Tensor:
         """Evaluations of the field by sample, ``(B,)``."""
         return self.row_calls + self.batch_calls
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the sample that needed most."""
+        return max(self.evaluations.tolist(), default=self.batch_calls)
+
+    @property
+    def affordable(self) -> Tensor:
+        """Which samples have an evaluation left, ``(B,)``."""
+        return self.evaluations < self.budget
 
 
 class CountedODE(ODE):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from solvers.ode import Node, PathODE, Prediction
+from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real, divide, log, native
 
 SMALLEST_ALPHA = 1e-3
@@ -130,3 +130,13 @@ class Rotation(Line):
     def singular(self, node: Node) -> bool | np.ndarray:
         """Nowhere."""
         return False
+
+
+def singular_step(line: Line | None, ode: ODE, a: Node, b: Node) -> bool | np.ndarray:
+    """Whether a step along ``line`` leaves or reaches a singular node; such a step is a DDIM step, regular everywhere.
+
+    Without a line the variable is t, and the field x(t) of a path is singular at sigma = 0.
+    """
+    if line is not None:
+        return line.singular(a) | line.singular(b)
+    return isinstance(ode, PathODE) and np.equal(a.sigma, 0) | np.equal(b.sigma, 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.exponential import DDIM
-from solvers.lines import Data, Line, Noise, Rotation
+from solvers.lines import Data, Line, Noise, Rotation, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.real import Real, native
@@ -101,14 +101,9 @@ class RungeKutta(Solver):
     def _slope(self, ode: Any, node: Node, x: Tensor) -> Tensor:
         return ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
 
-    def _singular(self, ode: ODE, node: Node) -> bool | np.ndarray:
-        if self.line is not None:
-            return self.line.singular(node)
-        return isinstance(ode, PathODE) and node.sigma == 0
-
     def _plan(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...] | None:
         """The stages from a to b, the end b as the last of them; None where the step meets a singular node."""
-        if np.any(self._singular(ode, a)) or np.any(self._singular(ode, b)):
+        if np.any(singular_step(self.line, ode, a, b)):
             return None
         line, tableau = self.line, self.tableau
         q_a, q_b = (a.t, b.t) if line is None else (line.q(a), line.q(b))
@@ -126,7 +121,7 @@ class RungeKutta(Solver):
 
     def _step_at_singular(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> Tensor:
         """DDIM for the samples at a singular node, the method itself for the others."""
-        singular = self._singular(ode, a) | self._singular(ode, b)
+        singular = singular_step(self.line, ode, a, b)
         if np.all(singular):
             return DDIM().step(ode, a, b, x).x
         # Rows are selected before anything is computed: 0 * inf would put NaN into the regular ones.

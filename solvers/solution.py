@@ -16,6 +16,7 @@ class Status(IntEnum):
     SUCCESS = 0
     NON_FINITE = 1
     BUDGET = 2
+    STEP_UNDERFLOW = 3
 
     @property
     def advice(self) -> str:
@@ -27,6 +28,10 @@ class Status(IntEnum):
                 "that is regular at both ends (solvers.Rotation)"
             ),
             Status.BUDGET: "max_nfe was spent before the end of the grid; raise max_nfe, or use fewer steps",
+            Status.STEP_UNDERFLOW: (
+                "no step above round-off met the tolerance; loosen rtol and atol (a float32 network cannot be followed "
+                "much below 1e-6), or look for a jump or a pole of the field"
+            ),
         }[self]
 
 
@@ -34,8 +39,10 @@ class Status(IntEnum):
 class Stats:
     """What a solve cost.
 
-    ``nfe`` counts evaluations of the field, ``network_evaluations`` passes through the network (twice as many under
-    guidance), ``evaluations`` the field's evaluations for each sample, int64 ``(B,)``; ``steps`` the grid's steps done.
+    ``evaluations`` counts the field's evaluations for each sample, int64 ``(B,)``. ``nfe`` is the largest of them: the
+    number of calls when samples share every call, and no more than that when they are solved one by one.
+    ``network_evaluations`` counts passes through the network, twice as many under guidance; ``steps`` the grid's steps
+    done.
     """
 
     nfe: int

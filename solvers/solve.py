@@ -54,7 +54,7 @@ def solve(
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
         throw: whether to raise `SolveError` when a sample fails; its ``solution`` holds what was reached.
-        max_nfe: the most evaluations of the field; when they are spent the solve ends with `Status.BUDGET`.
+        max_nfe: the most evaluations of the field for any sample; one that has spent them ends with `Status.BUDGET`.
         trajectory: whether to keep the states at all nodes.
 
     Raises:
@@ -73,6 +73,11 @@ def solve(
     nodes = [ode.node(t) for t in _checked_times(times)]
     closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
     body = nodes[:-1] if closes else nodes
+    if closes and closing == "extrapolate" and type(solver).solve is not Solver.solve:
+        raise ValueError(
+            f'closing="extrapolate" reads the predictions at the nodes, and {solver} chooses its own steps; '
+            'use closing="denoise"'
+        )
 
     wrapped = counted(ode, len(x), max_nfe)
     if closing == "extrapolate":
@@ -80,13 +85,14 @@ def solve(
     state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
     recent: deque[tuple[Node, Prediction]] = deque(maxlen=EXTRAPOLATED)
     states = [x]
-    spent = False
+    spent, failed = False, None
     try:
         with tqdm(total=len(nodes) - 1, desc=type(solver).__name__, unit="step", disable=not progress) as bar:
             for node, step in zip(
                 nodes[1:], _steps(wrapped, solver, body, nodes, x, state, closing, recent), strict=True
             ):
                 x, state = step.x, step.state
+                failed = failed if step.status is None else step.status
                 bar.update()
                 if trajectory:
                     states.append(x)
@@ -97,7 +103,7 @@ def solve(
     ledger = wrapped.ledger
     solution = Solution(
         x=x,
-        status=_status(x, spent),
+        status=_status(x, spent, failed),
         stats=Stats(ledger.nfe, ledger.nfe * ledger.passes, ledger.evaluations, bar.n),
         nodes=nodes,
         state=state,
@@ -119,9 +125,10 @@ def _steps(
     recent: deque[tuple[Node, Prediction]],
 ) -> Iterator[Step]:
     """The solver's steps over ``body``, then the closing step if ``nodes`` has one more."""
+    failed = None
     if len(body) > 1:
         for step in solver.solve(ode, body, x, state):
-            x, state = step.x, step.state
+            x, state, failed = step.x, step.state, step.status
             if ode.ledger.first is not None:
                 recent.extend(ode.ledger.first)
                 ode.ledger.first.clear()
@@ -130,7 +137,18 @@ def _steps(
         if closing == "extrapolate" and recent:
             yield Step(extrapolate_data(nodes[-1], recent), state=state)
         else:
-            yield DDIM().step(ode, nodes[-2], nodes[-1], x)._replace(state=state)
+            yield _denoise(ode, nodes[-2], nodes[-1], x, failed)._replace(state=state)
+
+
+def _denoise(ode: CountedODE, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> Step:
+    """The DDIM step; where samples were lost, of those alone that are left and can pay for it."""
+    if failed is None:
+        return DDIM().step(ode, a, b, x)
+    left = failed == Status.SUCCESS
+    index = torch.nonzero(left & ode.ledger.affordable).ravel().to(x.device)
+    if len(index):
+        x = x.index_copy(0, index, DDIM().step(ode.rows(index), a, b, x[index]).x)
+    return Step(x, status=torch.where(left & ~ode.ledger.affordable, int(Status.BUDGET), failed))
 
 
 def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Prediction]]) -> Tensor:
@@ -172,7 +190,8 @@ def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
     return values.tolist()
 
 
-def _status(x: Tensor, spent: bool) -> Tensor:
+def _status(x: Tensor, spent: bool, failed: Tensor | None) -> Tensor:
     finite = torch.isfinite(x).reshape(len(x), -1).all(dim=1).cpu()
     status = torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
-    return torch.where(finite & spent, int(Status.BUDGET), status)
+    status = torch.where(finite & spent, int(Status.BUDGET), status)
+    return status if failed is None else torch.where(failed == Status.SUCCESS, status, failed)

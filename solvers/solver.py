@@ -16,11 +16,15 @@ Past = Sequence[tuple[Node, Tensor]]
 
 
 class Step(NamedTuple):
-    """What one step returns: the state at ``b``, an estimate of its local error if there is one, the run's state."""
+    """What one step returns: the state at ``b``, an estimate of its local error if there is one, the run's state.
+
+    A method that can lose single samples reports them in ``status``, int64 ``(B,)`` with the values of `Status`.
+    """
 
     x: Tensor
     error: Tensor | None = None
     state: Any = None
+    status: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class Solver(ABC):
     @property
     def deterministic(self) -> bool:
         """Whether the same state always leads to the same end: inversion needs it, and a noise stream is not needed."""
+        return True
+
+    @property
+    def carries_on(self) -> bool:
+        """Whether two solves joined by `Solution.state` are one solve, bit for bit."""
         return True
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from odediff.schedule.base import Schedule
 from odediff.schedule.other import VE, RectifiedFlow, SubVP
+from odediff.schedule.section import Section
 from odediff.schedule.table import VPTable
 from odediff.schedule.vp import VP, VPCosine, VPLinear, VPScaledLinear, VPSigmoid
 
@@ -10,6 +11,7 @@ __all__ = [
     "VP",
     "RectifiedFlow",
     "Schedule",
+    "Section",
     "SubVP",
     "VPCosine",
     "VPLinear",

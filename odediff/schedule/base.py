@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solvers.ode import Node
+from solvers.real import anywhere
 
 Array = NDArray[np.float64]
 Times = TypeVar("Times", float, NDArray[np.float64])
@@ -78,13 +79,13 @@ class Schedule(ABC):
         """Return (d alpha / dt, d sigma / dt); sigma' is infinite at t = 0 where sigma starts like a square root."""
         with np.errstate(divide="ignore", over="ignore"):
             alpha_rate, sigma_rate = self._rates(self._inside(t))
-        return _like(t, alpha_rate), _like(t, sigma_rate)
+        return like(t, alpha_rate), like(t, sigma_rate)
 
     def log_snr(self, t: Times) -> Times:
         """Return the half log-SNR, log(alpha / sigma): +inf at the data, -inf where alpha = 0."""
         with np.errstate(divide="ignore", over="ignore"):
             alpha, sigma = self._path(self._inside(t))
-            return _like(t, np.log(alpha) - np.log(sigma))
+            return like(t, np.log(alpha) - np.log(sigma))
 
     def time(self, log_snr: Times) -> Times:
         """Return the time that has this half log-SNR, to round-off; +inf gives 0.
@@ -93,28 +94,28 @@ class Schedule(ABC):
             ValueError: the log-SNR is NaN or lies beyond the noise end of the schedule.
         """
         levels = _float64("log_snr", log_snr)
-        if np.isnan(levels).any():
+        if anywhere(np.isnan(levels)):
             raise ValueError("log_snr = nan is not on this path: give numbers, +inf at the data")
         with np.errstate(divide="ignore", over="ignore", under="ignore"):
             t = self._time(levels)
         beyond = t > self.latest * (1 + _INVERSE_SLACK)
-        if beyond.any():
+        if anywhere(beyond):
             raise ValueError(
                 f"log_snr = {np.extract(beyond, levels)[0]!s} is not on this path: half log-SNRs run from "
                 f"{self.log_snr(self.latest):.6g} at t = {self.latest:g} to +inf at t = 0; give a larger one"
             )
-        return _like(log_snr, np.minimum(t, self.latest))
+        return like(log_snr, np.minimum(t, self.latest))
 
     def node_at(self, log_snr: Times) -> Node:
         """Return the node of this half log-SNR; alpha and sigma come from it directly, the inverse only defines t."""
         t = self.time(log_snr)
         with np.errstate(over="ignore", under="ignore"):
             alpha, sigma = self._path_at(_float64("log_snr", log_snr))
-        return Node(t, _like(log_snr, alpha), _like(log_snr, sigma))
+        return Node(t, like(log_snr, alpha), like(log_snr, sigma))
 
     def network_time(self, t: Times) -> Times:
         """Return what the network is told at time t: t itself, unless the schedule says otherwise."""
-        return _like(t, self._inside(t))
+        return like(t, self._inside(t))
 
     @abstractmethod
     def _path(self, t: Array) -> tuple[Array, Array]:
@@ -134,18 +135,18 @@ class Schedule(ABC):
 
     def _evaluate(self, t: Times) -> tuple[Times, Times]:
         alpha, sigma = self._path(self._inside(t))
-        return _like(t, alpha), _like(t, sigma)
+        return like(t, alpha), like(t, sigma)
 
     def _inside(self, t: float | Array) -> Array:
-        times = _float64("t", t)
         latest = self.latest
-        if not ((times >= 0.0) & (times <= latest)).all():
-            on_path = (times >= 0.0) & (times <= latest * (1 + _TIME_SLACK))  # false for NaN
-            if not on_path.all():
-                outside = np.extract(~on_path, times)[0]
-                raise ValueError(f"t = {outside!s} is not on this path: times run from 0 (data) to {latest:g} (noise)")
-            return np.minimum(times, latest)
-        return times
+        if isinstance(t, float) and 0.0 <= t <= latest:  # the usual case, once for every call of the network
+            return cast(Array, np.float64(t))
+        times = _float64("t", t)
+        off_path = ~((times >= 0.0) & (times <= latest * (1 + _TIME_SLACK)))  # true for NaN
+        if anywhere(off_path):
+            outside = np.extract(off_path, times)[0]
+            raise ValueError(f"t = {outside!s} is not on this path: times run from 0 (data) to {latest:g} (noise)")
+        return np.minimum(times, latest)
 
 
 def _float64(name: str, value: float | Array) -> Array:
@@ -161,7 +162,7 @@ def _float64(name: str, value: float | Array) -> Array:
     return cast(Array, np.float64(value))
 
 
-def _like(argument: Times, value: Array) -> Times:
+def like(argument: Times, value: Array) -> Times:
     """Return value as the argument came: an array for an array, else a Python float."""
     return np.asarray(value) if isinstance(argument, np.ndarray) else float(value)
 

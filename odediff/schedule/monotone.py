@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 
 import numpy as np
-from scipy.interpolate import CubicSpline, PchipInterpolator, PPoly
+from scipy.interpolate import CubicHermiteSpline, CubicSpline, PchipInterpolator, PPoly
 
 from odediff.schedule.base import Array
 
@@ -27,7 +27,11 @@ class MonotoneSpline:
         spline: PPoly = CubicSpline(knots, values)
         self.is_c2 = _increases(spline)
         if not self.is_c2:
-            spline = PchipInterpolator(knots, values)
+            slopes = PchipInterpolator(knots, values)(knots, 1)
+            # PCHIP's rule at the ends may answer 0, where the inverse would have infinite slope.
+            for end, rise in ((0, values[1] - values[0]), (-1, values[-1] - values[-2])):
+                slopes[end] = slopes[end] if slopes[end] > 0 else 0.5 * rise
+            spline = CubicHermiteSpline(knots, values, slopes)
         last_piece = np.array([values[-1], float(spline(float(self.last), 1)), 0.0, 0.0])
         self._pieces = np.column_stack([spline.c[::-1], last_piece])
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from odediff.schedule.base import Array, Times, require_increasing, require_positive
+from odediff.schedule.base import Array, Times, like, require_increasing, require_positive
 from odediff.schedule.monotone import MonotoneSpline
 from odediff.schedule.vp import VP, VPCosine, VPSigmoid
 from solvers.real import anywhere
@@ -100,17 +100,15 @@ class VPTable(VP):
         Raises:
             ValueError: t lies below 1/T, where the network has never been trained.
         """
-        # Floats stay Python floats: this runs once for every call of the network.
-        index = t * self.T - 1.0
-        nearest = round(index) if isinstance(index, float) else np.round(index)
-        near = abs(index - nearest) <= _SNAP
-        index = (nearest * 1.0 if near else index) if isinstance(index, float) else np.where(near, nearest, index)
+        index = self._inside(t) * self.T - 1.0
+        miss = np.rint(index) - index
+        index = index + miss * (np.abs(miss) <= _SNAP)  # exact: the sum of the two is the integer
         if anywhere(index < 0.0):
             raise ValueError(
                 f"t = {np.min(t)!s} lies below the table's first entry, t = 1/{self.T}, where the network is undefined:"
                 " end the grid there and leave the rest to the closing rule"
             )
-        return abs(index)  # never -0.0
+        return like(t, np.abs(index))  # never -0.0
 
     @property
     def _ends_at_zero(self) -> bool:

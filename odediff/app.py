@@ -1,0 +1,117 @@
+"""The Hydra application: compose a configuration, run its task, and say what is wrong in one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from odediff.config import conf_folder, register
+from solvers import SolveError
+
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError)
+"""What a wrong value raises: these become one line and exit code 2; anything else is a fault of ours and keeps its
+traceback."""
+
+
+def main() -> None:
+    """The console script: run, or print one clear line and exit with 2."""
+    # Without this Hydra prints failures itself, over many lines, and exits with 1.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    register()
+    with plain_failures():
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_run)()
+
+
+def _run(config: DictConfig) -> None:
+    # Failures end here and not in main: Hydra adds lines of its own to an exception that leaves a job.
+    with plain_failures():
+        arguments = OmegaConf.to_container(config.task, resolve=True)
+        task = get_method(arguments.pop("_target_"))  # type: ignore[union-attr,arg-type]
+        task(config, **arguments)  # type: ignore[arg-type]
+
+
+@contextmanager
+def plain_failures() -> Iterator[None]:
+    """Turn a wrong value, a failed solve and Ctrl-C into one line and an exit code: 2, 1 and 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted; the files that are there are whole", 130))
+    except SolveError as error:
+        sys.exit(_say(str(error), 1))
+    except USER_ERRORS as error:
+        sys.exit(_say(explain(error), 2))
+
+
+def explain(error: BaseException) -> str:
+    """One line for the error of a wrong value, with the valid names where there are some."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
+    causes = list(_chain(error))
+    configuration = [c for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
+    if isinstance(causes[0], InstantiationException) and len(causes) > 1 and "Error in call" in str(causes[0]):
+        # The target itself refused its arguments: its own message is the clear one.
+        where = re.search(r"full_key: (\S+)", str(causes[0]))
+        return f"{where.group(1)}: {_line(causes[1])}" if where else _line(causes[1])
+    if not isinstance(causes[0], HydraException | OmegaConfBaseException):
+        return _line(causes[0])
+    # OmegaConf chains each message to its own unfilled template.
+    text = ": ".join(dict.fromkeys(line for line in map(_line, configuration) if "$VALUE" not in line))
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return _unknown_key(unknown.group(1))
+    if isinstance(causes[0], InstantiationException) and len(causes) > 1:
+        text = f"{text}: {_line(causes[-1])}"
+    return text
+
+
+def _line(error: BaseException) -> str:
+    """The message on one line, without Hydra's inventories of where it searched and what it was doing."""
+    text = re.split(r"\s+(?:Config search path|full_key|See https|object_type)\b", str(error))[0]
+    text = text.replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "")
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _unknown_key(key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    valid = _keys_below(parent)
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    where = f" of {parent}" if parent else ""
+    listed = f" (the keys{where}: {', '.join(valid)})" if valid else ""
+    return f"{key} is no key of the configuration{hint}{listed}; +{key}=... would add it"
+
+
+def _keys_below(parent: str) -> list[str]:
+    """The keys of the configuration at ``parent``, with the groups that the command line chose."""
+    chosen = [word for word in sys.argv[1:] if re.fullmatch(r"(model|solver|grid|schedule|task)=\w+", word)]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            config = hydra.compose("config", overrides=chosen)
+        node = OmegaConf.select(config, parent) if parent else config
+        return [str(name) for name in node if not str(name).startswith("_")]
+    except (HydraException, OmegaConfBaseException, TypeError):
+        return []
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _say(message: str, code: int) -> int:
+    print(f"odediff: {message}", file=sys.stderr)
+    return code

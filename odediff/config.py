@@ -1,0 +1,134 @@
+"""The schema of the application's configuration, and where the configuration tree lies."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class Dtype(Enum):
+    """Precision of the state; the network keeps its own."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Remap(Enum):
+    """How a network meets a schedule that it was not trained on."""
+
+    snr = "snr"
+
+
+class Closing(Enum):
+    """What happens on the last interval, to the data: see `solvers.solve`."""
+
+    denoise = "denoise"
+    extrapolate = "extrapolate"
+
+
+@dataclass
+class Task:
+    """What to do with the model; `_target_` is called with the run."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class DemoTask(Task):
+    """Samples by several solvers, two paths of one noise, and an inversion.
+
+    ``nfe`` are the columns of the picture of samples, ``images`` its width;
+    ``inversion_nfe`` are the calls of the round trips, each way.
+    """
+
+    images: int = 8
+    nfe: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    inversion_nfe: list[int] = field(default_factory=lambda: [10, 20, 50, 100])
+
+
+@dataclass
+class SampleTask(Task):
+    """Draw samples. In a sweep they are also compared with a reference of ``reference_steps`` RK4 steps."""
+
+    reference_steps: int = 60
+
+
+@dataclass
+class InvertTask(Task):
+    """Encode real images and decode them. ``images`` is a folder of pictures; the embedded test images unless given."""
+
+    images: str | None = None
+
+
+@dataclass
+class DoctorTask(Task):
+    """Test a network against its declaration, on ``samples`` images."""
+
+    images: str | None = None
+
+
+@dataclass
+class Data:
+    """Where the IDX files of Fashion-MNIST lie."""
+
+    root: str = "/usr/share/datasets/fashion-mnist"
+
+
+@dataclass
+class TrainTask(Task):
+    """Train the embedded network and classifier from ``data.root`` into ``folder``; a second run resumes the first."""
+
+    folder: str = "training"
+
+
+@dataclass
+class EvaluateTask(Task):
+    """Score class-conditional samples of the embedded network at each of these guidance scales."""
+
+    guidance: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 2.5, 3.0])
+
+
+@dataclass
+class Config:
+    """The whole configuration. ``steps`` and ``nfe`` exclude each other; without either there are 20 steps."""
+
+    model: Any = MISSING
+    solver: Any = MISSING
+    grid: Any = MISSING
+    schedule: Any = None
+    task: Any = MISSING
+    steps: int | None = None
+    nfe: int | None = None
+    samples: int = 16
+    seed: int = 0
+    closing: Closing | None = Closing.denoise
+    remap: Remap | None = None
+    device: str = "cpu"
+    dtype: Dtype = Dtype.float32
+    progress: bool = True
+    data: Data = field(default_factory=Data)
+
+
+def register() -> None:
+    """Put the schemas where Hydra's defaults lists find them."""
+    store = ConfigStore.instance()
+    store.store("schema", Config)
+    for name, schema in (
+        ("demo", DemoTask),
+        ("sample", SampleTask),
+        ("invert", InvertTask),
+        ("doctor", DoctorTask),
+        ("train", TrainTask),
+        ("evaluate", EvaluateTask),
+    ):
+        store.store(f"{name}_schema", schema, group="task")
+
+
+def conf_folder() -> Path:
+    """The configuration tree: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parent / "conf"

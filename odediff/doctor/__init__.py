@@ -1,0 +1,132 @@
+"""Test a network against its declaration, by forward calls alone: what fits, what does not, and what to declare.
+
+`odediff.doctor.evidence` says how possibilities are weighed. One mistake beside a wrong form is found at a time: mend
+it, and ask again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from odediff.doctor.contract import check_condition, check_contract
+from odediff.doctor.evidence import READINGS, Answer, Reading, ask, make_probe
+from odediff.doctor.hypotheses import RANGE, TIME, Hypothesis, alternatives
+from odediff.doctor.offset import check_offset
+from odediff.doctor.report import Finding, Report
+from odediff.doctor.verdict import check_against, check_form, check_noise_variance, check_skill, compare
+from odediff.model import Model
+from odediff.prediction import native
+from odediff.schedule import VPTable
+from solvers import combine
+
+__all__ = ["Finding", "Report", "diagnose"]
+
+
+def diagnose(
+    model: Model,
+    images: Tensor | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    samples: int = 64,
+) -> Report:
+    """Test ``model`` against its declaration.
+
+    It costs about 90 calls of ``samples`` rows. A network that looks times up in an embedding has to be declared
+    ``integer_time=True``: other conventions are then tried inside its table only.
+
+    Args:
+        model: the network as it is declared. Conditions with a row for each image are taken along.
+        images: real data of the kind that the network was trained on, ``(N, ...)`` in [-1, 1]; ``samples`` of them are
+            used, evenly spaced. Without them only pure noise can be shown to the network, which tells little.
+        shape: of one sample, ``(C, H, W)``, where there are no images.
+        seed: fixes the noise.
+        samples: the number of images to use, at least 4.
+
+    Raises:
+        TypeError, ValueError: an argument cannot be used. What the network does is never an error, but a finding.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model={model!r} is no odediff.Model; wrap the network: odediff.Model(network, path)")
+    if samples < 4:
+        raise ValueError(f"samples={samples!r} must be at least 4: differences are tested across samples")
+    if model.trained_path is not None:
+        model = replace(model, path=model.trained_path, trained_path=None)
+    if images is None:
+        if shape is None:
+            raise ValueError("images, shape: give images to test on, or at least the shape of one, such as (1, 28, 28)")
+        return Report(tuple(_without_images(model, torch.zeros(samples, *shape, device=_device(model)), seed)))
+    index = torch.linspace(0, len(images) - 1, min(samples, len(images))).round().long()
+    if not isinstance(images, Tensor) or images.ndim < 2 or len(index) < 4:
+        raise ValueError(f"images of shape {tuple(images.shape)}: give at least 4 of them, (N, ...)")
+    chosen = images[index.to(images.device)].to(_device(model))
+    data = chosen if chosen.dtype == torch.float64 else chosen.float()
+    if not torch.isfinite(data).all():
+        raise ValueError("images hold values that are not finite; remove them")
+    return Report(tuple(_with_images(model.rows(index), data, seed)))
+
+
+def _with_images(model: Model, images: Tensor, seed: int) -> Iterator[Finding]:
+    images, range_finding = _in_range(images)
+    probe = make_probe(model.path, images, seed)
+    declared = Hypothesis("declared", model)
+    kept = yield from check_contract(declared, probe)
+    if not kept:
+        yield Finding("the rest", "cannot tell", "not tested", "mend what is wrong above, and ask again")
+        return
+    answers = [answer for answer in declared.answers(probe) if answer]
+    verdict = compare(declared, alternatives(model, images), probe)
+    yield range_finding or check_against(verdict, RANGE, f"from {images.min():.3g} to {images.max():.3g}")
+    yield check_noise_variance(answers, Reading(model.prediction))
+    yield check_form(verdict)
+    yield check_against(verdict, TIME, "as declared")
+    yield from check_offset(verdict, images, seed)
+    yield check_skill(verdict, answers)
+    yield from check_condition(model, answers[len(answers) // 2])
+
+
+def _without_images(model: Model, nothing: Tensor, seed: int) -> Iterator[Finding]:
+    declared = Hypothesis("declared", model)
+    probe = make_probe(model.path, nothing, seed)
+    kept = yield from check_contract(declared, probe)
+    if not kept:
+        return
+    node = model.path.node(0.999 * model.path.start if not isinstance(model.path, VPTable) else model.path.start)
+    noise = probe.noise[0]
+    x = combine((node.sigma, noise))
+    yield _check_noise_end(model, Answer(node, x, ask(model, node, x), noise))
+    yield from check_condition(model, declared.answers(probe)[-1])
+    yield Finding(f"{RANGE}, {TIME}", "cannot tell", "no images", "give images: they show which times fit which noise")
+
+
+def _in_range(images: Tensor) -> tuple[Tensor, Finding | None]:
+    """Images that are plainly bytes are scaled for the other checks."""
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or not 1.5 < high <= 255:
+        return images, None
+    finding = Finding(RANGE, "wrong", f"from {low:.3g} to {high:.3g}", "give images in [-1, 1]: images / 127.5 - 1")
+    return images / 127.5 - 1, finding
+
+
+def _device(model: Model) -> torch.device:
+    parameters = model.network.parameters() if isinstance(model.network, nn.Module) else iter(())
+    return next(parameters, torch.empty(0)).device
+
+
+def _check_noise_end(model: Model, answer: Answer) -> Finding:
+    """How much of the noise is in the output, and in each form; x0 looks like v there, and epsilon like flow."""
+    share = float((answer.output * answer.noise).double().sum() / answer.noise.double().square().sum())
+    one, nothing = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    shares = {reading: reading.sign * float(native(reading.form, answer.node, nothing, one)) for reading in READINGS}
+    likely = [str(r) for r, ideal in shares.items() if abs(share - ideal) <= 0.2 * max(abs(ideal), abs(share), 0.1)]
+    measured = f"{share:.3g} of pure noise returned, as {' or '.join(likely) or 'no form'} would"
+    if model.prediction not in likely:
+        remedy = f"declare one of {', '.join(likely)}" if likely else "is the network trained, and told the right time?"
+        return Finding("prediction form", "wrong", measured, remedy)
+    if len(likely) == 1:
+        return Finding("prediction form", "ok", measured)
+    return Finding("prediction form", "cannot tell", measured, "give images: they tell these forms apart")

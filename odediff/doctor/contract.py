@@ -1,0 +1,89 @@
+"""The contract: what every network must do, whatever it predicts, and what its conditions must do."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odediff.doctor.evidence import Answer, Probe, ask
+from odediff.doctor.hypotheses import Hypothesis, told
+from odediff.doctor.report import Finding
+from odediff.model import Model
+from solvers import combine
+
+
+def check_contract(declared: Hypothesis, probe: Probe) -> Generator[Finding, None, bool]:
+    """Shape, finite numbers, the same answer twice, rows that do not see each other; return whether all hold."""
+    for index, level in enumerate(probe.levels):
+        node = declared.node(level)
+        x = combine((node.alpha, probe.images), (node.sigma, probe.noise[index]))
+        try:
+            output = ask(declared.model, node, x)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else "no message"
+            yield Finding(
+                "output",
+                "wrong",
+                f"{type(error).__name__} at t={node.t:.4g}: {reason}",
+                "the call is network(x, time, **conditions), and the answer a tensor in the shape of x",
+            )
+            return False
+        if not torch.isfinite(output).all():
+            bad = int((~torch.isfinite(output)).flatten(1).any(1).sum())
+            time = told(declared.model)(float(node.t))
+            yield Finding(
+                "output",
+                "wrong",
+                f"not finite in {bad} of {len(x)} samples at t={node.t:.4g}, network time {time:.6g}",
+                "check the weights and the time convention, or compute in a wider dtype",
+            )
+            return False
+    yield Finding("output", "ok", f"finite, in the shape of the state, at {len(probe.levels)} times")
+    tolerance = torch.finfo(output.dtype).eps ** 0.5
+    again = _relative(ask(declared.model, node, x), output)
+    remedy = "put the network into eval mode: dropout or another draw is at work"
+    yield _small("repeatable", again, tolerance, remedy)
+    alone = ask(declared.model.rows(torch.arange(1)), node, x[:1])
+    change = _relative(alone, output[:1])
+    remedy = "the rows of a batch see each other: put batch normalisation into eval mode"
+    yield _small("rows alone", change, tolerance, remedy)
+    return max(again, change) <= tolerance
+
+
+def _small(name: str, change: float, tolerance: float, remedy: str) -> Finding:
+    measured = f"relative change {change:.1e}"
+    return Finding(name, "ok", measured) if change <= tolerance else Finding(name, "wrong", measured, remedy)
+
+
+def check_condition(model: Model, answer: Answer | None) -> Iterator[Finding]:
+    """Whether the null is accepted, and the condition changes the output."""
+    if answer is None or not model.null:
+        return
+    try:
+        unconditional = ask(replace(model, conditions={**model.conditions, **model.null}), answer.node, answer.x)
+    except Exception as error:
+        remedy = f"null={dict(model.null)!r} is no condition of this network; guidance needs one that is"
+        yield Finding("condition", "wrong", f"null was refused: {type(error).__name__}: {error}", remedy)
+        return
+    if all(_equal(model.conditions.get(name), value) for name, value in model.null.items()):
+        remedy = "ask under a condition: diagnose(model.condition(...), images)"
+        yield Finding("condition", "cannot tell", "the condition is the null", remedy)
+        return
+    effect = _relative(answer.output, unconditional)
+    if effect > 1e-5:
+        yield Finding("condition", "ok", f"changes the output by {effect:.2g}, relative")
+        return
+    remedy = "the network ignores its condition, so guidance does nothing: check how it takes it, and the null"
+    yield Finding("condition", "wrong", f"changes the output by {effect:.1e}, relative", remedy)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(torch.as_tensor(one == other).all())
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).double().norm() / other.double().norm().clamp(min=1e-300))

@@ -1,0 +1,142 @@
+"""Ask a network about known data and noise, and weigh what it answers.
+
+A state ``alpha x0 + sigma eps`` is made of known data and noise, and the network is asked about it. Read in its own
+form, told the time in its own way, on its own schedule, a trained network returns the posterior mean of eps, and **no
+function of the state has a smaller mean-square error**. So at every noise level the right hypothesis has the least
+error, and hypotheses are compared on the same data and noise at equal signal-to-noise ratios by
+
+    advantage = mean over levels of log(E_declared / E_other),    E = mean over samples of |eps_hat - eps|^2,
+
+whose standard error follows from the samples' paired differences.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from odediff.model import Model
+from odediff.prediction import FORMS, Form, NetworkPrediction, predict
+from odediff.schedule import Schedule, VPTable
+from solvers import Node
+
+Errors = NDArray[np.float64]
+"""``(levels, samples)``: the mean square of eps_hat - eps over a sample's components; NaN where no answer came."""
+
+NOISE_TO_SIGNAL = (0.05, 5.0)
+"""The sigma/alpha between which hypotheses are compared: beyond, data or noise is visible to any network."""
+LEVELS = 5
+
+_LEAST_ERROR = 1e-10
+"""Round-off of a float32 network: below it, errors do not differ."""
+
+
+class Reading(NamedTuple):
+    """A form in which a network's output is read, and its sign: some networks return x0 - eps, or minus the noise."""
+
+    form: Form
+    sign: int = 1
+
+    def __str__(self) -> str:
+        return self.form if self.sign > 0 else f"-{self.form}"
+
+
+READINGS = tuple(Reading(cast(Form, form), sign) for sign in (1, -1) for form in FORMS)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Known data ``(n, ...)``, known noise ``(levels, n, ...)`` and the half log-SNRs at which they are mixed."""
+
+    images: Tensor
+    noise: Tensor
+    levels: tuple[float, ...]
+
+
+class Answer(NamedTuple):
+    """A state, its true noise, and what the network returned for it."""
+
+    node: Node
+    x: Tensor
+    output: Tensor
+    noise: Tensor
+
+    def implied_noise(self, reading: Reading) -> Tensor:
+        """The noise that the network means if its output is read like this."""
+        return predict(reading.form, self.node, self.x, reading.sign * self.output).eps
+
+
+def ask(model: Model, node: Node, x: Tensor) -> Tensor:
+    """The output of the conditional network itself, in whatever form it has; without guidance and thresholding."""
+    bare = replace(model, prediction="flow", guidance=1.0, threshold=None)  # flow is defined at both ends of time
+    with torch.no_grad():
+        return cast(NetworkPrediction, bare.predict(node, x)).output
+
+
+def make_probe(path: Schedule, images: Tensor, seed: int) -> Probe:
+    """Noise from ``seed``, and levels evenly spaced in log(sigma/alpha), where the path has `NOISE_TO_SIGNAL`."""
+    least = math.exp(-path.log_snr(max(path.first_defined, 1e-6 * path.latest)))
+    most = math.exp(-path.log_snr(path.start))
+    bounds = max(NOISE_TO_SIGNAL[0], least), min(NOISE_TO_SIGNAL[1], most)
+    nodes = [nearest_entry(path, path.node_at(-math.log(s))) for s in np.geomspace(*bounds, LEVELS).tolist()]
+    noise = torch.randn((LEVELS, *images.shape), generator=torch.Generator().manual_seed(seed), dtype=images.dtype)
+    return Probe(images, noise.to(images.device), tuple(float(node.log_snr) for node in nodes))
+
+
+def errors(answers: list[Answer | None], reading: Reading) -> Errors:
+    """The error of the noise that the answers mean in this reading."""
+    samples = next((len(answer.x) for answer in answers if answer), 0)
+    return np.array(
+        [
+            mean_square(answer.implied_noise(reading) - answer.noise) if answer else np.full(samples, np.nan)
+            for answer in answers
+        ]
+    ).reshape(len(answers), samples)
+
+
+def mean_square(difference: Tensor) -> NDArray[np.float64]:
+    """Over all components of each sample, ``(B,)``."""
+    return difference.double().square().flatten(1).mean(1).cpu().numpy()
+
+
+class Advantage(NamedTuple):
+    """How much smaller the other hypothesis's errors are: the mean log ratio, and its standard error."""
+
+    log_ratio: float
+    error: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the errors are at least 5 % smaller, by five standard errors: some 150 possibilities are compared."""
+        return self.log_ratio > 0.05 and self.log_ratio > 5 * self.error
+
+
+NO_ADVANTAGE = Advantage(-math.inf, 0.0)
+
+
+def advantage(declared: Errors, other: Errors) -> Advantage:
+    """Compare over the levels that both answered, at least three; the standard error is that of paired differences."""
+    if declared.shape != other.shape:
+        return NO_ADVANTAGE
+    known = np.isfinite(declared).all(1) & np.isfinite(other).all(1)
+    if known.sum() < 3:
+        return NO_ADVANTAGE
+    first, second = declared[known] + _LEAST_ERROR, other[known] + _LEAST_ERROR
+    means = first.mean(1, keepdims=True), second.mean(1, keepdims=True)
+    # The influence of one sample on a difference of logarithms of means.
+    influence = (first / means[0] - second / means[1]).mean(0)
+    error = influence.std(ddof=1) / math.sqrt(len(influence)) if len(influence) > 1 else math.inf
+    return Advantage(float(np.log(means[0] / means[1]).mean()), float(error))
+
+
+def nearest_entry(path: Schedule, node: Node) -> Node:
+    """Of a table, the trained entry next to ``node``."""
+    if not isinstance(path, VPTable):
+        return node
+    return path.node(max(1.0, round(float(node.t) * path.T)) / path.T)

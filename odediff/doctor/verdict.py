@@ -1,0 +1,145 @@
+"""Which hypothesis explains the outputs best, and what that says about the declaration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from odediff.doctor.evidence import (
+    NO_ADVANTAGE,
+    READINGS,
+    Advantage,
+    Answer,
+    Errors,
+    Probe,
+    Reading,
+    advantage,
+    errors,
+    mean_square,
+)
+from odediff.doctor.hypotheses import Hypothesis
+from odediff.doctor.report import Finding, Status
+
+GROSS = math.log(1.25)
+"""An advantage of 25 % or more is a wrong declaration; a smaller one may be a weakness of the network."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which hypothesis explains the outputs best, read in which form, and how everything else compares with it."""
+
+    declared: Hypothesis
+    best: Hypothesis
+    reading: Reading
+    gain: Advantage
+    """Over the declaration; `NO_ADVANTAGE` if that is the best."""
+    table: dict[tuple[Hypothesis, Reading], Errors]
+
+    @property
+    def fault(self) -> Status:
+        """What a departure from the declaration amounts to."""
+        return "wrong" if self.gain.log_ratio >= GROSS else "suspicious"
+
+    @property
+    def error(self) -> float:
+        """The mean square of the noise's error, as a geometric mean over the levels."""
+        return _level_mean(self.table[self.best, self.reading])
+
+    def next_best(self, hypotheses: Sequence[Hypothesis], readings: Sequence[Reading]) -> str:
+        """The closest of these possibilities, with its error in units of the best one's."""
+        best = self.table[self.best, self.reading]
+        rivals = [
+            (h, r) for h, r in self.table if h in hypotheses and r in readings and (h, r) != (self.best, self.reading)
+        ]
+        ratios = {key: advantage(best, self.table[key]).log_ratio for key in rivals}
+        closest = max(ratios, key=lambda key: ratios[key])
+        name = str(closest[1]) if closest[0] == self.best else closest[0].name
+        return f"noise error {self.error:.3g}; next: {name}, {math.exp(-ratios[closest]):.3g} times that"
+
+
+def compare(declared: Hypothesis, others: Sequence[Hypothesis], probe: Probe) -> Verdict:
+    """Read the answers of every hypothesis in every form; leave the declaration for clear advantages only.
+
+    First one part of it may change, the form or the rest; both, if that is clearly better again.
+    """
+    table: dict[tuple[Hypothesis, Reading], Errors] = {}
+    for hypothesis in (declared, *others):
+        answers = hypothesis.answers(probe)
+        table |= {(hypothesis, reading): errors(answers, reading) for reading in READINGS}
+    start = current = declared, Reading(declared.model.prediction)
+    for keys in ([key for key in table if key[0] == start[0] or key[1] == start[1]], list(table)):
+        gains = {key: advantage(table[current], table[key]) for key in keys}
+        clear = [key for key in keys if gains[key].clear]
+        current = max(clear, key=lambda key: gains[key].log_ratio) if clear else current
+    gain = NO_ADVANTAGE if current == start else advantage(table[start], table[current])
+    return Verdict(declared, *current, gain, table)
+
+
+def check_form(verdict: Verdict) -> Finding:
+    """Whether the outputs are what they are declared to be: epsilon, x0, v, flow or score."""
+    declared = Reading(verdict.declared.model.prediction)
+    if verdict.reading == declared:
+        return Finding("prediction form", "ok", f"{declared}; {verdict.next_best([verdict.best], READINGS)}")
+    remedy = f'declare prediction="{verdict.reading.form}"'
+    if verdict.reading.sign < 0:
+        remedy += ", and wrap the network to negate its output"
+    return Finding("prediction form", verdict.fault, _departure(verdict, f"{verdict.reading}, not {declared}"), remedy)
+
+
+def check_against(verdict: Verdict, check: str, expected: str) -> Finding:
+    """Whether the best hypothesis contradicts this part of the declaration."""
+    if verdict.best.check == check:
+        return Finding(check, verdict.fault, _departure(verdict, verdict.best.name), verdict.best.remedy)
+    rivals = [h for h, reading in verdict.table if h.check == check and reading == verdict.reading]
+    return Finding(check, "ok", f"{expected}; {verdict.next_best(rivals, [verdict.reading])}" if rivals else expected)
+
+
+def _departure(verdict: Verdict, what: str) -> str:
+    declared = _level_mean(verdict.table[verdict.declared, Reading(verdict.declared.model.prediction)])
+    return f"{what}: noise error {verdict.error:.3g}, as declared {declared:.3g}"
+
+
+def check_noise_variance(answers: Sequence[Answer], reading: Reading) -> Finding:
+    """A posterior mean is uncorrelated with its error: the mean squares of predicted noise and error add up to 1."""
+    sums, errors_of_sums, squares = [], [], []
+    for answer in answers:
+        noise = answer.implied_noise(reading)
+        per_sample = 2 * (noise * (noise - answer.noise)).double().flatten(1).mean(1).cpu().numpy()
+        sums.append(1 + per_sample.mean())
+        errors_of_sums.append(per_sample.std(ddof=1) / math.sqrt(len(per_sample)))
+        squares.append(mean_square(noise).mean())
+    off = np.abs(np.array(sums) - 1)
+    significant = off > 5 * np.array(errors_of_sums)
+    measured = (
+        f"variance + error {min(sums):.3g} to {max(sums):.3g} (ideal 1); variance {squares[-1]:.3g} at sigma/alpha = "
+        f"{answers[-1].node.s:.2g}"
+    )
+    worst = float((off * significant).max())
+    if worst <= 0.1:
+        return Finding("noise variance", "ok", measured)
+    remedy = "the predicted noise has another size than noise: see the other findings, or train the network longer"
+    return Finding("noise variance", "wrong" if worst > 0.3 else "suspicious", measured, remedy)
+
+
+def check_skill(verdict: Verdict, answers: Sequence[Answer]) -> Finding:
+    """Whether the network finds more noise than scaling the state by the best number would."""
+    scaled = []
+    for answer in answers:
+        factor = (answer.x * answer.noise).mean() / answer.x.square().mean()
+        scaled.append(mean_square(factor * answer.x - answer.noise))
+    linear = _level_mean(np.array(scaled))
+    measured = f"noise error {verdict.error:.3g}; scaling the state leaves {linear:.3g}"
+    if verdict.error <= 1.05 * linear:
+        return Finding("skill", "ok", measured)
+    remedy = (
+        "no form and no time convention explains the outputs: is the network trained, are these its weights and data?"
+    )
+    return Finding("skill", "wrong", measured, remedy)
+
+
+def _level_mean(found: Errors) -> float:
+    means = found[np.isfinite(found).all(1)].mean(1)
+    return float(np.exp(np.log(means + 1e-300).mean())) if len(means) else math.inf

@@ -1,0 +1,56 @@
+"""Real images for inversion: the embedded ones, or a folder of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.image import imread
+from torch import Tensor
+
+from odediff import zoo
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """The first ``count`` images in [-1, 1], ``(count, C, H, W)``, and their labels if they are the embedded ones.
+
+    Raises:
+        ValueError: the folder is missing or empty, holds too few pictures, or one of another size.
+    """
+    if folder is None:
+        images, labels = zoo.test_images()
+        if tuple(images.shape[1:]) != shape:
+            raise ValueError(
+                f"task.images=null stands for the embedded {tuple(images.shape[1:])} images and the model has shape "
+                f"{shape}; give task.images=FOLDER with pictures of that size"
+            )
+        if count > len(images):
+            raise ValueError(
+                f"samples={count} exceeds the {len(images)} embedded images; ask for at most {len(images)}"
+            )
+        return images[:count], labels[:count]
+    directory = Path(folder)
+    if not directory.is_dir():
+        raise ValueError(f"task.images={folder} is no folder; give one that holds {', '.join(SUFFIXES)} files")
+    files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES)
+    if len(files) < count:
+        raise ValueError(
+            f"task.images={folder} holds {len(files)} pictures, samples={count} asks for more; lower samples"
+        )
+    return torch.stack([_read(file, shape) for file in files[:count]]), None
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
+    pixels = imread(file)
+    if pixels.dtype == np.uint8:
+        pixels = pixels / 255.0
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, :3]
+    if shape[0] == 1 and pixels.shape[2] == 3:
+        pixels = pixels.mean(axis=2, keepdims=True)
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() * 2 - 1
+    if tuple(image.shape) != shape:
+        raise ValueError(f"{file} is {tuple(image.shape)} and the model has shape {shape}; resize it first")
+    return image

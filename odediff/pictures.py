@@ -1,0 +1,116 @@
+"""Pictures: image grids and error curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+from torch import Tensor
+
+from odediff.files import replacing
+
+INK, FAINT = "#22262b", "#7a828c"
+COLOURS = ("#2f6db5", "#d1662b", "#3a8f5c", "#9056a5", "#b8860b", "#4aa3a2", "#c0405a", "#6b7280")
+MARKERS = "osD^vP*X"
+
+
+def montage(images: Tensor, columns: int) -> np.ndarray:
+    """Tile images ``(B, C, H, W)`` in [-1, 1] into one array ``(rows H, columns W[, 3])`` in [0, 1], white between."""
+    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    count, height, width, channels = pixels.shape
+    rows = math.ceil(count / columns)
+    sheet = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, channels))
+    for i, image in enumerate(pixels):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    return sheet[:, :, 0] if channels == 1 else sheet
+
+
+def labelled_grid(
+    path: Path,
+    cells: Sequence[Sequence[np.ndarray]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    notes: Sequence[Sequence[str]] | None = None,
+    inches: float = 1.0,
+) -> None:
+    """Draw a table of pictures with a label for every row and column, and a note under each cell.
+
+    ``inches`` is the height of a cell; its width follows from the pictures.
+    """
+    height, width = cells[0][0].shape[:2]
+    note_space = 0.2 if notes else 0.06
+    label_space, head = 1.45, 0.62
+    cell_width = inches * width / height
+    figure = Figure(
+        figsize=(label_space + len(columns) * (cell_width + 0.08), head + len(rows) * (inches + note_space)), dpi=160
+    )
+    total_width, total_height = figure.get_size_inches()
+    figure.text(0.1 / total_width, 1 - 0.27 / total_height, title, fontsize=10, color=INK, weight="bold")
+    for i, row in enumerate(cells):
+        top = total_height - head - i * (inches + note_space)
+        figure.text(0.1 / total_width, (top - inches / 2) / total_height, rows[i], va="center", fontsize=8, color=INK)
+        for j, cell in enumerate(row):
+            left = label_space + j * (cell_width + 0.08)
+            axes = figure.add_axes(
+                (left / total_width, (top - inches) / total_height, cell_width / total_width, inches / total_height)
+            )
+            axes.imshow(cell, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            if i == 0:
+                axes.set_title(columns[j], fontsize=8, color=INK, pad=3)
+            if notes:
+                middle = (left + cell_width / 2) / total_width
+                figure.text(
+                    middle, (top - inches - 0.13) / total_height, notes[i][j], fontsize=6, color=FAINT, ha="center"
+                )
+    _save(figure, path)
+
+
+def curves(
+    path: Path, series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, title: str
+) -> None:
+    """Draw one line per name through its points ``(x, y)``, on logarithmic axes."""
+    figure = Figure(figsize=(5.6, 3.8), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, points) in enumerate(series.items()):
+        drawn = [(x, y) for x, y in sorted(points) if y > 0 and math.isfinite(y)]
+        if drawn:
+            axes.plot(
+                *zip(*drawn, strict=True),
+                label=name,
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4,
+                linewidth=1.3,
+            )
+    _log_axes(axes, sorted({x for points in series.values() for x, _ in points}))
+    axes.set_xlabel(x_label, fontsize=8, color=INK)
+    axes.set_ylabel(y_label, fontsize=8, color=INK)
+    axes.set_title(title, fontsize=9, color=INK, loc="left", weight="bold")
+    if axes.lines:
+        axes.legend(fontsize=7, frameon=False)
+    _save(figure, path)
+
+
+def _log_axes(axes: Axes, ticks: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=7, colors=INK)
+    axes.grid(True, which="major", color="#e3e6ea", linewidth=0.7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as partial:
+        figure.savefig(partial, facecolor="white")

@@ -1,0 +1,170 @@
+"""One run of the application: what its configuration describes, and the record it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor, nn
+
+from odediff.files import write_json
+from odediff.model import Model
+from odediff.sampling import Grid
+from odediff.schedule import Schedule
+from odediff.version import __version__
+from solvers import Solver
+from solvers.solve import Closing
+
+OWN_KEYS = ("shape", "condition", "guidance", "chunk")
+"""Keys of a model's configuration that are the application's; the others are arguments of its ``_target_``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The model, the method and the settings of one run, and the folder that receives its files."""
+
+    config: DictConfig
+    model: Model
+    shape: tuple[int, ...]
+    condition: Mapping[str, Any]
+    solver: Solver
+    grid: Grid
+    folder: Path
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def closing(self) -> Closing:
+        """The closing rule."""
+        return self.config.closing.value if self.config.closing else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of states."""
+        return getattr(torch, self.config.dtype.value)
+
+    @property
+    def progress(self) -> bool:
+        """Whether to draw progress bars."""
+        return self.config.progress
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether this run is one job of a sweep."""
+        return HydraConfig.get().mode.name == "MULTIRUN"
+
+    def conditioned(self, count: int, guidance: float | None = None, **conditions: Any) -> Model:
+        """The model under the configured condition for ``count`` samples; a list of the condition cycles over them."""
+        given = {**self.condition, **conditions}
+        rows = {
+            k: torch.as_tensor(v)[torch.arange(count) % len(v)] if isinstance(v, list) else v for k, v in given.items()
+        }
+        rows = {k: v for k, v in rows.items() if v is not None}
+        return self.model.condition(guidance=guidance, **rows)
+
+    def record(self, results: Mapping[str, Any]) -> None:
+        """Write run.json: the resolved configuration, versions, the weights' hash, what was measured, the seconds."""
+        write_json(
+            self.folder / "run.json",
+            {
+                "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
+                "solver": str(self.solver),
+                "schedule": str(self.model.path),
+                "weights": fingerprint(self.model.network),
+                "versions": {
+                    "odediff": __version__,
+                    **{name: version(name) for name in ("torch", "numpy", "scipy", "torchdiffeq", "hydra-core")},
+                },
+                "python": platform.python_version(),
+                "seconds": round(time.perf_counter() - self.started, 3),
+                **results,
+            },
+        )
+
+
+def build(config: DictConfig) -> Run:
+    """Make a `Run` of a configuration; whatever is wrong with it shows here, before anything is computed."""
+    if config.samples < 1:
+        raise ValueError(f"samples={config.samples} must be at least 1")
+    if config.steps is not None and config.nfe is not None:
+        raise ValueError(f"steps={config.steps} nfe={config.nfe}: give one of them, they exclude each other")
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
+    device = _device(config.device)
+    shape, condition, guidance, chunk = (config.model.get(key) for key in OWN_KEYS)
+    arguments = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in OWN_KEYS])
+    model = instantiate(arguments, device=device)
+    if not isinstance(model, Model):
+        raise TypeError(f"model._target_={config.model._target_} returned {type(model).__name__}, no odediff.Model")
+    model = replace(model, chunk=chunk)
+    if guidance is not None:
+        model = model.condition(guidance=float(guidance))
+    solver = instantiate(config.solver)
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver._target_={config.solver._target_} made {type(solver).__name__}, no solvers.Solver")
+    return Run(
+        config=config,
+        model=_on_schedule(model, config),
+        shape=tuple(shape or ()),
+        condition=_plain(condition or {}),
+        solver=solver,
+        grid=instantiate(config.grid),
+        folder=Path(HydraConfig.get().runtime.output_dir),
+    )
+
+
+def fingerprint(network: Any) -> str:
+    """SHA-256 of a network's weights; its name if it has none."""
+    if not isinstance(network, nn.Module):
+        return type(network).__name__
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _on_schedule(model: Model, config: DictConfig) -> Model:
+    """The model on the schedule asked for: its own, or another one by an explicit remapping."""
+    if config.schedule is None:
+        return model
+    path: Schedule = instantiate(config.schedule)
+    if path == model.path:
+        return model
+    if config.remap is None:
+        raise ValueError(
+            f"schedule={path} is not the one that the network was trained on, {model.path}; the schedule belongs to the "
+            "model: leave schedule out, or add remap=snr to ask the network at equal signal-to-noise ratio"
+        )
+    return model.remap(path)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name} is unknown; use cpu, cuda, cuda:0 or mps") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        found = ", ".join(kind for kind, there in available.items() if there)
+        raise ValueError(f"device={name} is not available on this machine; found: {found}")
+    return device
+
+
+def _plain(condition: DictConfig | ListConfig | Mapping[str, Any]) -> dict[str, Any]:
+    return OmegaConf.to_container(condition, resolve=True) if OmegaConf.is_config(condition) else dict(condition)  # type: ignore[return-value,arg-type]
+
+
+def rms(values: Tensor) -> float:
+    """The root of the mean square."""
+    return float(values.double().square().mean().sqrt())

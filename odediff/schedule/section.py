@@ -1,0 +1,56 @@
+"""A part of a path: the noise levels that a network trained on another path knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from odediff.schedule.base import Array, Schedule
+
+
+@dataclass(frozen=True)
+class Section(Schedule):
+    """``whole``, sampled between the noise levels of ``known``: the same times, closer ends.
+
+    Karras et al. 2022, section 4: states of equal signal-to-noise ratio differ by a factor alone, so a network knows
+    another path just as far as its own levels reach.
+    """
+
+    whole: Schedule
+    known: Schedule
+
+    @property
+    def latest(self) -> float:
+        """The whole path's, or the time of the network's noisiest level if that comes first."""
+        return min(self.whole.latest, self._time_of(self.known.latest))
+
+    @property
+    def start(self) -> float:
+        """Where both paths have begun."""
+        return min(self.whole.start, self._time_of(self.known.start))
+
+    @property
+    def end(self) -> float:
+        """Where neither path has ended."""
+        return max(self.whole.end, self._time_of(self.known.end))
+
+    @property
+    def first_defined(self) -> float:
+        """The time of the least noisy level that the network knows."""
+        return self._time_of(self.known.first_defined)
+
+    def _time_of(self, known_time: float) -> float:
+        """The time at which the whole path is as noisy as the known one at ``known_time``."""
+        level = self.known.log_snr(known_time)
+        return self.whole.latest if level <= self.whole.log_snr(self.whole.latest) else self.whole.time(level)
+
+    def _path(self, t: Array) -> tuple[Array, Array]:
+        return self.whole._path(t)
+
+    def _rates(self, t: Array) -> tuple[Array, Array]:
+        return self.whole._rates(t)
+
+    def _time(self, log_snr: Array) -> Array:
+        return self.whole._time(log_snr)
+
+    def _path_at(self, log_snr: Array) -> tuple[Array, Array]:
+        return self.whole._path_at(log_snr)

@@ -1,0 +1,1 @@
+"""What the application does with a model: one module for each ``task=``."""

@@ -1,0 +1,146 @@
+"""``task=demo``: the thesis in three pictures and two tables."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from odediff import grid as grids
+from odediff.images import load_images
+from odediff.inversion import decode, encode
+from odediff.pictures import curves, labelled_grid, montage
+from odediff.reference import reference_end
+from odediff.run import Run, build, rms
+from odediff.sampling import sample
+from odediff.table import text_table
+from solvers import DDIM, DDPM, RK4, Heun, Node, Noise, NoiseStream, Rotation, Solver
+
+SAMPLERS: dict[str, Solver] = {
+    "DDIM": DDIM(),
+    "Heun": Heun(line=Noise()),
+    "RK4, rotation line": RK4(line=Rotation()),
+    "DDPM": DDPM(),
+}
+INVERTERS: dict[str, Solver] = {"DDIM": DDIM(), "Heun": Heun(line=Noise())}
+REFERENCE_STEPS = 40
+SHOWN_TIMES = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
+
+
+def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int]) -> None:
+    """Samples by several solvers, one noise by the ODE and by DDPM, and real images there and back."""
+    run = build(config)
+    results = {
+        "samples": _samples(run, images, nfe),
+        "paths": _paths(run),
+        "inversion": _inversion(run, images, inversion_nfe),
+    }
+    run.record(results)
+    print(f"\npictures and run.json in {run.folder}")
+
+
+def _samples(run: Run, count: int, nfe: list[int]) -> list[dict]:
+    """solvers.png: the same noise by every solver at every number of calls, and its distance to the exact flow."""
+    model = run.conditioned(count)
+    noise = NoiseStream(run.config.seed).draw(torch.empty(count, *run.shape, dtype=run.dtype))[0]
+    exact = reference_end(model, noise, REFERENCE_STEPS, run.progress)
+    rows, cells, notes = [], [], []
+    for name, solver in SAMPLERS.items():
+        cells.append([])
+        notes.append([])
+        for ceiling in nfe:
+            begun = time.perf_counter()
+            solution = sample(
+                model,
+                noise=noise,
+                solver=solver,
+                nfe=max(ceiling, solver.calls(1) + 1),
+                seed=run.config.seed,
+                progress=run.progress,
+                return_solution=True,
+            )
+            error = rms(solution.x - exact) if solver.deterministic else None
+            cells[-1].append(montage(solution.x, columns=max(count // 2, 1)))
+            notes[-1].append(f"{solution.stats.nfe} calls" + ("" if error is None else f", rms error {error:.2g}"))
+            rows.append(
+                {
+                    "solver": name,
+                    "nfe": solution.stats.nfe,
+                    "network_evaluations": solution.stats.network_evaluations,
+                    "error": error,
+                    "seconds": round(time.perf_counter() - begun, 2),
+                }
+            )
+    title = f"One noise, one ODE, {len(SAMPLERS)} solvers (guidance {run.model.guidance:g})"
+    columns = [f"at most {n} calls" for n in nfe]
+    labelled_grid(run.folder / "solvers.png", cells, list(SAMPLERS), columns, title, notes, inches=0.8)
+    print("\nDistance to the exact flow from the same noise (DDPM is stochastic: it ends elsewhere by design)")
+    print(text_table(("solver", "calls", "passes", "rms error", "seconds"), [tuple(row.values()) for row in rows]))
+    return rows
+
+
+def _paths(run: Run) -> dict:
+    """paths.png: the same noise followed by the ODE and by DDPM."""
+    model = run.conditioned(2)
+    noise = NoiseStream(run.config.seed).draw(torch.empty(2, *run.shape, dtype=run.dtype))[0]
+    shown = [min(run.model.path.start, t * run.model.path.start) for t in SHOWN_TIMES]
+    cells, labels = [], []
+    for name, solver in (("ODE (DDIM)", DDIM()), ("DDPM", DDPM())):
+        states: dict[float, Tensor] = {float(run.model.path.start): noise}
+
+        def keep(node: Node, x: Tensor, states: dict[float, Tensor] = states) -> None:
+            states[float(node.t)] = x
+
+        sample(
+            model,
+            noise=noise,
+            solver=solver,
+            grid=grids.uniform_t,
+            steps=100,
+            seed=run.config.seed,
+            callback=keep,
+            progress=run.progress,
+        )
+        visited = torch.tensor(sorted(states), dtype=torch.float64)
+        nearest = [states[float(visited[(visited - t).abs().argmin()])] for t in shown]
+        for i in range(2):
+            cells.append([montage(x[i : i + 1] / max(1.0, float(x[i].abs().max())), 1) for x in nearest])
+            labels.append(f"noise {i + 1}, {name}")
+    order = [0, 2, 1, 3]
+    labelled_grid(
+        run.folder / "paths.png",
+        [cells[i] for i in order],
+        [labels[i] for i in order],
+        [f"t = {t:g}" for t in SHOWN_TIMES],
+        "Two paths, one marginal: the same noise followed by the ODE and by DDPM",
+        inches=0.7,
+    )
+    return {"steps": 100, "nfe": 100}
+
+
+def _inversion(run: Run, count: int, nfe: list[int]) -> list[dict]:
+    """inversion.png and inversion_error.png: real images to noise and back, without guidance."""
+    pictures, labels = load_images(None, count, run.shape)
+    model = run.conditioned(count, guidance=1.0, label=labels.tolist() if labels is not None else None)
+    given = pictures.to(device=run.config.device, dtype=run.dtype)
+    rows, points = [], {name: [] for name in INVERTERS}
+    cells, names, notes = [[montage(given, count)]], ["image"], [[""]]
+    for name, solver in INVERTERS.items():
+        for ceiling in nfe:
+            code = encode(model, given, solver=solver, nfe=ceiling, progress=run.progress)
+            again = decode(model, code, progress=run.progress)
+            error = rms(again - given)
+            rows.append({"solver": name, "calls": code.stats.nfe, "error": error})
+            points[name].append((code.stats.nfe, error))
+        cells += [[montage(code.x / 3, count)], [montage(again, count)], [montage((again - given) * 4, count)]]
+        names += [f"{name}: noise", "reconstruction", "difference x 4"]
+        notes += [[""], [f"{code.stats.nfe} calls each way, rms error {error:.1e}"], [""]]
+    labelled_grid(run.folder / "inversion.png", cells, names, [""], "Inversion: the grid flipped", notes, inches=0.6)
+    curves(
+        run.folder / "inversion_error.png", points, "network calls each way", "rms round-trip error", "There and back"
+    )
+    print("\nRound trip of real images")
+    print(text_table(("solver", "calls each way", "rms error"), [tuple(row.values()) for row in rows]))
+    return rows

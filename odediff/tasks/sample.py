@@ -1,0 +1,96 @@
+"""``task=sample``: images from noise."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from odediff.files import replacing
+from odediff.model import Model
+from odediff.pictures import labelled_grid, montage
+from odediff.reference import reference_end
+from odediff.run import Run, build, fingerprint, rms
+from odediff.sampling import initial_deviation, sample
+from odediff.table import text_table
+from solvers import NoiseStream, Solution
+
+
+def run(config: DictConfig, reference_steps: int) -> None:
+    """Draw ``samples`` images and write samples.safetensors, samples.png and run.json."""
+    run, count = build(config), config.samples
+    model = run.conditioned(count)
+    solution: Solution = sample(
+        model,
+        (count, *run.shape),
+        solver=run.solver,
+        grid=run.grid,
+        steps=config.steps,
+        nfe=config.nfe,
+        seed=config.seed,
+        dtype=run.dtype,
+        device=config.device,
+        closing=run.closing,
+        progress=run.progress,
+        return_solution=True,
+    )
+    error = _error(run, model, solution, reference_steps) if run.sweeping else None
+    with replacing(run.folder / "samples.safetensors") as partial:
+        save_file({"samples": solution.x.contiguous()}, partial)
+    name, calls = type(run.solver).__name__, solution.stats.nfe
+    labelled_grid(
+        run.folder / "samples.png",
+        [[montage(solution.x, columns=min(count, 8))]],
+        [name],
+        [f"{calls} calls"],
+        f"{count} samples, seed {config.seed}",
+        inches=0.5 * -(-count // 8),
+    )
+    run.record(
+        {
+            "nfe": calls,
+            "network_evaluations": solution.stats.network_evaluations,
+            "steps": solution.stats.steps,
+            "error": error,
+            "times": [float(node.t) for node in solution.nodes],
+        }
+    )
+    print(text_table(("solver", "calls", "passes"), [(str(run.solver), calls, solution.stats.network_evaluations)]))
+    print(f"{count} samples in {run.folder}")
+
+
+def _error(run: Run, model: Model, solution: Solution, reference_steps: int) -> float | None:
+    """The rms distance to the network's exact flow from the same noise; None for stochastic solvers.
+
+    The jobs of a sweep share one reference, kept beside their folders under a name that says what it belongs to.
+    """
+    if not run.solver.deterministic:
+        return None
+    noise = torch.empty_like(solution.x)
+    noise = NoiseStream(run.config.seed).draw(noise)[0] * initial_deviation(solution.nodes[0])
+    return rms(solution.x - _shared_reference(run, model, noise, reference_steps))
+
+
+def _shared_reference(run: Run, model: Model, noise: Tensor, steps: int) -> Tensor:
+    belongs_to = (
+        fingerprint(model.network),
+        model.path,
+        run.condition,
+        model.guidance,
+        run.config.seed,
+        noise.shape,
+        noise.dtype,
+        steps,
+    )
+    key = hashlib.sha256(repr(belongs_to).encode()).hexdigest()[:12]
+    file: Path = run.folder.parent / f"reference-{key}.safetensors"
+    if file.exists():
+        return load_file(file)["x"]
+    end = reference_end(model, noise, steps, run.progress)
+    with replacing(file) as partial:
+        save_file({"x": end}, partial)
+    return end

@@ -1,0 +1,23 @@
+"""``task=train``: make the embedded network and classifier again, from Fashion-MNIST's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from odediff.zoo import dataset, train_classifier, train_network
+from odediff.zoo.export import export
+
+
+def run(config: DictConfig, folder: str) -> None:
+    """Train both, or go on where their checkpoints in ``folder`` stop, and export the assets to ``folder``/weights."""
+    root, target = Path(config.data.root), Path(folder)
+    images, labels = dataset.load(root, "train")
+    images = dataset.to_network(images)
+    target.mkdir(parents=True, exist_ok=True)
+    network, classifier = target / "network.safetensors", target / "classifier.safetensors"
+    train_classifier.train(images, labels, train_classifier.Recipe(), classifier, config.device)
+    train_network.train(images, labels, train_network.linear_chain(), train_network.Recipe(), network, config.device)
+    export(root, network, classifier, target / "weights")
+    print(f"weights in {target / 'weights'}")

@@ -1,0 +1,3 @@
+"""The version of odediff."""
+
+__version__ = "0.1.0"

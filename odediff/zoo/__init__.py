@@ -1,0 +1,45 @@
+"""The embedded zoo: a trained network, a classifier and real images, so that nothing needs a download."""
+
+import torch
+from torch import Tensor
+
+from odediff.model import Model
+from odediff.schedule import VPTable
+from odediff.zoo.assets import load_network, read
+from odediff.zoo.convnet import Classifier
+from odediff.zoo.dataset import LABELS, to_network
+from odediff.zoo.unet import NULL_LABEL, UNet
+
+__all__ = ["LABELS", "classifier", "fashion_mnist", "feature_statistics", "test_images"]
+
+
+def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """Return the embedded class-conditional epsilon model of Fashion-MNIST, ``(B, 1, 28, 28)`` in [-1, 1].
+
+    It is unconditional until ``model.condition(label=3, guidance=2.0)``, labels being indices into `LABELS`. The
+    weights were trained in float32 and rounded to float16; every ``dtype`` computes with those rounded values.
+    """
+    network = load_network(UNet, "network.safetensors").to(device, dtype)
+    return Model(
+        network, VPTable.linear(), prediction="epsilon", conditions={"label": NULL_LABEL}, null={"label": NULL_LABEL}
+    )
+
+
+def classifier(device: str | torch.device = "cpu") -> Classifier:
+    """Return the embedded classifier: ``logits = network(images)``, ``features = network.features(images)``."""
+    return load_network(Classifier, "classifier.safetensors").to(device)
+
+
+def test_images() -> tuple[Tensor, Tensor]:
+    """Return 1,000 real test images ``(1000, 1, 28, 28)``, float32 in [-1, 1], and their labels ``(1000,)``.
+
+    Row ``10 k + c`` is the k-th image of class c in the test split, so that any 10 n leading rows hold n of each class.
+    """
+    tensors = read("test_images.safetensors")
+    return to_network(tensors["images"]), tensors["labels"]
+
+
+def feature_statistics() -> tuple[Tensor, Tensor]:
+    """Mean ``(96,)`` and covariance ``(96, 96)``, float64, of the classifier's features of all 10,000 test images."""
+    tensors = read("features.safetensors")
+    return tensors["mean"], tensors["covariance"]

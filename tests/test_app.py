@@ -1,0 +1,176 @@
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import odediff
+import solvers
+from odediff import app
+
+QUICK = ["samples=3", "progress=false", "model.chunk=3"]
+
+
+def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
+    """The application as a user calls it, in this process; returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["odediff", *arguments])
+    try:
+        app.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["solver=foo"], ["solver/foo", "ddim", "heun"]),
+        (["stepz=3"], ["stepz", "did you mean steps", "nfe"]),
+        (["solver=ddim", "solver.etaa=1"], ["solver.etaa", "did you mean eta"]),
+        (["steps=abc"], ["steps=abc", "Integer"]),
+        (["dtype=float16"], ["float16", "float32, float64"]),
+        (["solver=["], ["["]),
+        (["task=sample", "solver=ddim", "solver.eta=7"], ["eta=7", "[0, 1]"]),
+        (["task=sample", "steps=5", "nfe=4"], ["steps=5", "nfe=4", "exclude"]),
+        (["task=sample", "samples=0"], ["samples=0", "at least 1"]),
+        (["task=sample", "device=nonsense"], ["device=nonsense", "cpu"]),
+        (["task=sample", "schedule=vp_cosine"], ["schedule=VPCosine", "remap=snr"]),
+        (["task=sample", "solver._target_=mine.Nope"], ["mine.Nope", "No module named 'mine'"]),
+        (["task=sample", "solver._target_=odediff.Model"], ["solver", "unexpected keyword argument"]),
+        (["task=sample", "hydra.run.dir=/proc/nowhere"], ["/proc/nowhere", "hydra.run.dir"]),
+        (["task=sample", "grid=karras", "grid.rho=-1"], ["rho", "-1"]),
+        (["task=invert", "solver=ddpm"], ["DDPM", "stochastic", "DDIM"]),
+        (["task=invert", "task.images=nowhere"], ["task.images=nowhere"]),
+        (["task=train", "data.root=nowhere"], ["data.root", "nowhere"]),
+        (["task=sample", "model=custom"], ["model.factory"]),
+    ],
+)
+def test_a_wrong_value_gets_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys, arguments, expected):
+    assert run(monkeypatch, tmp_path, *arguments) == 2
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("odediff: ")
+    assert "\n" not in err and "Traceback" not in err
+    for part in expected:
+        assert part in err
+
+
+def test_sample_writes_images_a_picture_and_a_record(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "task=sample", "solver=ddim", "steps=4", "hydra.run.dir=out", *QUICK) == 0
+    out = tmp_path / "out"
+    record = json.loads((out / "run.json").read_text())
+    assert (record["nfe"], record["network_evaluations"]) == (4, 8)
+    assert record["config"]["steps"] == 4 and torch.__version__.startswith(
+        record["versions"]["torch"].partition("+")[0]
+    )
+    assert (out / "samples.png").stat().st_size > 1000
+    images = load_file(out / "samples.safetensors")["samples"]
+    model = odediff.zoo.fashion_mnist().condition(label=torch.arange(3), guidance=2.0)
+    expected = odediff.sample(model, (3, 1, 28, 28), solver=solvers.DDIM(), steps=4, seed=0)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    assert not list(out.glob(".*.png"))
+
+
+def test_a_rerun_gives_the_same_bits(monkeypatch, tmp_path):
+    for folder in ("one", "two"):
+        run(monkeypatch, tmp_path, "task=sample", "steps=3", f"hydra.run.dir={folder}", *QUICK)
+    one, two = (load_file(tmp_path / folder / "samples.safetensors")["samples"] for folder in ("one", "two"))
+    assert torch.equal(one, two)
+
+
+def test_invert_returns_the_images(monkeypatch, tmp_path):
+    assert run(monkeypatch, tmp_path, "task=invert", "steps=12", "model.guidance=1", "hydra.run.dir=out", *QUICK) == 0
+    tensors = load_file(tmp_path / "out" / "inversion.safetensors")
+    error = (tensors["reconstruction"] - tensors["image"]).square().mean().sqrt()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["error"] == pytest.approx(float(error), rel=1e-5)
+    assert torch.equal(tensors["image"], odediff.zoo.test_images()[0][:3])
+
+
+def test_a_sweep_ends_in_one_table_and_one_plot(monkeypatch, tmp_path, capsys):
+    arguments = ["-m", "task=sample", "solver=ddim,ddpm", "nfe=4,6", "task.reference_steps=4", "hydra.sweep.dir=out"]
+    assert run(monkeypatch, tmp_path, *arguments, *QUICK) == 0
+    with (tmp_path / "out" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["solver"].partition("(")[0], row["nfe"]) for row in rows] == [
+        ("DDIM", "4"),
+        ("DDIM", "6"),
+        ("DDPM", "4"),
+        ("DDPM", "6"),
+    ]
+    assert float(rows[1]["error"]) > 0 and rows[2]["error"] == ""
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
+    assert "sweep" not in capsys.readouterr().err
+
+
+def test_the_demonstration_leaves_its_pictures_in_one_folder(monkeypatch, tmp_path):
+    arguments = ["task.images=2", "task.nfe=[5]", "task.inversion_nfe=[4]", "hydra.run.dir=out", "progress=false"]
+    assert run(monkeypatch, tmp_path, *arguments) == 0
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"solvers.png", "paths.png", "inversion.png", "inversion_error.png", "run.json"} <= written
+
+
+def test_a_solver_of_the_users_own_runs_by_its_name(monkeypatch, tmp_path):
+    (tmp_path / "mine_for_the_test.py").write_text(readme_blocks("python")[2])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["task=sample", "solver=ddim", "~solver.eta", "solver._target_=mine_for_the_test.MyDDIM", "steps=3"]
+    assert run(monkeypatch, tmp_path, *arguments, "hydra.run.dir=out", *QUICK) == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["solver"] == "MyDDIM()"
+
+
+def test_another_schedule_is_reached_by_equal_signal_to_noise_ratio(monkeypatch, tmp_path):
+    arguments = ["task=sample", "schedule=vp_cosine", "remap=snr", "steps=3", "hydra.run.dir=out"]
+    assert run(monkeypatch, tmp_path, *arguments, *QUICK) == 0
+
+
+def test_help_shows_groups_and_examples(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "--help") == 0
+    out = capsys.readouterr().out
+    assert "solver: " in out and "odediff task=invert" in out
+
+
+def test_the_module_runs_as_a_command_from_any_folder(tmp_path):
+    command = [sys.executable, "-m", "odediff", "solver=foo"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+
+
+def readme_blocks(language: str) -> list[str]:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_readmes_library_lines_run():
+    whole, explicit, _ = readme_blocks("python")
+    exec(compile(whole, "README.md", "exec"), {})
+    scope = {
+        "odediff": odediff,
+        "solvers": solvers,
+        "network": lambda x, time: x,
+        "x": torch.randn(2, 3),
+        "image": torch.randn(2, 3),
+    }
+    exec(compile(explicit, "README.md", "exec"), scope)
+    assert scope["sol"].stats.nfe == 20
+
+
+def test_the_readmes_solver_passes_its_check():
+    scope: dict = {}
+    exec(compile(readme_blocks("python")[2], "README.md", "exec"), scope)
+    solvers.testing.check(scope["MyDDIM"]())
+
+
+def readme_commands() -> list[list[str]]:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.findall(r"^    python -m odediff (.*?)(?:\s{2,}#.*)?$", text, flags=re.MULTILINE)
+    return [line.split() for line in lines if "pkg.build" not in line]
+
+
+@pytest.mark.parametrize("arguments", readme_commands(), ids=" ".join)
+def test_the_readmes_commands_run(monkeypatch, tmp_path, arguments):
+    small = [] if "--help" in arguments else ["samples=2", "progress=false", "model.chunk=2"]
+    assert run(monkeypatch, tmp_path, *arguments, *small) == 0
