@@ -19,7 +19,7 @@ REPEATS = 15
 
 def main() -> None:
     """Print the table."""
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     torch.set_num_threads(1)
     state = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ class Model:
     """Everything that turns ``network(x, network_time, **condition)`` into predictions of data and noise.
 
     Args:
-        network: called with ``x`` ``(B, ...)``, the network time ``(B,)`` and the condition's values, each ``(B, ...)``;
-            returns a tensor in the shape of ``x``.
+        network: called with ``x`` ``(B, ...)``, the network time ``(B,)`` and the condition's values, ``(B, ...)``
+            each; returns a tensor in the shape of ``x``.
         path: the schedule that the states follow.
         prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
         conditions: keyword arguments of every call. A number stands for all samples; a tensor has a row for each.
@@ -117,10 +117,14 @@ class Model:
         """The same model for the samples ``index`` alone."""
 
         def select(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {k: v[index.to(v.device)] if _has_rows(v) else v for k, v in values.items()}
+            return {name: _selected(value, index) for name, value in values.items()}
 
-        guidance = self.guidance[index.to(self.guidance.device)] if _has_rows(self.guidance) else self.guidance
-        return replace(self, conditions=select(self.conditions), null=select(self.null), guidance=guidance)
+        return replace(
+            self,
+            conditions=select(self.conditions),
+            null=select(self.null),
+            guidance=_selected(self.guidance, index),
+        )
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """Split ``x`` at ``node`` into data and noise: one pass of the network, or two under guidance."""
@@ -131,14 +135,15 @@ class Model:
         output = self._call(x_seen, time, self.conditions)
         if self.guided:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
-            weight = per_row(self.guidance.cpu(), x) if isinstance(self.guidance, Tensor) else self.guidance
+            guidance = self.guidance
+            weight = per_row(guidance.double().cpu().numpy(), x) if isinstance(guidance, Tensor) else guidance
             output = unconditional + weight * (output - unconditional)
         prediction = predict(self.prediction, seen, x_seen, output)
         return threshold_prediction(self.threshold, node, x, prediction) if self.threshold else prediction
 
     def _as_trained(self, node: Node, x: Tensor) -> tuple[Node, Tensor]:
         """The node of the training schedule with the same ratio, and the state scaled to it."""
-        seen = self.trained_path.node_at(node.log_snr)  # type: ignore[union-attr]
+        seen = (self.trained_path or self.path).node_at(node.log_snr)
         ratio = np.hypot(seen.alpha, seen.sigma) / np.hypot(node.alpha, node.sigma)
         return seen, x * (float(ratio) if np.ndim(ratio) == 0 else per_row(ratio, x))
 
@@ -193,8 +198,12 @@ class Model:
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), None)
 
 
-def _has_rows(value: Any) -> bool:
+def _has_rows(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _selected(value: Any, index: Tensor) -> Any:
+    return value[index.to(value.device)] if _has_rows(value) else value
 
 
 def _expanded(name: str, value: Any, batch: int, device: torch.device) -> Any:

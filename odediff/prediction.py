@@ -5,11 +5,12 @@ known, every one of them gives both:
 
     epsilon   F = eps                      x0 = (x - sigma F) / alpha
     x0        F = x0                       eps = (x - alpha F) / sigma
-    v         F = alpha eps - sigma x0     x0 = (alpha x - sigma F) / r^2, eps = (sigma x + alpha F) / r^2, r^2 = alpha^2 + sigma^2
+    v         F = alpha eps - sigma x0     x0 = (alpha x - sigma F) / r^2, eps = (sigma x + alpha F) / r^2
     flow      F = eps - x0                 x0 = (x - sigma F) / (alpha + sigma), eps = (x + alpha F) / (alpha + sigma)
     score     F = -eps / sigma             x0 = (x + sigma^2 F) / alpha
 
-v is Salimans & Ho 2022, "Progressive distillation", section 4; flow the velocity of Liu et al. 2023, "Flow straight and fast".
+with r^2 = alpha^2 + sigma^2. v is Salimans & Ho 2022, "Progressive distillation", section 4; flow is the velocity of
+Liu et al. 2023, "Flow straight and fast".
 """
 
 from typing import Literal, get_args
@@ -32,34 +33,36 @@ class NetworkPrediction(Prediction):
     ``data`` and ``noise`` are the pairs of coefficients of ``(x, output)`` that give x0 and eps.
     """
 
-    __slots__ = ("data", "noise", "output", "x")
+    __slots__ = ("_known", "data", "noise", "output", "x")
 
     def __init__(self, x: Tensor, output: Tensor, data: tuple[Real, Real], noise: tuple[Real, Real]) -> None:
-        # No closure over self: a reference cycle would keep every state of a solve alive until the garbage collector runs.
+        # No closure over self: a cycle would keep every state of a solve until the garbage collector runs.
         self.x, self.output, self.data, self.noise = x, output, data, noise
-        self._x0 = self._eps = None
+        self._known: dict[str, Tensor] = {}
 
     @property
     def x0(self) -> Tensor:
         """The predicted data."""
-        if self._x0 is None:
-            self._x0 = self._combine(*self.data)
-        return self._x0
+        return self._once("x0", self.data)
 
     @property
     def eps(self) -> Tensor:
         """The predicted noise."""
-        if self._eps is None:
-            self._eps = self._combine(*self.noise)
-        return self._eps
+        return self._once("eps", self.noise)
 
     def mix(self, data: Real, noise: Real) -> Tensor:
         """``data x0 + noise eps`` without computing either: one pass over the state and the output."""
         return self._combine(data * self.data[0] + noise * self.noise[0], data * self.data[1] + noise * self.noise[1])
 
+    def _once(self, name: str, coefficients: tuple[Real, Real]) -> Tensor:
+        if name not in self._known:
+            self._known[name] = self._combine(*coefficients)
+        return self._known[name]
+
     def _combine(self, of_x: Real, of_output: Real) -> Tensor:
         if isinstance(of_x, float) and of_x == 0:
-            return self.output if of_output == 1 else combine((of_output, self.output))
+            unscaled = isinstance(of_output, float) and of_output == 1
+            return self.output if unscaled else combine((of_output, self.output))
         return combine((of_x, self.x), (of_output, self.output))
 
 

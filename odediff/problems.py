@@ -25,8 +25,8 @@ class Distribution(Protocol):
 class KernelDensity:
     """A Gaussian kernel of one width around every image: the exact optimum of a network trained on them.
 
-    With ``w_k = softmax_k(-|x - alpha m_k|^2 / (2 v))`` and ``v = alpha^2 width^2 + sigma^2``, the posterior mean of the
-    data is ``sum_k w_k m_k`` moved towards the state, ``x0 = m + alpha width^2 (x - alpha m) / v`` for ``m`` that mean.
+    With ``w_k = softmax_k(-|x - alpha m_k|^2 / (2 v))`` and ``v = alpha^2 width^2 + sigma^2``, the posterior mean of
+    the data is ``sum_k w_k m_k`` moved towards the state, ``m + alpha width^2 (x - alpha m) / v`` for ``m`` that mean.
 
     ``images`` are ``(K, ...)``; ``width`` is the kernel's deviation in the units of the images. Samples are treated one
     by one, in matrix-vector products: memory stays at one copy of the images, and a sample's bits do not depend on its

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Run:
     @property
     def sweeping(self) -> bool:
         """Whether this run is one job of a sweep."""
-        return HydraConfig.get().mode.name == "MULTIRUN"
+        return HydraConfig.get().mode == RunMode.MULTIRUN
 
     def conditioned(self, count: int, guidance: float | None = None, **conditions: Any) -> Model:
         """The model under the configured condition for ``count`` samples; a list of the condition cycles over them."""
@@ -143,8 +144,8 @@ def _on_schedule(model: Model, config: DictConfig) -> Model:
         return model
     if config.remap is None:
         raise ValueError(
-            f"schedule={path} is not the one that the network was trained on, {model.path}; the schedule belongs to the "
-            "model: leave schedule out, or add remap=snr to ask the network at equal signal-to-noise ratio"
+            f"schedule={path} is not the one that the network was trained on, {model.path}; the schedule belongs to "
+            "the model: leave schedule out, or add remap=snr to ask the network at equal signal-to-noise ratio"
         )
     return model.remap(path)
 
@@ -162,7 +163,7 @@ def _device(name: str) -> torch.device:
 
 
 def _plain(condition: DictConfig | ListConfig | Mapping[str, Any]) -> dict[str, Any]:
-    return OmegaConf.to_container(condition, resolve=True) if OmegaConf.is_config(condition) else dict(condition)  # type: ignore[return-value,arg-type]
+    return OmegaConf.to_container(condition, resolve=True) if OmegaConf.is_config(condition) else dict(condition)  # type: ignore[return-value]
 
 
 def rms(values: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +14,18 @@ from odediff import grid as grids
 from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.schedule import Schedule
-from solvers import Heun, Node, Noise, NoiseStream, Solution, Solver, solve
+from solvers import Heun, Node, Noise, NoiseStream, Solver, solve
 from solvers.solve import Closing
 
 Grid = Callable[..., Tensor]
 """``grid(path, steps=N)`` gives N + 1 times; see `odediff.grid`."""
 
 DEFAULT_SOLVER = Heun(line=Noise())
-DEFAULT_GRID = grids.log_snr
+DEFAULT_GRID = grids.karras
+"""Heun's own grid (Karras et al. 2022): on the embedded network Heun does best on it at 9, 19 and 39 calls."""
 DEFAULT_STEPS = 20
 
 
-@overload
-def sample(
-    model: Model, shape: Sequence[int] | None = ..., *, return_solution: Literal[False] = ..., **options
-) -> Tensor: ...
-@overload
-def sample(
-    model: Model, shape: Sequence[int] | None = ..., *, return_solution: Literal[True], **options
-) -> Solution: ...
 def sample(
     model: Model,
     shape: Sequence[int] | None = None,
@@ -51,7 +44,7 @@ def sample(
     progress: bool = False,
     trajectory: bool = False,
     return_solution: bool = False,
-) -> Tensor | Solution:
+) -> Any:
     """Sample from ``model``: solve its probability-flow ODE (or the solver's SDE) from noise to data.
 
     Args:
@@ -71,6 +64,9 @@ def sample(
         progress: whether to draw a progress bar.
         trajectory: whether the solution keeps the states at all nodes.
         return_solution: whether to return the `Solution`, with calls, statuses and nodes, instead of its end.
+
+    Returns:
+        The samples, a `Tensor`, or with ``return_solution`` a `solvers.Solution`.
 
     Raises:
         TypeError, ValueError: an argument cannot be used; nothing has been computed.

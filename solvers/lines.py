@@ -43,7 +43,7 @@ class Line(ABC):
 
     @abstractmethod
     def singular(self, node: Node) -> bool | np.ndarray:
-        """Whether ``q`` or ``scale`` degenerates at ``node``; one answer per sample when samples keep their own time."""
+        """Whether ``q`` or ``scale`` degenerates at ``node``; one answer per sample if they keep their own times."""
 
 
 @dataclass(frozen=True)

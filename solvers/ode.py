@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class ODE(ABC):
         """The node at time ``t``. A plain ODE has no path: its alpha and sigma are NaN."""
         return Node(t, math.nan, math.nan)
 
-    def rows(self, index: Tensor) -> "ODE":
+    def rows(self, index: Tensor) -> Any:
         """The same problem for the samples ``index`` alone; an ODE with data of its own per sample overrides this."""
         return self
 

@@ -126,10 +126,11 @@ class RungeKutta(Solver):
             return DDIM().step(ode, a, b, x).x
         # Rows are selected before anything is computed: 0 * inf would put NaN into the regular ones.
         result = torch.empty_like(x)
-        for solver, mask in ((DDIM(), singular), (self, ~np.asarray(singular))):
+        parts: tuple[tuple[Solver, np.ndarray], ...] = ((DDIM(), np.asarray(singular)), (self, ~np.asarray(singular)))
+        for solver, mask in parts:
             index = torch.as_tensor(np.flatnonzero(mask), device=x.device)
-            part = [Node(*(np.broadcast_to(v, len(x))[mask] for v in node)) for node in (a, b)]
-            result[index] = solver.step(ode.rows(index), *part, x[index]).x
+            from_a, to_b = (Node(*(np.broadcast_to(v, len(x))[mask] for v in node)) for node in (a, b))
+            result[index] = solver.step(ode.rows(index), from_a, to_b, x[index]).x
         return result
 
 

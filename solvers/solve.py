@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from solvers.counting import BudgetSpent, CountedODE, counted
+from solvers.counting import BudgetSpent, counted
 from solvers.exponential import DDIM
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction, combine
@@ -115,7 +115,7 @@ def solve(
 
 
 def _steps(
-    ode: CountedODE,
+    ode: Any,
     solver: Solver,
     body: Sequence[Node],
     nodes: Sequence[Node],
@@ -140,7 +140,7 @@ def _steps(
             yield _denoise(ode, nodes[-2], nodes[-1], x, failed)._replace(state=state)
 
 
-def _denoise(ode: CountedODE, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> Step:
+def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> Step:
     """The DDIM step; where samples were lost, of those alone that are left and can pay for it."""
     if failed is None:
         return DDIM().step(ode, a, b, x)
@@ -184,8 +184,8 @@ def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
     if not ((differences > 0).all() or (differences < 0).all()):
         first = int(np.argmax(differences * np.sign(differences[0] or 1.0) <= 0))
         raise ValueError(
-            f"times must be strictly monotone, but times[{first}]={values[first]:g} is followed by {values[first + 1]:g}; "
-            "sort them and drop the duplicates"
+            f"times must be strictly monotone, but times[{first}]={values[first]:g} is followed by "
+            f"{values[first + 1]:g}; sort them and drop the duplicates"
         )
     return values.tolist()
 

@@ -195,8 +195,8 @@ def test_export_writes_what_the_loader_accepts_and_the_same_bytes_again(tmp_path
     network_run(tmp_path / "network")
     classifier_run(tmp_path / "classifier")
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (3000, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(10, (3000,), generator=generator)
+    images = torch.randint(256, (1500, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (1500,), generator=generator)
     write_idx(tmp_path, images, labels)
     for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         monkeypatch.setitem(dataset.CHECKSUMS, name, hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())

@@ -17,18 +17,19 @@ from odediff.model import Model
 from odediff.schedule import VPTable
 from solvers import Node, combine
 
-STEPS = (0.09, 0.075, 0.06, 0.05)
-"""What one entry changes in log sigma at the entries to test: below, one does not matter; above, networks are rough."""
-REACH = 0.2
-"""How far from the declared time the network is asked, in log sigma."""
-LEAST_ROWS = 48
+STEPS = (0.11, 0.097, 0.087, 0.08, 0.073)
+"""What one entry changes in log sigma at the entries to test (6 to 10 of DDPM's table).
+
+Further from the data one entry hardly matters; nearer, networks have seen too little to be right about it.
+"""
+LEAST_ROWS = 64
 
 
 def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Finding]:
     """Where between the entries of a table the network does best: the vertex of a parabola through three times.
 
-    ``E(d) = E(0) + slope d + curvature d^2 / 2`` for a network told d entries more, summed over a few entries, each in
-    units of E(0); d = -slope / curvature, with the standard error from the samples' influences.
+    ``E(d) = E(0) + slope d + curvature d^2 / 2`` for a network told d = -1, 0, 1 entries more, summed over a few entries,
+    each in units of its E(0); the vertex is at -slope / curvature, its standard error from the samples' influences.
     """
     model, path = verdict.declared.model, verdict.declared.model.path
     clock = told(model)
@@ -42,18 +43,18 @@ def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Findin
     random = torch.Generator().manual_seed(seed + 1)
     entries = _sensitive_entries(path)
     slopes, curvatures = [], []
-    for n, reach in entries:
+    for n in entries:
         node = path.node(n / path.T)
         noise = torch.randn(data.shape, generator=random, dtype=data.dtype).to(data.device)
         x = combine((node.alpha, data), (node.sigma, noise))
-        early, here, late = (_error_when_told(rows, node, x, noise, verdict.reading, d) for d in (-reach, 0, reach))
-        slopes.append((late - early) / (2 * reach * here.mean()))
-        curvatures.append((late + early - 2 * here) / (reach**2 * here.mean()))
-    slope, curvature = np.mean(slopes, axis=0), np.mean(curvatures, axis=0)
-    yield _offset_finding(slope, curvature, ", ".join(str(n) for n, _ in entries))
+        early, here, late = (_error_when_told(rows, node, x, noise, verdict.reading, d) for d in (-1, 0, 1))
+        slopes.append((late - early) / (2 * here.mean()))
+        curvatures.append((late + early - 2 * here) / here.mean())
+    yield _judge(np.mean(slopes, axis=0), np.mean(curvatures, axis=0), ", ".join(map(str, entries)))
 
 
-def _offset_finding(slope: np.ndarray, curvature: np.ndarray, entries: str) -> Finding:
+def _judge(slope: np.ndarray, curvature: np.ndarray, entries: str) -> Finding:
+    """The finding from each sample's slope and curvature."""
     root = math.sqrt(len(slope))
     if curvature.mean() <= 3 * curvature.std(ddof=1) / root:
         remedy = "the network hardly reads its time near the data, where one entry would show"
@@ -65,7 +66,8 @@ def _offset_finding(slope: np.ndarray, curvature: np.ndarray, entries: str) -> F
         return Finding("time offset", "cannot tell", measured, "give more images, or set samples higher")
     if abs(best) < 0.5:
         return Finding("time offset", "ok", measured)
-    remedy = f"the index is off: tell the network {round(best) or math.copysign(1, best):+.0f} (time_offset of custom)"
+    counts = "from 0" if best < 0 else "from 1"
+    remedy = f"the index is off: tell the network one {'less' if best < 0 else 'more'}, as if it counted {counts}"
     return Finding("time offset", "wrong", measured, remedy)
 
 
@@ -75,14 +77,9 @@ def _error_when_told(model: Model, node: Node, x: Tensor, noise: Tensor, reading
     return mean_square(Answer(node, x, output, noise).implied_noise(reading) - noise)
 
 
-def _sensitive_entries(path: VPTable) -> list[tuple[int, int]]:
-    """Entries near the data, and how many entries `REACH` is there."""
+def _sensitive_entries(path: VPTable) -> list[int]:
+    """The entries, each with neighbours, where the next one differs by about `STEPS` in log sigma."""
     log_sigma = 0.5 * np.log1p(-path.alphas_cumprod)
-    steps = np.diff(log_sigma[: path.T // 2 + 2])
-    reaches = np.maximum(1, np.rint(REACH / steps)).astype(int)
-    n = np.arange(1, len(steps) + 1)
-    inside = (n - reaches >= 1) & (n + reaches <= path.T)
-    chosen = (
-        {int(n[inside][np.abs(np.log(steps[inside] / step)).argmin()]) for step in STEPS} if inside.any() else set()
-    )
-    return [(entry, int(reaches[entry - 1])) for entry in sorted(chosen)]
+    n = np.arange(2, path.T)
+    steps = np.log(np.diff(log_sigma)[1:])
+    return sorted({int(n[np.abs(steps - math.log(step)).argmin()]) for step in STEPS}) if len(n) else []

@@ -13,7 +13,7 @@ from solvers.ode import Node
 from solvers.real import anywhere
 
 Array = NDArray[np.float64]
-Times = TypeVar("Times", float, NDArray[np.float64])
+Times = TypeVar("Times", float, NDArray[np.float64], float | NDArray[np.float64])
 
 # A stage time a + (b - a) can miss b by an ulp, and a time recovered from a log-SNR by a few more.
 _TIME_SLACK = 1e-12

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -41,12 +43,14 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
     print(f"\npictures and run.json in {run.folder}")
 
 
-def _samples(run: Run, count: int, nfe: list[int]) -> list[dict]:
+def _samples(run: Run, count: int, nfe: list[int]) -> list[dict[str, Any]]:
     """solvers.png: the same noise by every solver at every number of calls, and its distance to the exact flow."""
     model = run.conditioned(count)
     noise = NoiseStream(run.config.seed).draw(torch.empty(count, *run.shape, dtype=run.dtype))[0]
     exact = reference_end(model, noise, REFERENCE_STEPS, run.progress)
-    rows, cells, notes = [], [], []
+    rows: list[dict[str, Any]] = []
+    cells: list[list[np.ndarray]] = []
+    notes: list[list[str]] = []
     for name, solver in SAMPLERS.items():
         cells.append([])
         notes.append([])
@@ -81,7 +85,7 @@ def _samples(run: Run, count: int, nfe: list[int]) -> list[dict]:
     return rows
 
 
-def _paths(run: Run) -> dict:
+def _paths(run: Run) -> dict[str, Any]:
     """paths.png: the same noise followed by the ODE and by DDPM."""
     model = run.conditioned(2)
     noise = NoiseStream(run.config.seed).draw(torch.empty(2, *run.shape, dtype=run.dtype))[0]
@@ -120,12 +124,13 @@ def _paths(run: Run) -> dict:
     return {"steps": 100, "nfe": 100}
 
 
-def _inversion(run: Run, count: int, nfe: list[int]) -> list[dict]:
+def _inversion(run: Run, count: int, nfe: list[int]) -> list[dict[str, Any]]:
     """inversion.png and inversion_error.png: real images to noise and back, without guidance."""
     pictures, labels = load_images(None, count, run.shape)
     model = run.conditioned(count, guidance=1.0, label=labels.tolist() if labels is not None else None)
     given = pictures.to(device=run.config.device, dtype=run.dtype)
-    rows, points = [], {name: [] for name in INVERTERS}
+    rows: list[dict[str, Any]] = []
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in INVERTERS}
     cells, names, notes = [[montage(given, count)]], ["image"], [[""]]
     for name, solver in INVERTERS.items():
         for ceiling in nfe:

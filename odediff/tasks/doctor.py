@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,7 +16,7 @@ def run(config: DictConfig, images: str | None) -> None:
     """Print the report and write doctor.txt and run.json; exit with 1 when something is wrong."""
     run = build(config)
     pictures, labels = load_images(images, config.samples, run.shape)
-    conditions = {} if labels is None or "label" not in run.model.null else {"label": labels.tolist()}
+    conditions: dict[str, Any] = {} if labels is None or "label" not in run.model.null else {"label": labels.tolist()}
     report = diagnose(run.conditioned(config.samples, **conditions), pictures, seed=config.seed)
     print(report)
     run.record({"ok": report.ok, "report": str(report)})

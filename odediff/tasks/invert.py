@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
@@ -18,7 +20,7 @@ def run(config: DictConfig, images: str | None) -> None:
     """Encode and decode ``samples`` images; write inversion.safetensors, inversion.png and run.json."""
     run, count = build(config), config.samples
     pictures, labels = load_images(images, count, run.shape)
-    conditions = {} if labels is None else {"label": labels.tolist()}
+    conditions: dict[str, Any] = {} if labels is None else {"label": labels.tolist()}
     model = run.conditioned(count, **conditions)
     given = pictures.to(device=config.device, dtype=run.dtype)
     code = encode(

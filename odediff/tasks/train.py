@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
+from odediff.schedule import VPTable
 from odediff.zoo import dataset, train_classifier, train_network
 from odediff.zoo.export import export
 
@@ -18,6 +20,7 @@ def run(config: DictConfig, folder: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     network, classifier = target / "network.safetensors", target / "classifier.safetensors"
     train_classifier.train(images, labels, train_classifier.Recipe(), classifier, config.device)
-    train_network.train(images, labels, train_network.linear_chain(), train_network.Recipe(), network, config.device)
+    chain = torch.from_numpy(VPTable.linear().alphas_cumprod.copy())
+    train_network.train(images, labels, chain, train_network.Recipe(), network, config.device)
     export(root, network, classifier, target / "weights")
     print(f"weights in {target / 'weights'}")

@@ -1,0 +1,457 @@
+"""A recorded network shows what reaches it; closed forms and the embedded network show what comes of it."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import odediff
+import solvers
+from odediff.problems import exact_model
+from solvers import Status
+from solvers.testing import Mixture
+
+TABLE = odediff.VPTable.linear()
+
+
+def states(batch: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 2, 3, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class Recorded:
+    """A smooth nonlinear network that keeps the arguments of its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[torch.Tensor, torch.Tensor, dict]] = []
+
+    def __call__(self, x: torch.Tensor, time: torch.Tensor, label: torch.Tensor | None = None, **extra) -> torch.Tensor:
+        self.calls.append((x, time, {"label": label, **extra}))
+        shift = 0.0 if label is None else label.to(x.dtype).reshape(-1, 1, 1)
+        return torch.sin(1.7 * x + 0.001 * time.to(x.dtype).reshape(-1, 1, 1) + 0.3 * shift)
+
+    @property
+    def times(self) -> list[float]:
+        return [float(time[0]) for _, time, _ in self.calls]
+
+
+class Module(nn.Module):
+    """A float32 module: its parameters say which dtype the calls must have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.seen: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        self.seen.append((x.dtype, time.dtype))
+        return torch.tanh(self.scale * x)
+
+
+def labelled(network: Recorded, **options) -> odediff.Model:
+    return odediff.Model(network, TABLE, conditions={"label": 10}, null={"label": 10}, **options)
+
+
+# --- guidance -----------------------------------------------------------------------------------------------------
+
+
+def test_guidance_one_is_the_conditional_prediction_in_one_pass():
+    network, x = Recorded(), states(4)
+    model = labelled(network).condition(label=3, guidance=1.0)
+    found = model.predict(TABLE.node(0.5), x).eps
+    assert len(network.calls) == 1
+    assert torch.equal(found, Recorded()(x, torch.full((4,), 499.0), torch.full((4,), 3)))
+    assert odediff.probability_flow(model).passes == 1
+
+
+@pytest.mark.parametrize("scale", [2.0, 7.5, 0.0, -1.0])
+def test_guidance_moves_from_the_unconditional_prediction_through_the_conditional_one(scale):
+    x, time = states(4, torch.float64), torch.full((4,), 499.0)
+    model = labelled(Recorded()).condition(label=3, guidance=scale)
+    conditional = Recorded()(x, time, torch.full((4,), 3))
+    unconditional = Recorded()(x, time, torch.full((4,), 10))
+    expected = unconditional + scale * (conditional - unconditional)
+    torch.testing.assert_close(model.predict(TABLE.node(0.5), x).eps, expected, rtol=0, atol=1e-14)
+
+
+def test_guidance_shows_its_second_pass_in_the_network_evaluations_alone():
+    for scale, passes in ((1.0, 1), (2.0, 2)):
+        network = Recorded()
+        model = labelled(network).condition(label=3, guidance=scale)
+        found = odediff.sample(model, (2, 2, 3), solver=solvers.DDIM(), steps=5, return_solution=True)
+        assert found.stats.nfe == 5
+        assert found.stats.network_evaluations == len(network.calls) == 5 * passes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_sample_may_have_its_own_guidance(dtype):
+    x, scales = states(4, dtype), [0.0, 1.0, 2.0, 7.5]
+    model = labelled(Recorded()).condition(label=torch.tensor([3, 1, 4, 1]), guidance=torch.tensor(scales))
+    together = model.predict(TABLE.node(0.5), x).eps
+    assert together.dtype == dtype
+    for i, (label, scale) in enumerate(zip([3, 1, 4, 1], scales, strict=True)):
+        alone = labelled(Recorded()).condition(label=label, guidance=scale)
+        torch.testing.assert_close(
+            together[i : i + 1],
+            alone.predict(TABLE.node(0.5), x[i : i + 1]).eps,
+            rtol=0,
+            atol=10 * torch.finfo(dtype).eps,
+        )
+
+
+def test_a_sample_of_guidance_one_among_others_is_the_conditional_prediction_bit_for_bit():
+    x = states(64)
+    model = labelled(Recorded()).condition(label=3, guidance=torch.ones(64))
+    expected = Recorded()(x, torch.full((64,), 499.0), torch.full((64,), 3))
+    assert torch.equal(model.predict(TABLE.node(0.5), x).eps, expected)
+
+
+def test_guidance_without_null_conditions_is_refused():
+    with pytest.raises(ValueError, match=r"guidance=2.0 needs null="):
+        odediff.Model(Recorded(), TABLE, conditions={"label": 3}, guidance=2.0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_guidance_of_another_batch_is_refused(batch):
+    model = labelled(Recorded()).condition(label=3, guidance=torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=rf"guidance.* 2 .*{batch}"):
+        model.predict(TABLE.node(0.5), states(batch))
+
+
+# --- conditions ---------------------------------------------------------------------------------------------------
+
+
+def test_a_number_is_told_of_every_sample_and_rows_are_told_of_their_own():
+    network = Recorded()
+    model = odediff.Model(network, TABLE, conditions={"label": 3, "text": torch.arange(8.0).reshape(4, 2)})
+    model.predict(TABLE.node(0.5), states(4))
+    seen = network.calls[0][2]
+    assert torch.equal(seen["label"], torch.tensor([3, 3, 3, 3]))
+    assert torch.equal(seen["text"], torch.arange(8.0).reshape(4, 2))
+
+
+def test_one_row_stands_for_all_samples():
+    network = Recorded()
+    model = odediff.Model(network, TABLE, conditions={"text": torch.tensor([[1.0, 2.0]])})
+    model.predict(TABLE.node(0.5), states(3))
+    assert torch.equal(network.calls[0][2]["text"], torch.tensor([[1.0, 2.0]] * 3))
+
+
+def test_what_is_neither_number_nor_tensor_reaches_the_network_as_it_is():
+    network, marker = Recorded(), object()
+    model = odediff.Model(network, TABLE, conditions={"marker": marker, "flag": True, "nothing": None})
+    model.predict(TABLE.node(0.5), states(2))
+    assert network.calls[0][2] == {"label": None, "marker": marker, "flag": True, "nothing": None}
+
+
+def test_conditions_of_another_batch_are_refused():
+    model = odediff.Model(Recorded(), TABLE, conditions={"label": torch.tensor([1, 2, 3])})
+    with pytest.raises(ValueError, match="condition 'label' has 3 rows and the batch 4.*one row each"):
+        model.predict(TABLE.node(0.5), states(4))
+
+
+def test_an_unknown_condition_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="condition 'lable' is unknown.*label"):
+        labelled(Recorded()).condition(lable=3)
+
+
+def test_condition_leaves_the_model_that_it_was_asked_of_alone():
+    model = labelled(Recorded())
+    changed = model.condition(label=3, guidance=2.0)
+    assert (model.conditions, model.guidance) == ({"label": 10}, 1.0)
+    assert (changed.conditions, changed.guidance) == ({"label": 3}, 2.0)
+
+
+@pytest.mark.parametrize("index", [[2], [3, 0], [1, 1]])
+def test_rows_select_conditions_and_guidance_and_keep_what_stands_for_all(index):
+    x, index = states(4), torch.tensor(index)
+    model = odediff.Model(
+        Recorded(),
+        TABLE,
+        conditions={"label": torch.tensor([3, 1, 4, 1]), "text": torch.ones(1, 2)},
+        null={"label": 10, "text": torch.zeros(1, 2)},
+        guidance=torch.tensor([1.5, 2.0, 3.0, 7.5]),
+    )
+    node = TABLE.node(0.5)
+    assert torch.equal(model.rows(index).predict(node, x[index]).eps, model.predict(node, x).eps[index])
+
+
+# --- chunks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 9])
+def test_chunk_gives_every_call_one_size_and_changes_no_value(batch):
+    network, x, labels = Recorded(), states(batch), torch.arange(batch)
+    options = {"conditions": {"label": labels}, "null": {"label": 10}, "guidance": 2.0}
+    cut = odediff.Model(network, TABLE, chunk=4, **options)
+    found = cut.predict(TABLE.node(0.5), x).eps
+    assert {len(part) for seen, time, words in network.calls for part in (seen, time, words["label"])} == {4}
+    assert len(network.calls) == 2 * math.ceil(batch / 4)
+    torch.testing.assert_close(found, odediff.Model(Recorded(), TABLE, **options).predict(TABLE.node(0.5), x).eps)
+
+
+def test_chunk_makes_the_bits_of_the_embedded_network_independent_of_the_batch():
+    model = replace(odediff.zoo.fashion_mnist(), chunk=4)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 1, 28, 28, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 4, 5, 10])
+    node = model.path.node(0.4)
+    with torch.no_grad():
+        together = model.condition(label=labels).predict(node, x).eps
+        for index in ([0], [6, 2], [5, 4, 3, 2, 1, 0]):
+            index = torch.tensor(index)
+            apart = model.condition(label=labels[index]).predict(node, x[index]).eps
+            assert torch.equal(apart, together[index])
+
+
+# --- dtypes -------------------------------------------------------------------------------------------------------
+
+
+def test_the_only_casts_are_at_the_network():
+    module = Module()
+    found = odediff.sample(odediff.Model(module, TABLE), (2, 2, 3), steps=3, dtype=torch.float64)
+    assert set(module.seen) == {(torch.float32, torch.float32)}
+    assert found.dtype == torch.float64
+
+
+def test_a_float64_state_around_a_float32_network_loses_no_digits_of_its_own():
+    x = states(3, torch.float64)
+    node = TABLE.node(0.3)
+    with torch.no_grad():
+        found = odediff.Model(Module(), TABLE).predict(node, x)
+        output = Module()(x.float(), torch.zeros(3)).double()
+    torch.testing.assert_close(found.x0, (x - node.sigma * output) / node.alpha, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_network_without_parameters_gets_the_dtype_of_the_state(dtype):
+    network = Recorded()
+    found = odediff.Model(network, TABLE).predict(TABLE.node(0.5), states(2, dtype))
+    assert network.calls[0][0].dtype == found.eps.dtype == found.x0.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_network_is_told_the_time_undamaged(dtype):
+    # bfloat16 has 8 significant bits: entry 999 would be told as 1000, entry 501 as 500.
+    network = Module().to(dtype)
+    times: list[torch.Tensor] = []
+    network.register_forward_pre_hook(lambda module, arguments: times.append(arguments[1]))
+    model = odediff.Model(network, TABLE)
+    with torch.no_grad():
+        for n in (1000, 502, 2):
+            model.predict(TABLE.node(n / 1000), states(2))
+    assert [float(time[0]) for time in times] == [999.0, 501.0, 1.0]
+
+
+# --- network time -------------------------------------------------------------------------------------------------
+
+
+def test_the_network_is_told_whole_table_entries_at_every_entry():
+    network = Recorded()
+    model = odediff.Model(network, TABLE)
+    x = states(1)
+    for n in range(1, 1001):
+        model.predict(TABLE.node(n / 1000), x)
+    assert network.times == [float(n - 1) for n in range(1, 1001)]
+
+
+def test_between_entries_the_network_is_told_the_fraction():
+    network = Recorded()
+    odediff.Model(network, TABLE).predict(TABLE.node(0.50025), states(1, torch.float64))
+    assert network.times == [pytest.approx(499.25, abs=1e-9)]
+
+
+def test_an_integer_time_network_gets_int64_and_snapped_entries():
+    network = Recorded()
+    model = odediff.Model(network, TABLE, integer_time=True)
+    for spacing in ("leading", "trailing", "linspace"):
+        times = odediff.grid.uniform_t(TABLE, 30, spacing=spacing)
+        odediff.sample(model, (2, 2, 3), solver=solvers.DDIM(), grid=times)
+        assert network.times == [round(1000 * t) - 1 for t in times[:-1].tolist()]
+        assert {time.dtype for _, time, _ in network.calls} == {torch.int64}
+        network.calls.clear()
+
+
+def test_an_integer_time_network_is_never_asked_between_entries():
+    network = Recorded()
+    model = odediff.Model(network, TABLE, integer_time=True)
+    with pytest.raises(ValueError, match=r"integer_time=True.*499\.25.*uniform_t"):
+        model.predict(TABLE.node(0.50025), states(2))
+    assert network.calls == []
+
+
+@pytest.mark.parametrize("to_network", [lambda t: 1000 * t, lambda t: int(1000 * t), lambda t: np.float64(1000 * t)])
+def test_a_convention_of_the_users_own_reaches_every_sample(to_network):
+    network = Recorded()
+    odediff.Model(network, TABLE, network_time=to_network).predict(TABLE.node(0.5), states(3))
+    assert torch.equal(network.calls[0][1], torch.full((3,), 500.0))
+
+
+def test_samples_may_stand_at_times_of_their_own():
+    network, times, x = Recorded(), np.array([0.2, 0.5, 0.9]), states(3, torch.float64)
+    model = odediff.Model(network, TABLE)
+    together = model.predict(TABLE.node(times), x)
+    assert network.calls[0][1].tolist() == [199.0, 499.0, 899.0]
+    for i, t in enumerate(times.tolist()):
+        alone = model.predict(TABLE.node(t), x[i : i + 1])
+        torch.testing.assert_close(together.x0[i : i + 1], alone.x0, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(together.eps[i : i + 1], alone.eps, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.0005])
+def test_a_network_trained_on_a_table_is_not_asked_below_its_first_entry(t):
+    network = Recorded()
+    with pytest.raises(ValueError, match=r"times: .*below.*0\.001.*(closing|continuous=True)"):
+        odediff.Model(network, TABLE).predict(TABLE.node(t), states(2))
+    assert network.calls == []
+
+
+def test_a_continuous_network_may_be_asked_down_to_the_data():
+    network = Recorded()
+    path = odediff.VPLinear()
+    model = odediff.Model(network, path, continuous=True)
+    x = states(2, torch.float64)
+    assert torch.equal(model.predict(path.node(0.0), x).x0, x)
+
+
+# --- another schedule for a trained network -----------------------------------------------------------------------
+
+SHARED_RATIOS = torch.linspace(-math.log(60.0), math.log(50.0), 13, dtype=torch.float64)
+"""Half log-SNRs that every path below reaches."""
+
+
+def on_path(path: odediff.Schedule) -> torch.Tensor:
+    return torch.from_numpy(path.time(SHARED_RATIOS.numpy().copy()))
+
+
+def trajectory_in_y(model: odediff.Model, solver: solvers.Solver, y: torch.Tensor) -> torch.Tensor:
+    """The states at all nodes, divided by alpha, from ``y`` at the first."""
+    times = on_path(model.path)
+    nodes = [model.path.node(t) for t in times.tolist()]
+    with torch.no_grad():
+        found = solvers.solve(odediff.probability_flow(model), solver, nodes[0].alpha * y, times, trajectory=True)
+    return torch.stack([x / node.alpha for x, node in zip(found.trajectory, nodes, strict=True)])
+
+
+OTHER_PATHS = [odediff.VE(), odediff.VPCosine(), odediff.RectifiedFlow(), odediff.SubVP()]
+
+
+@pytest.mark.parametrize("form", ["epsilon", "x0", "v", "flow", "score"])
+@pytest.mark.parametrize("path", OTHER_PATHS, ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("solver", [solvers.DDIM(), solvers.Heun(solvers.Noise())], ids=["DDIM", "Heun"])
+def test_a_remapped_model_follows_the_same_trajectory_in_y_at_the_same_ratios(form, path, solver):
+    weights, deviations = torch.tensor([0.3, 0.7]), torch.tensor([0.2, 0.5])
+    mixture = Mixture(weights.double(), torch.tensor([[1.0, 0.5], [-0.6, 0.2]]).double(), deviations.double())
+    trained = exact_model(mixture, TABLE, form)
+    y = 60 * states(5, torch.float64)[:, :, 0]
+    expected = trajectory_in_y(trained, solver, y)
+    torch.testing.assert_close(trajectory_in_y(trained.remap(path), solver, y), expected, rtol=0, atol=1e-10)
+
+
+def test_the_embedded_network_remapped_to_a_straight_path_follows_the_same_trajectory():
+    model = odediff.zoo.fashion_mnist().condition(label=7)
+    noise = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = trajectory_in_y(model, solvers.DDIM(), 60 * noise)
+    found = trajectory_in_y(model.remap(odediff.RectifiedFlow()), solvers.DDIM(), 60 * noise)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # a float32 network, states of size 60
+
+
+def test_remapping_back_is_the_model_itself():
+    network = Recorded()
+    model = odediff.Model(network, TABLE)
+    there_and_back = model.remap(odediff.VE()).remap(TABLE)
+    x = states(2, torch.float64)
+    found, expected = (m.predict(TABLE.node(0.4), x).eps for m in (there_and_back, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_remapped_table_model_is_not_asked_below_its_first_entry():
+    path = odediff.VE(sigma_min=1e-4)
+    model = odediff.Model(Recorded(), TABLE).remap(path)
+    with pytest.raises(ValueError, match="below the first time"):
+        model.predict(path.node(1e-3), states(1))
+    first = path.time(TABLE.log_snr(TABLE.first_defined))
+    assert model.first_defined == pytest.approx(first, rel=1e-9)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize(
+    ("output", "named"),
+    [
+        (lambda x, t: x[:, :1], r"\(3, 1, 3\)|\(2, 1, 3\)"),
+        (lambda x, t: torch.cat((x, x), dim=1), r"\(3, 4, 3\)|\(2, 4, 3\)"),
+        (lambda x, t: x.sum(), r"\(\)"),
+        (lambda x, t: None, "NoneType"),
+        (lambda x, t: (x, x), "tuple"),
+    ],
+    ids=["fewer channels", "learned variances", "scalar", "None", "tuple"],
+)
+def test_a_network_that_returns_something_else_is_named_with_both_shapes(output, named, chunk):
+    model = odediff.Model(output, TABLE, chunk=chunk)
+    with pytest.raises(ValueError, match=rf"network returned ({named}).*\((3|2), 2, 3\).*must return a tensor"):
+        model.predict(TABLE.node(0.5), states(3))
+
+
+def test_a_network_that_turns_nan_fails_its_own_sample_alone():
+    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        output = torch.sin(x)
+        output[1] = math.nan
+        return output
+
+    model = odediff.Model(network, TABLE)
+    with pytest.raises(
+        solvers.SolveError, match="1 of 3 samples NON_FINITE: .*check what the network returns"
+    ) as caught:
+        odediff.sample(model, (3, 2, 3), steps=4)
+    found = caught.value.solution
+    assert found.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+    assert torch.isfinite(found.x[[0, 2]]).all()
+    healthy = odediff.sample(odediff.Model(lambda x, t: torch.sin(x), TABLE), (3, 2, 3), steps=4)
+    assert torch.equal(found.x[[0, 2]], healthy[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"network": "weights.pt"}, TypeError, "network='weights.pt' must be callable"),
+        ({"path": TABLE.alphas_cumprod}, TypeError, "path=.*VPTable"),
+        ({"prediction": "eps"}, ValueError, "prediction='eps' is unknown; use one of epsilon, x0, v, flow, score"),
+        ({"prediction": "velocity"}, ValueError, "prediction='velocity'"),
+        ({"chunk": 0}, ValueError, "chunk=0"),
+        ({"chunk": 2.5}, ValueError, "chunk=2.5"),
+        ({"chunk": True}, ValueError, "chunk=True"),
+        ({"threshold": "dynamic"}, TypeError, "threshold='dynamic'.*DynamicThreshold"),
+        ({"guidance": math.nan}, ValueError, "guidance=nan must be finite"),
+        ({"guidance": torch.tensor([1.0, math.inf]), "null": {"label": 10}}, ValueError, "guidance=.* must be finite"),
+        ({"guidance": "strong", "null": {"label": 10}}, TypeError, "guidance='strong'"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_at_once(options, error, message):
+    with pytest.raises(error, match=message):
+        odediff.Model(**{"network": Recorded(), "path": TABLE, **options})
+
+
+def test_a_form_without_information_at_the_start_is_refused_before_the_network_is_asked():
+    network = Recorded()
+    model = odediff.Model(network, odediff.RectifiedFlow(), prediction="epsilon")
+    with pytest.raises(ValueError, match=r'prediction="epsilon" carries no information at alpha = 0'):
+        odediff.sample(model, (2, 2, 3), solver=solvers.DDIM(), steps=3)
+    assert network.calls == []
+
+
+def test_the_network_cannot_change_the_state_in_place():
+    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return x.mul_(0.5)
+
+    x = states(2)
+    kept = x.clone()
+    found = odediff.Model(network, TABLE).predict(TABLE.node(0.5), x)
+    expected = odediff.Model(lambda x, t: 0.5 * x, TABLE).predict(TABLE.node(0.5), kept)
+    assert torch.equal(found.x0, expected.x0)
+    assert torch.equal(x, kept)
