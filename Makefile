@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## sample, invert and compare solvers on the embedded network
 	$(RUN) -m odediff
 
 test: $(INSTALLED) ## run the tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(RUN) -m ruff check

@@ -61,13 +61,18 @@ class Model:
         if not callable(self.network):
             raise TypeError(f"network={self.network!r} must be callable as network(x, network_time, **condition)")
         if not isinstance(self.path, Schedule):
-            raise TypeError(f"path={self.path!r} is no schedule; pass one such as odediff.VPTable(alphas_cumprod)")
+            raise TypeError(
+                f"path is a {type(self.path).__name__}, no schedule; pass one such as odediff.VPTable(alphas_cumprod)"
+            )
         if self.prediction not in FORMS:
             raise ValueError(f"prediction={self.prediction!r} is unknown; use one of {', '.join(FORMS)}")
-        if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
+        whole = isinstance(self.chunk, int) and not isinstance(self.chunk, bool)
+        if self.chunk is not None and (not whole or self.chunk < 1):
             raise ValueError(f"chunk={self.chunk!r} must be a whole number of at least 1, or None")
         if self.threshold is not None and not isinstance(self.threshold, StaticThreshold | DynamicThreshold):
             raise TypeError(f"threshold={self.threshold!r} must be a StaticThreshold, a DynamicThreshold or None")
+        if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float | Tensor):
+            raise TypeError(f"guidance={self.guidance!r} must be a number, or a tensor with one for each sample")
         if not torch.isfinite(torch.as_tensor(self.guidance)).all():
             raise ValueError(f"guidance={self.guidance!r} must be finite; 1 is the conditional prediction")
         if self.guided and not self.null:
@@ -135,9 +140,7 @@ class Model:
         output = self._call(x_seen, time, self.conditions)
         if self.guided:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
-            guidance = self.guidance
-            weight = per_row(guidance.double().cpu().numpy(), x) if isinstance(guidance, Tensor) else guidance
-            output = unconditional + weight * (output - unconditional)
+            output = _guided(unconditional, output, self.guidance)
         prediction = predict(self.prediction, seen, x_seen, output)
         return threshold_prediction(self.threshold, node, x, prediction) if self.threshold else prediction
 
@@ -171,25 +174,32 @@ class Model:
     def _call(self, x: Tensor, time: Real, conditions: Mapping[str, Any]) -> Tensor:
         batch, dtype = x.shape[0], self._network_dtype or x.dtype
         given = x.to(dtype)
+        # Half precision cannot hold a time: in bfloat16 entry 999 is 1000.
+        clock = torch.promote_types(dtype, torch.float32)
         if self.integer_time:
             times = torch.as_tensor(np.broadcast_to(np.round(time), batch).astype(np.int64), device=x.device)
-        elif isinstance(time, float):
-            times = torch.full((batch,), time, dtype=dtype, device=x.device)
+        elif np.ndim(time) == 0:
+            times = torch.full((batch,), float(time), dtype=clock, device=x.device)
         else:
-            times = torch.as_tensor(time, dtype=dtype, device=x.device)
-        keywords = {name: _expanded(name, value, batch, x.device) for name, value in conditions.items()}
+            times = torch.as_tensor(time, dtype=clock, device=x.device)
+        keywords = {
+            name: _expanded(f"condition {name!r}", value, batch, x.device) for name, value in conditions.items()
+        }
         if self.chunk is None:
-            output = self.network(given, times, **keywords)
-        else:
-            parts = [self.network(*part, **words) for part, words in _chunks(self.chunk, (given, times), keywords)]
-            output = torch.cat(parts)[:batch]
-        if not isinstance(output, Tensor) or output.shape != x.shape:
+            return self._pass((given, times), keywords).to(x.dtype)
+        parts = [self._pass(part, words) for part, words in _chunks(self.chunk, (given, times), keywords)]
+        return torch.cat(parts)[:batch].to(x.dtype)
+
+    def _pass(self, arguments: tuple[Tensor, ...], keywords: Mapping[str, Any]) -> Tensor:
+        """One pass of the network, with its output's shape checked."""
+        output, shape = self.network(*arguments, **keywords), tuple(arguments[0].shape)
+        if not isinstance(output, Tensor) or output.shape != shape:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"network returned {got} for a state of {tuple(x.shape)}; it must return a tensor of that shape (wrap "
-                "it to select one output or to drop learned variances)"
+                f"network returned {got} for a state of {shape}; it must return a tensor of that shape (wrap it to "
+                "select one output or to drop learned variances)"
             )
-        return output.to(x.dtype)
+        return output
 
     @cached_property
     def _network_dtype(self) -> torch.dtype | None:
@@ -203,7 +213,18 @@ def _has_rows(value: Any) -> TypeGuard[Tensor]:
 
 
 def _selected(value: Any, index: Tensor) -> Any:
-    return value[index.to(value.device)] if _has_rows(value) else value
+    # A single row stands for all samples.
+    return value[index.to(value.device)] if _has_rows(value) and len(value) > 1 else value
+
+
+def _guided(unconditional: Tensor, conditional: Tensor, guidance: float | Tensor) -> Tensor:
+    """``u + w (c - u)``, and c itself, bit for bit, for the samples with w = 1."""
+    direction = conditional - unconditional
+    if not isinstance(guidance, Tensor):
+        return unconditional + guidance * direction
+    scales = _expanded("guidance", guidance, len(direction), torch.device("cpu"))
+    weight = per_row(scales.double().numpy(), direction)
+    return torch.where(weight == 1, conditional, unconditional + weight * direction)
 
 
 def _expanded(name: str, value: Any, batch: int, device: torch.device) -> Any:
@@ -213,9 +234,7 @@ def _expanded(name: str, value: Any, batch: int, device: torch.device) -> Any:
     if not _has_rows(value):
         return torch.as_tensor(value, device=device).expand(batch)
     if len(value) not in (1, batch):
-        raise ValueError(
-            f"condition {name!r} has {len(value)} rows and the batch {batch}; give one value for all, or one row each"
-        )
+        raise ValueError(f"{name} has {len(value)} rows and the batch {batch}; give one value for all, or one row each")
     return value.to(device).expand(batch, *value.shape[1:])
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,8 +36,8 @@ class KernelDensity:
     """
 
     def __init__(self, images: Tensor, width: float) -> None:
-        if not width > 0:
-            raise ValueError(f"width={width!r} must be positive; it is the kernel's deviation")
+        if not 0 < width < math.inf:
+            raise ValueError(f"width={width!r} must be positive and finite; it is the kernel's deviation")
         self.images = images.reshape(len(images), -1)
         self.width = width
         self.square_norms = self.images.double().square().sum(1)
@@ -69,9 +71,9 @@ class ExactNetwork:
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         """The output in the declared form."""
-        first = float(time[0])
-        whole = bool((time == first).all())
-        node = self.path.node(first if whole else time.double().cpu().numpy())
+        # The dtype of the state may have rounded the start past the end of the path.
+        times = np.minimum(time.double().cpu().numpy(), self.path.latest)
+        node = self.path.node(float(times[0]) if (times == times[0]).all() else times)
         prediction = self.distribution.predict(node, x)
         return native(self.prediction, node, prediction.x0, prediction.eps)
 

@@ -39,7 +39,9 @@ class DynamicThreshold:
 
     def __call__(self, x0: Tensor) -> Tensor:
         rows = x0.reshape(len(x0), -1)
-        bound = torch.quantile(rows.abs().float(), self.quantile, dim=1).to(x0.dtype).clamp_(min=self.limit)[:, None]
+        # torch.quantile knows no half precision.
+        size = rows.abs().to(torch.promote_types(x0.dtype, torch.float32))
+        bound = torch.quantile(size, self.quantile, dim=1).to(x0.dtype).clamp_(min=self.limit)[:, None]
         return (rows.clamp(-bound, bound) * (self.limit / bound)).reshape(x0.shape)
 
 

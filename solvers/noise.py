@@ -47,7 +47,7 @@ def normal(seed: int, samples: np.ndarray, counter: int, size: int) -> np.ndarra
     r0, r2 = np.sqrt(-2 * np.log(u0)), np.sqrt(-2 * np.log(u2))
     t1, t3 = 2 * math.pi * u1, 2 * math.pi * u3
     values = np.stack((r0 * np.cos(t1), r0 * np.sin(t1), r2 * np.cos(t3), r2 * np.sin(t3)), axis=-1)
-    return values.reshape(len(samples), -1)[:, :size]
+    return values.reshape(len(samples), 4 * len(blocks))[:, :size]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,12 @@ class NoiseStream:
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
             raise ValueError(f"NoiseStream: seed={self.seed!r} must be a whole number from 0 to 2**64 - 1")
-        if self.samples is not None and any(not 0 <= int(i) < 2**63 for i in self.samples):
-            raise ValueError("NoiseStream: samples must be whole numbers from 0 to 2**63 - 1, one for each sample")
+        if isinstance(self.counter, bool) or not isinstance(self.counter, int) or not 0 <= self.counter < 2**32:
+            raise ValueError(f"NoiseStream: counter={self.counter!r} must be a whole number from 0 to 2**32 - 1")
+        if self.samples is not None and len(self.samples):
+            ids = np.asarray(self.samples)
+            if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**63:
+                raise ValueError("NoiseStream: samples must be whole numbers from 0 to 2**63 - 1, one for each sample")
 
     def draw(self, like: Tensor) -> tuple[Tensor, "NoiseStream"]:
         """Return noise in the shape, dtype and device of ``like``, and the stream that draws next."""

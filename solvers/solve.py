@@ -145,10 +145,11 @@ def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> St
     if failed is None:
         return DDIM().step(ode, a, b, x)
     left = failed == Status.SUCCESS
-    index = torch.nonzero(left & ode.ledger.affordable).ravel().to(x.device)
+    status = torch.where(left & ~ode.ledger.affordable, int(Status.BUDGET), failed)
+    index = torch.nonzero(status == Status.SUCCESS).ravel().to(x.device)
     if len(index):
         x = x.index_copy(0, index, DDIM().step(ode.rows(index), a, b, x[index]).x)
-    return Step(x, status=torch.where(left & ~ode.ledger.affordable, int(Status.BUDGET), failed))
+    return Step(x, status=status)
 
 
 def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Prediction]]) -> Tensor:

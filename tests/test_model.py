@@ -420,7 +420,7 @@ def test_a_network_that_turns_nan_fails_its_own_sample_alone():
     ("options", "error", "message"),
     [
         ({"network": "weights.pt"}, TypeError, "network='weights.pt' must be callable"),
-        ({"path": TABLE.alphas_cumprod}, TypeError, "path=.*VPTable"),
+        ({"path": TABLE.alphas_cumprod}, TypeError, "path is a ndarray.*VPTable"),
         ({"prediction": "eps"}, ValueError, "prediction='eps' is unknown; use one of epsilon, x0, v, flow, score"),
         ({"prediction": "velocity"}, ValueError, "prediction='velocity'"),
         ({"chunk": 0}, ValueError, "chunk=0"),
@@ -443,15 +443,3 @@ def test_a_form_without_information_at_the_start_is_refused_before_the_network_i
     with pytest.raises(ValueError, match=r'prediction="epsilon" carries no information at alpha = 0'):
         odediff.sample(model, (2, 2, 3), solver=solvers.DDIM(), steps=3)
     assert network.calls == []
-
-
-def test_the_network_cannot_change_the_state_in_place():
-    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        return x.mul_(0.5)
-
-    x = states(2)
-    kept = x.clone()
-    found = odediff.Model(network, TABLE).predict(TABLE.node(0.5), x)
-    expected = odediff.Model(lambda x, t: 0.5 * x, TABLE).predict(TABLE.node(0.5), kept)
-    assert torch.equal(found.x0, expected.x0)
-    assert torch.equal(x, kept)

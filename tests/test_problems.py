@@ -59,7 +59,7 @@ def test_kernel_density_is_the_literal_sum_over_its_images(width, t):
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
 def test_kernel_density_is_a_mixture_of_equal_kernels(t):
     node, data = PATHS[0].node(t), images()
-    mixture = Mixture(torch.full((12,), 1 / 12).double(), data.reshape(12, -1), torch.full((12,), 0.2).double())
+    mixture = Mixture(torch.ones(12).double() / 12, data.reshape(12, -1), 0.2 * torch.ones(12).double())
     found, expected = (problem.predict(node, states()) for problem in (KernelDensity(data, 0.2), mixture))
     torch.testing.assert_close(found.x0, expected.x0, rtol=0, atol=1e-11)
     torch.testing.assert_close(found.eps, expected.eps, rtol=0, atol=1e-11)
@@ -98,7 +98,7 @@ def test_a_kernel_density_over_real_images_samples_them():
 
 @pytest.mark.parametrize("width", [0.0, -0.1, math.nan, math.inf])
 def test_a_kernel_needs_a_width(width):
-    with pytest.raises(ValueError, match="width=.* must be positive"):
+    with pytest.raises(ValueError, match="width=.* must be positive and finite"):
         KernelDensity(images(), width)
 
 

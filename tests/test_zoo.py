@@ -24,7 +24,7 @@ def folder(tmp_path):
 def test_manifest_describes_every_shipped_file():
     manifest = json.loads((WEIGHTS / MANIFEST).read_text())
     assert sorted(manifest) == ASSETS
-    assert {path.name for path in WEIGHTS.iterdir()} == {*ASSETS, MANIFEST}
+    assert {path.name for path in WEIGHTS.iterdir()} == {*ASSETS, MANIFEST, "LICENSE"}
     for name, entry in manifest.items():
         content = (WEIGHTS / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

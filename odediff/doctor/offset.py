@@ -28,8 +28,8 @@ LEAST_ROWS = 64
 def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Finding]:
     """Where between the entries of a table the network does best: the vertex of a parabola through three times.
 
-    ``E(d) = E(0) + slope d + curvature d^2 / 2`` for a network told d = -1, 0, 1 entries more, summed over a few entries,
-    each in units of its E(0); the vertex is at -slope / curvature, its standard error from the samples' influences.
+    ``E(d) = E(0) + slope d + curvature d^2 / 2`` for a network told d = -1, 0, 1 entries more, each in units of E(0) and
+    summed over a few entries; the vertex is at -slope / curvature, its standard error from the samples' influences.
     """
     model, path = verdict.declared.model, verdict.declared.model.path
     clock = told(model)

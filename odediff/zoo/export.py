@@ -59,7 +59,7 @@ def by_class(labels: Tensor) -> Tensor:
 def _weights(checkpoint: Path, prefix: str, recipe: train_network.Recipe | train_classifier.Recipe) -> bytes:
     """One network of a checkpoint, rounded to float16, and where it comes from."""
     if not checkpoint.is_file():
-        raise ValueError(f"{checkpoint} is missing; train it with python -m odediff.zoo")
+        raise ValueError(f"{checkpoint} is missing; train it with python -m odediff task=train")
     tensors = load_file(checkpoint)
     steps = int(tensors["step"])
     weights = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}

@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from solvers import NoiseStream
+from solvers.noise import normal, philox
+
+SIZE = (1, 28, 28)
+
+
+def draw(stream, batch, shape=SIZE, dtype=torch.float64):
+    return stream.draw(torch.empty(batch, *shape, dtype=dtype))[0]
+
+
+# Random123's file of known answers, philox4x32 with 10 rounds.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize("counter, key, answer", KNOWN_ANSWERS)
+def test_philox_gives_the_published_answers(counter, key, answer):
+    words = philox(tuple(np.array([word], dtype=np.uint64) for word in counter), key)
+    assert [int(word[0]) for word in words] == list(answer)
+
+
+def test_philox_treats_a_whole_array_of_counters_like_each_one_alone():
+    counters, keys, answers = zip(*KNOWN_ANSWERS[:2], strict=True)
+    arrays = tuple(np.array(column, dtype=np.uint64) for column in zip(*counters, strict=True))
+    assert [int(word[0]) for word in philox(arrays, keys[0])] == list(answers[0])
+    assert [int(word[1]) for word in philox(arrays, keys[1])] == list(answers[1])
+
+
+def test_a_row_of_normals_is_box_muller_on_the_words_of_its_own_counter():
+    seed, sample, counter = (0x299F31D0 << 32) + 0xA4093822, (0x03707344 << 32) + 0x13198A2E, 7
+    counters = (np.array([word], dtype=np.uint64) for word in (0, counter, 0x13198A2E, 0x03707344))
+    words = philox(tuple(counters), (0xA4093822, 0x299F31D0))
+    u = [(int(word[0]) + 0.5) / 2**32 for word in words]
+    expected = []
+    for radius, angle in (u[:2], u[2:]):
+        expected += [
+            np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle),
+            np.sqrt(-2 * np.log(radius)) * np.sin(2 * np.pi * angle),
+        ]
+    np.testing.assert_allclose(normal(seed, np.array([sample]), counter, 4)[0], expected, rtol=1e-14, atol=1e-15)
+
+
+def test_noise_is_standard_normal():
+    values = draw(NoiseStream(11), 256).flatten().numpy()
+    assert stats.kstest(values, "norm").pvalue > 1e-3
+    assert abs(values.mean()) < 4 / np.sqrt(values.size)
+    assert abs(values.var() - 1) < 4 * np.sqrt(2 / values.size)
+    assert stats.kurtosis(values) == pytest.approx(0, abs=4 * np.sqrt(24 / values.size))
+
+
+@pytest.mark.parametrize("component", range(4))
+def test_each_of_the_four_words_of_a_block_is_normal_and_neighbours_are_independent(component):
+    rows = normal(5, np.arange(20_000), 3, 4)
+    assert stats.kstest(rows[:, component], "norm").pvalue > 1e-3
+    other = rows[:, (component + 1) % 4]
+    assert stats.pearsonr(rows[:, component], other).pvalue > 1e-3
+    assert stats.pearsonr(rows[:, component] ** 2, other**2).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (NoiseStream(0), NoiseStream(1)),
+        (NoiseStream(0), NoiseStream(1 << 32)),
+        (NoiseStream(0), NoiseStream(0, counter=1)),
+        (NoiseStream(0, range(0, 64)), NoiseStream(0, range(64, 128))),
+        (NoiseStream(0, range(0, 128, 2)), NoiseStream(0, range(1, 129, 2))),
+        (NoiseStream(0, range(0, 64)), NoiseStream(0, range(1 << 32, (1 << 32) + 64))),
+    ],
+    ids=["seeds", "high words of seeds", "draws", "samples", "neighbouring samples", "high words of samples"],
+)
+def test_streams_that_differ_are_independent(first, second):
+    one, other = (draw(stream, 64).flatten().numpy() for stream in (first, second))
+    assert not np.isin(one, other).any()
+    assert stats.pearsonr(one, other).pvalue > 1e-3
+    assert stats.pearsonr(one**2, other**2).pvalue > 1e-3
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    ids=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=8),
+    counter=st.integers(0, 10_000),
+    size=st.integers(1, 9),
+    data=st.data(),
+)
+def test_the_noise_of_a_sample_depends_on_seed_id_and_counter_alone(seed, ids, counter, size, data):
+    together = draw(NoiseStream(seed, ids, counter), len(ids), (size,))
+    order = data.draw(st.permutations(range(len(ids))))
+    permuted = draw(NoiseStream(seed, [ids[i] for i in order], counter), len(ids), (size,))
+    assert torch.equal(permuted, together[list(order)])
+    cut = data.draw(st.integers(0, len(ids)))
+    shards = [draw(NoiseStream(seed, part, counter), len(part), (size,)) for part in (ids[:cut], ids[cut:])]
+    assert torch.equal(torch.cat(shards), together)
+
+
+def test_samples_are_numbered_from_zero_unless_given():
+    assert torch.equal(draw(NoiseStream(4), 3), draw(NoiseStream(4, (0, 1, 2)), 3))
+
+
+def test_a_longer_row_begins_with_the_shorter_one():
+    np.testing.assert_array_equal(normal(2, np.arange(3), 0, 9)[:, :5], normal(2, np.arange(3), 0, 5))
+
+
+def test_every_draw_advances_the_counter_and_the_stream_itself_stays():
+    stream = NoiseStream(9)
+    like = torch.empty(2, 3, dtype=torch.float64)
+    first, following = stream.draw(like)
+    second, _ = following.draw(like)
+    assert torch.equal(stream.draw(like)[0], first)
+    assert torch.equal(draw(NoiseStream(9, counter=1), 2, (3,)), second)
+    assert not torch.equal(first, second)
+    assert following == NoiseStream(9, counter=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_noise_of_lower_precision_is_the_rounded_float64_noise(dtype):
+    noise = draw(NoiseStream(3), 4, dtype=dtype)
+    assert noise.dtype == dtype
+    assert torch.equal(noise, draw(NoiseStream(3), 4).to(dtype))
+
+
+def test_a_row_without_components_and_a_batch_without_rows_are_empty():
+    assert draw(NoiseStream(0), 0, (3,)).shape == (0, 3)
+    assert draw(NoiseStream(0), 3, (0,)).shape == (3, 0)
+    assert draw(NoiseStream(0), 3, ()).shape == (3,)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "0", None])
+def test_a_seed_that_is_no_whole_number_in_range_is_refused(seed):
+    with pytest.raises(ValueError, match=r"seed=.* from 0 to 2\*\*64 - 1"):
+        NoiseStream(seed)
+
+
+@pytest.mark.parametrize("samples", [(-1,), (2**63,), (0, -5), (1.5,), ("a",)])
+def test_sample_ids_that_are_no_whole_numbers_in_range_are_refused(samples):
+    with pytest.raises((TypeError, ValueError), match="samples"):
+        NoiseStream(0, samples)
+
+
+@pytest.mark.parametrize("counter", [-1, 2**32, 0.5])
+def test_a_counter_that_is_no_32_bit_number_is_refused(counter):
+    with pytest.raises(ValueError, match="counter"):
+        NoiseStream(0, counter=counter)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_ids_must_be_as_many_as_rows(batch):
+    with pytest.raises(ValueError, match=f"samples has 2 ids and the batch {batch} rows"):
+        draw(NoiseStream(0, (4, 5)), batch)
+
+
+def test_ids_may_be_an_array_or_a_tensor():
+    expected = draw(NoiseStream(1, (7, 3)), 2)
+    assert torch.equal(draw(NoiseStream(1, np.array([7, 3])), 2), expected)
+    assert torch.equal(draw(NoiseStream(1, torch.tensor([7, 3])), 2), expected)
