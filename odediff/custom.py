@@ -77,6 +77,8 @@ def load(
     Raises:
         TypeError, ValueError: an argument cannot be used; the message is one line and names the remedy.
     """
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule={schedule!r} is no schedule; give one such as odediff.VPTable.linear()")
     # The declaration is checked before the network, which may take minutes to build.
     declared = Model(
         nn.Identity(),
@@ -124,10 +126,10 @@ def load_weights(network: nn.Module, weights: str | Path) -> None:
     # A file keeps one name of a tensor that the network has under two; loading one of them fills both.
     filled = {_place(expected[name]) for name in stored if name in expected}
     missing = [name for name, value in expected.items() if name not in stored and _place(value) not in filled]
-    unexpected = [name for name in stored if name not in expected]
+    unexpected = [name for name in sorted(stored) if name not in expected]
     shaped = [
         f"{name} {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
-        for name, value in stored.items()
+        for name, value in sorted(stored.items())
         if name in expected and value.shape != expected[name].shape
     ]
     faults = [

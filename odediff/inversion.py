@@ -71,7 +71,10 @@ def encode(
     if times[-1] == 0:
         times = times[:-1]
     if len(times) < 2:
-        raise ValueError(f"steps={steps}: inversion needs at least 2, the last interval belongs to the closing rule")
+        raise ValueError(
+            f"grid has one time above 0, {float(times[0]):g}, and inversion needs at least 2, since the last interval "
+            "belongs to the closing rule; give steps >= 2"
+        )
     times = times.flip(0)
     with torch.no_grad():
         solution = solve(ode, solver, images, times, callback=callback, progress=progress)

@@ -60,6 +60,26 @@ def psnr(images: Tensor, again: Tensor) -> Tensor:
     return 20 * torch.log10(2 / round_trip_error(images, again))
 
 
+def convergence_slope(steps: Sequence[int], errors: Sequence[float], floor: float) -> float:
+    """Least-squares slope of log(error) over log(steps), on the longest run of doublings above 10 times ``floor``.
+
+    Raises:
+        ValueError: that run has fewer than three doublings: there is no slope to speak of.
+    """
+    runs: list[list[tuple[float, float]]] = [[]]
+    for n, error in zip(steps, errors, strict=True):
+        if error > 10 * floor:
+            runs[-1].append((math.log(n), math.log(error)))
+        else:
+            runs.append([])
+    longest = np.array(max(runs, key=len))
+    if len(longest) < 4:
+        raise ValueError(
+            f"errors={list(errors)} stay above 10 times floor={floor} for less than three doublings; take fewer steps"
+        )
+    return float(np.polynomial.Polynomial.fit(*longest.T, deg=1).convert().coef[1])
+
+
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """Root of ``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Székely & Rizzo 2013) between two empirical laws.
 

@@ -142,7 +142,7 @@ class Model:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
             output = _guided(unconditional, output, self.guidance)
         prediction = predict(self.prediction, seen, x_seen, output)
-        return threshold_prediction(self.threshold, node, x, prediction) if self.threshold else prediction
+        return threshold_prediction(self.threshold, node, prediction) if self.threshold else prediction
 
     def _as_trained(self, node: Node, x: Tensor) -> tuple[Node, Tensor]:
         """The node of the training schedule with the same ratio, and the state scaled to it."""
@@ -173,20 +173,21 @@ class Model:
 
     def _call(self, x: Tensor, time: Real, conditions: Mapping[str, Any]) -> Tensor:
         batch, dtype = x.shape[0], self._network_dtype or x.dtype
-        given = x.to(dtype)
+        given = x if x.dtype is dtype else x.to(dtype)
         # Half precision cannot hold a time: in bfloat16 entry 999 is 1000.
         clock = torch.promote_types(dtype, torch.float32)
         if self.integer_time:
             times = torch.as_tensor(np.broadcast_to(np.round(time), batch).astype(np.int64), device=x.device)
-        elif np.ndim(time) == 0:
-            times = torch.full((batch,), float(time), dtype=clock, device=x.device)
+        elif isinstance(time, int | float):
+            times = torch.full((batch,), time, dtype=clock, device=x.device)
         else:
-            times = torch.as_tensor(time, dtype=clock, device=x.device)
+            times = torch.as_tensor(time, dtype=clock, device=x.device).expand(batch)
         keywords = {
             name: _expanded(f"condition {name!r}", value, batch, x.device) for name, value in conditions.items()
         }
         if self.chunk is None:
-            return self._pass((given, times), keywords).to(x.dtype)
+            output = self._pass((given, times), keywords)
+            return output if output.dtype is x.dtype else output.to(x.dtype)
         parts = [self._pass(part, words) for part, words in _chunks(self.chunk, (given, times), keywords)]
         return torch.cat(parts)[:batch].to(x.dtype)
 

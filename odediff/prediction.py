@@ -87,6 +87,11 @@ def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPredict
 def native(form: Form, node: Node, x0: Tensor, eps: Tensor) -> Tensor:
     """What a perfect network of that form returns for ``alpha x0 + sigma eps``: the inverse of `predict`."""
     alpha, sigma = node.alpha, node.sigma
+    if form == "score" and anywhere(sigma == 0):
+        raise ValueError(
+            f'prediction="score" is -eps / sigma and cannot be told at sigma = 0 (t={node.t}): end the grid above 0 or '
+            'use the form "epsilon"'
+        )
     return {
         "epsilon": lambda: eps,
         "x0": lambda: x0,

@@ -79,6 +79,8 @@ def sample(
     if (shape is None) == (noise is None):
         raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
     if noise is None:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype={dtype!r} does not hold a state; use torch.float32 or torch.float64")
         state = torch.empty(_checked_shape(shape), dtype=dtype, device=device)  # type: ignore[arg-type]
         start = model.path.node(float(times[0]))
         drawn, stream = stream.draw(state)
@@ -114,7 +116,9 @@ def make_times(
     if isinstance(grid, Tensor):
         if steps is not None or nfe is not None:
             raise ValueError("grid: a tensor of times has its number of steps; leave out steps and nfe")
-        return grids.custom(path, grid.tolist())
+        return grids.custom(path, grid)
+    if grid is not None and not callable(grid):
+        raise TypeError(f"grid={grid!r} is no grid; pass a function such as odediff.grid.karras, or a tensor of times")
     if nfe is not None:
         steps = steps_within(solver, nfe, closing)
     return (grid or DEFAULT_GRID)(path, steps=DEFAULT_STEPS if steps is None else steps)
@@ -143,6 +147,8 @@ def steps_within(solver: Solver, nfe: int, closing: Closing = "denoise") -> int:
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape={shape!r} must be (B, ...), such as (64, 1, 28, 28)")
     sizes = tuple(shape)
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
         raise ValueError(f"shape={sizes} must be (B, ...) with whole numbers of at least 1, such as (64, 1, 28, 28)")

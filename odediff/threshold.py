@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from solvers import Node, Prediction, combine
+from solvers.real import divide, native
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class DynamicThreshold:
 Threshold = StaticThreshold | DynamicThreshold
 
 
-def threshold_prediction(threshold: Threshold, node: Node, x: Tensor, prediction: Prediction) -> Prediction:
-    """Threshold x0, and let eps follow so that the two still make up the state; at sigma = 0 eps stays as it was."""
+def threshold_prediction(threshold: Threshold, node: Node, prediction: Prediction) -> Prediction:
+    """Threshold x0, and let eps follow so that the two still make up the state.
+
+    ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was cut, eps stays as it was.
+    """
     x0 = threshold(prediction.x0)
-    if isinstance(node.sigma, float) and node.sigma == 0:
-        return Prediction(x0, prediction.eps)
-    return Prediction(x0, lambda: combine((1 / node.sigma, x), (-node.alpha / node.sigma, x0)))
+    ratio = native(np.where(np.equal(node.sigma, 0), 0.0, divide(node.alpha, node.sigma)))
+    return Prediction(x0, lambda: combine((1.0, prediction.eps), (ratio, prediction.x0 - x0)))
 
 
 def _require_limit(limit: float) -> None:

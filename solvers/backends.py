@@ -270,7 +270,7 @@ class Torchdiffeq(Backend):
         """One call of ``odeint``."""
         q = torch.as_tensor(field.q, device=field.start.device)
         adaptive = self.law == "tolerance" and self.method != "scipy_solver"
-        options = {"step_t": q[-1:], "first_step": first_step} if adaptive else {}
+        options = {"step_t": q[-1:], "first_step": first_step, "norm": _root_mean_square} if adaptive else {}
         rtol, atol = self.tolerances
         try:
             z = odeint(
@@ -283,7 +283,9 @@ class Torchdiffeq(Backend):
                 options=options,
             )
         except AssertionError as error:
-            # The library's own, told by its text from those that the field raises.
+            # The library's own, told by their texts from those that the field raises.
+            if str(error).startswith("non-finite values in state"):
+                raise NonFinite from error
             if not str(error).startswith("underflow in dt"):
                 raise
             return field.start.new_empty((0, *field.start.shape))
@@ -317,15 +319,26 @@ class Scipy(Backend):
             return field(float(q), z).detach().cpu().numpy().ravel()
 
         rtol, atol = self.tolerances
-        found = solve_ivp(
-            slope,
-            (field.q[0], field.q[-1]),
-            start.detach().cpu().numpy().ravel(),
-            method=self.method,
-            t_eval=field.q[1:],
-            rtol=rtol,
-            atol=atol,
-            first_step=first_step,
-        )
+        try:
+            found = solve_ivp(
+                slope,
+                (field.q[0], field.q[-1]),
+                start.detach().cpu().numpy().ravel(),
+                method=self.method,
+                t_eval=field.q[1:],
+                rtol=rtol,
+                atol=atol,
+                first_step=first_step,
+            )
+        except ValueError as error:
+            # From the factorisation of a Jacobian that overflowed.
+            if "infs or NaNs" not in str(error):
+                raise
+            raise NonFinite from error
         z = np.asarray(found.y, dtype=np.float64).reshape(start.numel(), -1).T
         return torch.tensor(z, device=start.device).reshape(-1, *start.shape)
+
+
+def _root_mean_square(z: Tensor) -> Tensor:
+    """The library's own norm, without a gradient: step sizes are constants, as the times that the field sees."""
+    return z.detach().square().mean().sqrt()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor
 
 from solvers.noise import NoiseStream
@@ -148,8 +149,8 @@ def forward_std(a: Node, b: Node) -> Real:
 
 def start_noise(solver: Solver, nodes: Sequence[Node], stream: NoiseStream | None, state: Any) -> NoiseStream:
     """The noise stream of a stochastic run from noise to data, carried on from ``state`` if there is one."""
-    first, last = nodes[0], nodes[-1]
-    if not (first.angle > last.angle if isinstance(first.angle, float) else (first.angle > last.angle).all()):
+    # One node alone is a run that the closing step completes.
+    if len(nodes) > 1 and not np.all(nodes[0].angle > nodes[-1].angle):
         raise ValueError(
             f"times: {solver} is stochastic and runs from noise to data only; to invert, use a deterministic solver "
             "such as DDIM(eta=0)"

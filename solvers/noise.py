@@ -72,14 +72,18 @@ class NoiseStream:
             if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**63:
                 raise ValueError("NoiseStream: samples must be whole numbers from 0 to 2**63 - 1, one for each sample")
 
-    def draw(self, like: Tensor) -> tuple[Tensor, "NoiseStream"]:
-        """Return noise in the shape, dtype and device of ``like``, and the stream that draws next."""
-        batch = len(like)
-        if self.samples is not None and len(self.samples) != batch:
+    def ids(self, batch: int) -> np.ndarray:
+        """The sample ids of a batch of ``batch`` rows, int64."""
+        if self.samples is None:
+            return np.arange(batch)
+        if len(self.samples) != batch:
             raise ValueError(
                 f"NoiseStream: samples has {len(self.samples)} ids and the batch {batch} rows; give one id for each row"
             )
-        samples = np.arange(batch) if self.samples is None else np.asarray(self.samples, dtype=np.int64)
-        values = normal(self.seed, samples, self.counter, math.prod(like.shape[1:]))
+        return np.asarray(self.samples, dtype=np.int64)
+
+    def draw(self, like: Tensor) -> tuple[Tensor, "NoiseStream"]:
+        """Return noise in the shape, dtype and device of ``like``, and the stream that draws next."""
+        values = normal(self.seed, self.ids(len(like)), self.counter, math.prod(like.shape[1:]))
         noise = torch.from_numpy(values).reshape(like.shape).to(device=like.device, dtype=like.dtype)
         return noise, replace(self, counter=self.counter + 1)

@@ -30,11 +30,11 @@ class Tableau(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What a stage needs of the grid: its node, and the coefficients of the state and of the earlier slopes."""
+    """What a stage needs of the grid: its node, and the coefficients of the state and of those slopes that it reads."""
 
     node: Node
     state: Real
-    slopes: tuple[Real, ...]
+    slopes: tuple[tuple[int, Real], ...]
 
 
 class Plan(NamedTuple):
@@ -94,8 +94,7 @@ class RungeKutta(Solver):
         reached = x
         for stage, after in zip(stages, stages[1:], strict=False):
             slopes.append(self._slope(ode, stage.node, reached))
-            terms = [(h, k) for h, k in zip(after.slopes, slopes, strict=True) if np.any(h)]
-            reached = combine((after.state, x), *terms)
+            reached = combine((after.state, x), *((h, slopes[i]) for i, h in after.slopes))
         return Step(reached, state=following)
 
     def _slope(self, ode: Any, node: Node, x: Tensor) -> Tensor:
@@ -116,7 +115,8 @@ class RungeKutta(Solver):
                 q = q_a + c * (q_b - q_a)
                 node = ode.node(q) if line is None else line.node(ode, q)  # type: ignore[arg-type]
             scale, ratio = (1.0, 1.0) if line is None else (line.scale(node), line.scale(node) / line.scale(a))
-            stages.append(Stage(node, ratio, tuple(native(np.multiply(scale * (q_b - q_a), w)) for w in row)))
+            h = scale * (q_b - q_a)
+            stages.append(Stage(node, ratio, tuple((i, native(np.multiply(h, w))) for i, w in enumerate(row) if w)))
         return tuple(stages)
 
     def _step_at_singular(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> Tensor:

@@ -69,7 +69,13 @@ def solve(
         raise ValueError(f'closing={closing!r} is unknown; use "denoise", "extrapolate" or None')
     if max_nfe is not None and (isinstance(max_nfe, bool) or not isinstance(max_nfe, int) or max_nfe < 1):
         raise ValueError(f"max_nfe={max_nfe!r} must be a whole number of at least 1, or None for no limit")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r} cannot be called; pass a function of a node and a state, or None")
     _check_state(x)
+    if stream is not None:
+        if not isinstance(stream, NoiseStream):
+            raise TypeError(f"stream={stream!r} is no solvers.NoiseStream; pass solvers.NoiseStream(seed)")
+        stream.ids(len(x))
     nodes = [ode.node(t) for t in _checked_times(times)]
     closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
     body = nodes[:-1] if closes else nodes
@@ -85,7 +91,7 @@ def solve(
     state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
     recent: deque[tuple[Node, Prediction]] = deque(maxlen=EXTRAPOLATED)
     states = [x]
-    spent, failed = False, None
+    steps, spent, failed = 0, False, None
     try:
         with tqdm(total=len(nodes) - 1, desc=type(solver).__name__, unit="step", disable=not progress) as bar:
             for node, step in zip(
@@ -93,6 +99,7 @@ def solve(
             ):
                 x, state = step.x, step.state
                 failed = failed if step.status is None else step.status
+                steps += 1
                 bar.update()
                 if trajectory:
                     states.append(x)
@@ -104,7 +111,7 @@ def solve(
     solution = Solution(
         x=x,
         status=_status(x, spent, failed),
-        stats=Stats(ledger.nfe, ledger.nfe * ledger.passes, ledger.evaluations, bar.n),
+        stats=Stats(ledger.nfe, ledger.nfe * ledger.passes, ledger.evaluations, steps),
         nodes=nodes,
         state=state,
         trajectory=torch.stack(states) if trajectory else None,
@@ -130,7 +137,8 @@ def _steps(
         for step in solver.solve(ode, body, x, state):
             x, state, failed = step.x, step.state, step.status
             if ode.ledger.first is not None:
-                recent.extend(ode.ledger.first)
+                # At pure noise s is infinite, and x0 says nothing about its limit at s = 0.
+                recent.extend((node, prediction) for node, prediction in ode.ledger.first if node.s < math.inf)
                 ode.ledger.first.clear()
             yield step
     if len(body) < len(nodes):
@@ -176,7 +184,10 @@ def _check_state(x: Tensor) -> None:
 
 
 def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
-    values = np.asarray(times.detach().cpu() if isinstance(times, Tensor) else times, dtype=np.float64)
+    try:
+        values = np.asarray(times.detach().cpu().double() if isinstance(times, Tensor) else times, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"times={times!r} are no numbers; pass a list, an array or a tensor of floats") from error
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}; pass at least two times in one dimension")
     if not np.isfinite(values).all():
@@ -192,7 +203,7 @@ def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
 
 
 def _status(x: Tensor, spent: bool, failed: Tensor | None) -> Tensor:
-    finite = torch.isfinite(x).reshape(len(x), -1).all(dim=1).cpu()
+    finite = torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(dim=1).cpu()
     status = torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
     status = torch.where(finite & spent, int(Status.BUDGET), status)
     return status if failed is None else torch.where(failed == Status.SUCCESS, status, failed)

@@ -52,7 +52,8 @@ class Solver(ABC):
        the ``state`` that `start` makes and `step` takes and returns. `start` is always called, with every node of the
        grid: whatever depends on nodes alone is computed there, once.
 
-    A method that owns its stepping (adaptive, a library's) overrides `solve` instead of `step`. Then
+    A method that owns its stepping (adaptive, a library's) overrides `solve` instead, and declares whether it
+    `carries_on`; samples that it loses have a status in the `Step`. Then
     ``solvers.testing.check(MySolver())`` measures all that was declared.
     """
 
@@ -113,7 +114,9 @@ class Solver(ABC):
 def require_path(solver: Solver, ode: ODE) -> None:
     """Raise `TypeError` unless ``ode`` splits a state into data and noise."""
     if not isinstance(ode, PathODE):
+        # Within a solve the problem comes wrapped by the counter: it is named by what the user passed.
+        name = type(getattr(ode, "ode", ode)).__name__
         raise TypeError(
-            f"{solver} needs predictions of data and noise, and ode={type(ode).__name__} is no PathODE; "
+            f"{solver} needs predictions of data and noise, and ode={name} is no PathODE; "
             "solve it with a Runge-Kutta method with line=None, or derive it from solvers.PathODE"
         )

@@ -269,6 +269,15 @@ def test_a_sample_that_blows_up_has_its_own_status(solver):
     assert "loosen rtol" in Status.STEP_UNDERFLOW.advice
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("solver", ALL, ids=name)
+def test_an_overflow_never_ends_in_the_librarys_own_error(solver):
+    problem = Plain(lambda t, x: torch.full_like(x, 1e307))
+    times = torch.linspace(0, 100, 12)
+    found = solve(problem, solver, torch.ones(1, 2, dtype=torch.float64), times, throw=False, max_nfe=50)
+    assert found.status.item() != Status.SUCCESS and not found.x.isfinite().any()
+
+
 def test_each_sample_has_the_whole_budget_and_the_closing_step_respects_it():
     x = starting_points()
     times = [1.35, 0.2, 0.0]
@@ -339,3 +348,13 @@ def test_a_line_needs_a_path_and_extrapolation_needs_nodes():
 @pytest.mark.parametrize("solver", [Scipy(), Torchdiffeq(), Torchdiffeq("rk4")], ids=name)
 def test_both_ends_are_regular(solver):
     check_both_ends(solver)
+
+
+def test_gradients_pass_through_torchdiffeq_and_stop_at_scipy():
+    x = starting_points().requires_grad_()
+    problem = ExactODE(Gaussian())
+    a, b = (problem.node(t) for t in SPAN)
+    (gradient,) = torch.autograd.grad(solve(problem, Torchdiffeq(rtol=1e-8), x, SPAN).x.sum(), x)
+    (exact,) = torch.autograd.grad(problem.distribution.flow(a, b, x).sum(), x)
+    torch.testing.assert_close(gradient, exact, rtol=0, atol=1e-6)
+    assert not solve(problem, Scipy(), x, SPAN).x.requires_grad

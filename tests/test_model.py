@@ -10,9 +10,9 @@ from torch import nn
 
 import odediff
 import solvers
-from odediff.problems import exact_model
+from odediff.problems import ExactNetwork, exact_model
 from solvers import Status
-from solvers.testing import Mixture
+from solvers.testing import Gaussian, Mixture
 
 TABLE = odediff.VPTable.linear()
 
@@ -357,6 +357,18 @@ def test_the_embedded_network_remapped_to_a_straight_path_follows_the_same_traje
     expected = trajectory_in_y(model, solvers.DDIM(), 60 * noise)
     found = trajectory_in_y(model.remap(odediff.RectifiedFlow()), solvers.DDIM(), 60 * noise)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # a float32 network, states of size 60
+
+
+@pytest.mark.parametrize("path", OTHER_PATHS, ids=lambda path: type(path).__name__)
+def test_a_remapped_table_model_samples_and_inverts_on_the_default_grid(path):
+    law = Gaussian(mean=0.4, deviation=0.5)
+    trained = odediff.Model(ExactNetwork(law, TABLE), TABLE, network_time=lambda t: t)
+    model = trained.remap(path)
+    found = odediff.sample(model, (2000, 1), steps=40, dtype=torch.float64)
+    assert float(found.mean()) == pytest.approx(0.4, abs=4 * 0.5 / math.sqrt(2000))
+    assert float(found.std()) == pytest.approx(0.5, rel=4 / math.sqrt(4000))
+    code = odediff.encode(model, found[:5], steps=80)
+    torch.testing.assert_close(odediff.decode(model, code), found[:5], rtol=0, atol=1e-3)
 
 
 def test_remapping_back_is_the_model_itself():

@@ -166,6 +166,12 @@ def test_x0_prediction_is_refused_at_the_data(node):
         require_information("x0", node)
 
 
+def test_the_score_of_a_perfect_network_cannot_be_told_at_the_data():
+    x0, eps = parts(seed=7)
+    with pytest.raises(ValueError, match=r'prediction="score".*sigma = 0.*"epsilon"'):
+        native("score", DATA_END, x0, eps)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_no_form_is_refused_where_sampling_starts_and_ends_on_a_table(form):
     path = PATHS["vp_table"]

@@ -94,7 +94,7 @@ def test_a_sample_that_is_not_finite_spoils_no_other():
 def test_noise_follows_so_that_both_parts_still_make_up_the_state(threshold, t):
     node, x0, eps = PATH.node(t), batch(), batch(seed=1, scale=1.0)
     x = node.alpha * x0 + node.sigma * eps
-    found = threshold_prediction(threshold, node, x, Prediction(x0, eps))
+    found = threshold_prediction(threshold, node, Prediction(x0, eps))
     assert torch.equal(found.x0, threshold(x0))
     torch.testing.assert_close(node.alpha * found.x0 + node.sigma * found.eps, x, rtol=0, atol=1e-14)
     torch.testing.assert_close(found.mix(0.3, 0.7), 0.3 * found.x0 + 0.7 * found.eps, rtol=0, atol=1e-12)
@@ -102,22 +102,29 @@ def test_noise_follows_so_that_both_parts_still_make_up_the_state(threshold, t):
 
 def test_noise_stays_as_it_was_at_the_data():
     x0, eps = batch(), batch(seed=1)
-    found = threshold_prediction(StaticThreshold(), Node(0.0, 1.0, 0.0), x0, Prediction(x0, eps))
+    found = threshold_prediction(StaticThreshold(), Node(0.0, 1.0, 0.0), Prediction(x0, eps))
     assert torch.equal(found.eps, eps)
     assert torch.equal(found.x0, x0.clamp(-1, 1))
 
 
+def test_noise_stays_as_it_was_where_nothing_is_cut():
+    x0, eps = batch(dtype=torch.float32), batch(seed=1, dtype=torch.float32)
+    found = threshold_prediction(StaticThreshold(), PATH.node(0.001), Prediction(x0, eps))
+    untouched = x0.abs() <= 1
+    assert torch.equal(found.eps[untouched], eps[untouched])
+
+
 def test_samples_with_times_of_their_own_are_thresholded_as_they_would_be_alone():
-    times = np.array([0.05, 0.3, 0.5, 0.98])
-    x, eps = batch(), batch(seed=1, scale=1.0)
+    times = np.array([0.0, 0.3, 0.5, 0.98])
+    x0, eps = batch(), batch(seed=1, scale=1.0)
 
     def prediction(t, rows) -> Prediction:
-        node = PATH.node(t)
-        return threshold_prediction(DynamicThreshold(0.9), node, x[rows], Prediction(x[rows] / 2, eps[rows]))
+        return threshold_prediction(DynamicThreshold(0.9), PATH.node(t), Prediction(x0[rows], eps[rows]))
 
     together = prediction(times, slice(None))
     for i, t in enumerate(times.tolist()):
         alone = prediction(t, slice(i, i + 1))
+        assert torch.equal(together.x0[i : i + 1], alone.x0)
         torch.testing.assert_close(together.eps[i : i + 1], alone.eps, rtol=1e-13, atol=1e-13)
 
 

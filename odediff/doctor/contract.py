@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odediff.doctor.evidence import Answer, Probe, ask
 from odediff.doctor.hypotheses import Hypothesis, told
@@ -24,26 +24,18 @@ def check_contract(declared: Hypothesis, probe: Probe) -> Generator[Finding, Non
         try:
             output = ask(declared.model, node, x)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else "no message"
-            yield Finding(
-                "output",
-                "wrong",
-                f"{type(error).__name__} at t={node.t:.4g}: {reason}",
-                "the call is network(x, time, **conditions), and the answer a tensor in the shape of x",
-            )
+            remedy = "the call is network(x, time, **conditions), and the answer a tensor in the shape of x"
+            yield Finding("output", "wrong", f"at t={node.t:.4g}, {_one_line(error)}", remedy)
             return False
         if not torch.isfinite(output).all():
             bad = int((~torch.isfinite(output)).flatten(1).any(1).sum())
             time = told(declared.model)(float(node.t))
-            yield Finding(
-                "output",
-                "wrong",
-                f"not finite in {bad} of {len(x)} samples at t={node.t:.4g}, network time {time:.6g}",
-                "check the weights and the time convention, or compute in a wider dtype",
-            )
+            measured = f"not finite in {bad} of {len(x)} samples at t={node.t:.4g}, network time {time:.6g}"
+            remedy = "check the weights and the time convention, or compute in a wider dtype"
+            yield Finding("output", "wrong", measured, remedy)
             return False
     yield Finding("output", "ok", f"finite, in the shape of the state, at {len(probe.levels)} times")
-    tolerance = torch.finfo(output.dtype).eps ** 0.5
+    tolerance = torch.finfo(_dtype(declared.model, output)).eps ** 0.5
     again = _relative(ask(declared.model, node, x), output)
     remedy = "put the network into eval mode: dropout or another draw is at work"
     yield _small("repeatable", again, tolerance, remedy)
@@ -66,8 +58,8 @@ def check_condition(model: Model, answer: Answer | None) -> Iterator[Finding]:
     try:
         unconditional = ask(replace(model, conditions={**model.conditions, **model.null}), answer.node, answer.x)
     except Exception as error:
-        remedy = f"null={dict(model.null)!r} is no condition of this network; guidance needs one that is"
-        yield Finding("condition", "wrong", f"null was refused: {type(error).__name__}: {error}", remedy)
+        remedy = f"{', '.join(model.null)} of null is no condition of this network; guidance needs one that is"
+        yield Finding("condition", "wrong", f"null was refused, {_one_line(error)}", remedy)
         return
     if all(_equal(model.conditions.get(name), value) for name, value in model.null.items()):
         remedy = "ask under a condition: diagnose(model.condition(...), images)"
@@ -87,3 +79,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _relative(one: Tensor, other: Tensor) -> float:
     return float((one - other).double().norm() / other.double().norm().clamp(min=1e-300))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def _dtype(model: Model, output: Tensor) -> torch.dtype:
+    """In which the network computes: that of its parameters."""
+    parameters = model.network.parameters() if isinstance(model.network, nn.Module) else iter(())
+    return next((p.dtype for p in parameters if p.is_floating_point()), output.dtype)

@@ -22,13 +22,13 @@ STEPS = (0.11, 0.097, 0.087, 0.08, 0.073)
 
 Further from the data one entry hardly matters; nearer, networks have seen too little to be right about it.
 """
-LEAST_ROWS = 64
+LEAST_ROWS = 32
 
 
 def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Finding]:
     """Where between the entries of a table the network does best: the vertex of a parabola through three times.
 
-    ``E(d) = E(0) + slope d + curvature d^2 / 2`` for a network told d = -1, 0, 1 entries more, each in units of E(0) and
+    ``E(d) = E(0) + slope d + curvature d^2 / 2`` for a network told d = -1, 0, 1 entries more, in units of E(0) and
     summed over a few entries; the vertex is at -slope / curvature, its standard error from the samples' influences.
     """
     model, path = verdict.declared.model, verdict.declared.model.path

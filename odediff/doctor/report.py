@@ -31,7 +31,7 @@ class Report:
         return not any(finding.status in ("wrong", "suspicious") for finding in self.findings)
 
     def __getitem__(self, check: str) -> Finding:
-        return next(finding for finding in self.findings if finding.check == check)
+        return {finding.check: finding for finding in self.findings}[check]
 
     def __str__(self) -> str:
         rows = [("check", "status", "measured"), *((f.check, f.status, f.measured) for f in self.findings)]

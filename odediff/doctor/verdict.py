@@ -24,7 +24,7 @@ from odediff.doctor.hypotheses import Hypothesis
 from odediff.doctor.report import Finding, Status
 
 GROSS = math.log(1.25)
-"""An advantage of 25 % or more is a wrong declaration; a smaller one may be a weakness of the network."""
+"""Another time or range with 25 % less error is a wrong declaration; a smaller gain may be the network's weakness."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,18 @@ class Verdict:
         return _level_mean(self.table[self.best, self.reading])
 
     def next_best(self, hypotheses: Sequence[Hypothesis], readings: Sequence[Reading]) -> str:
-        """The closest of these possibilities, with its error in units of the best one's."""
+        """The error, and the closest of these other possibilities with its error in units of the best one's."""
         best = self.table[self.best, self.reading]
-        rivals = [
-            (h, r) for h, r in self.table if h in hypotheses and r in readings and (h, r) != (self.best, self.reading)
-        ]
-        ratios = {key: advantage(best, self.table[key]).log_ratio for key in rivals}
-        closest = max(ratios, key=lambda key: ratios[key])
-        name = str(closest[1]) if closest[0] == self.best else closest[0].name
-        return f"noise error {self.error:.3g}; next: {name}, {math.exp(-ratios[closest]):.3g} times that"
+        ratios = {
+            name: math.exp(-advantage(best, other).log_ratio)
+            for name, other in (
+                (str(reading) if hypothesis == self.best else hypothesis.name, found)
+                for (hypothesis, reading), found in self.table.items()
+                if hypothesis in hypotheses and reading in readings and found is not best
+            )
+        }
+        closest = min(ratios, key=lambda name: ratios[name])
+        return f"noise error {self.error:.3g}; next: {closest}, {ratios[closest]:.3g} times that"
 
 
 def compare(declared: Hypothesis, others: Sequence[Hypothesis], probe: Probe) -> Verdict:
@@ -86,7 +89,7 @@ def check_form(verdict: Verdict) -> Finding:
     remedy = f'declare prediction="{verdict.reading.form}"'
     if verdict.reading.sign < 0:
         remedy += ", and wrap the network to negate its output"
-    return Finding("prediction form", verdict.fault, _departure(verdict, f"{verdict.reading}, not {declared}"), remedy)
+    return Finding("prediction form", "wrong", _departure(verdict, f"{verdict.reading}, not {declared}"), remedy)
 
 
 def check_against(verdict: Verdict, check: str, expected: str) -> Finding:

@@ -10,7 +10,7 @@ class Classifier(nn.Module):
     """Map grey images ``(B, 1, 28, 28)`` in [-1, 1] to logits ``(B, 10)``.
 
     The penultimate layer is the mean over pixels of the last feature maps, so that features hardly move when the image
-    is shifted. The pixel-unshuffle stem is the U-Net's: at full resolution the first layers would cost most of the work.
+    is shifted. The pixel-unshuffle stem is the U-Net's: at full resolution the first layers would cost most.
     """
 
     def __init__(self, width: int = 32, features: int = 96) -> None:

@@ -1,0 +1,289 @@
+"""Every exported solver does what it declares; and `solvers.testing.check` finds out those that do not."""
+
+import math
+from dataclasses import dataclass, replace
+from inspect import isabstract
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import solvers
+from solvers import DDIM, Euler, Heun, Node, Solver, Step, combine
+from solvers.runge_kutta import Tableau
+from solvers.testing import (
+    CHECKPOINTS,
+    CHECKS,
+    SPAN,
+    check,
+    check_both_ends,
+    check_calls,
+    check_carry_on,
+    check_dtype,
+    check_independence,
+    check_law,
+    departures,
+    measured_order,
+    mild_mixture,
+    reference,
+    uneven_times,
+)
+
+CLASSES = [getattr(solvers, name) for name in solvers.__all__]
+CLASSES = [one for one in CLASSES if isinstance(one, type) and issubclass(one, Solver) and not isabstract(one)]
+CLASSES = [one for one in CLASSES if one is not solvers.RungeKutta]
+SOLVERS = [solver for one in CLASSES for solver in one.variants()]
+
+
+@pytest.mark.parametrize("part", CHECKS, ids=lambda part: part.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_a_solver_does_what_it_declares(solver, part):
+    part(solver)
+
+
+def test_every_exported_solver_is_measured():
+    assert {type(solver) for solver in SOLVERS} == set(CLASSES)
+    assert {"DDIM", "DDPM", "Euler", "Heun", "RK4", "Dopri5", "Tsit5", "Torchdiffeq", "Scipy"} <= {
+        one.__name__ for one in CLASSES
+    }
+
+
+def test_check_runs_every_part():
+    check(DDIM())
+    check(DDIM(eta=1.0))
+
+
+def test_check_wants_an_instance():
+    with pytest.raises(TypeError, match=r"solver=.*solvers\.DDIM\(\)"):
+        check(DDIM)
+
+
+# The measuring itself
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
+def test_the_measured_order_is_that_of_a_power_law(order):
+    assert measured_order(lambda steps: (0.3 / steps) ** order) == pytest.approx(order, abs=1e-12)
+
+
+def test_no_order_is_measured_in_round_off():
+    with pytest.raises(AssertionError, match="only 2 errors above round-off"):
+        measured_order(lambda steps: (0.5 / steps) ** 10)
+
+
+def test_the_order_of_nan_is_refused():
+    @dataclass(frozen=True)
+    class Nan(DDIM):
+        def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+            return Step(math.nan * super().step(ode, a, b, x, state).x)
+
+    with pytest.raises((AssertionError, solvers.SolveError)):
+        check_law(Nan())
+
+
+@pytest.mark.parametrize("span", [SPAN, SPAN[::-1]])
+def test_the_reference_agrees_with_a_method_of_another_library_at_another_tolerance(span):
+    x = departures(*span)
+    times = uneven_times(*span, CHECKPOINTS)
+    # LSODA's multistep formulas share nothing with the Runge-Kutta pair behind the reference.
+    found = solvers.solve(mild_mixture(), solvers.Scipy("LSODA", rtol=1e-12), x, times, trajectory=True)
+    assert (found.trajectory[1:] - reference(*span)).abs().max() < 1e-9
+    # And the flow is one: there and back.
+    if span == SPAN:
+        torch.testing.assert_close(reference(*span[::-1])[-1], x, rtol=0, atol=2e-14)
+
+
+def test_the_test_grid_is_uneven_exact_at_its_ends_and_nested():
+    times = uneven_times(*SPAN, 20)
+    assert (times[0], times[-1]) == SPAN
+    assert torch.equal(times.flip(0), uneven_times(*SPAN[::-1], 20))
+    torch.testing.assert_close(uneven_times(*SPAN, 40)[::2], times, rtol=0, atol=1e-15)
+    steps = -times.diff()
+    assert (steps > 0).all()
+    assert steps.max() > 1.2 * steps.min()
+
+
+# Solvers that do not do what they declare
+
+
+@dataclass(frozen=True)
+class WrongCoefficient(Heun):
+    """The weights sum to 1, and the second order is lost."""
+
+    tableau: ClassVar[Tableau] = Tableau((0.0, 1.0), ((), (1.0,)), (0.45, 0.55))
+
+
+@dataclass(frozen=True)
+class Inconsistent(Euler):
+    """The weights do not sum to 1: the error stays."""
+
+    tableau: ClassVar[Tableau] = Tableau((0.0,), ((),), (0.99,))
+
+
+@dataclass(frozen=True)
+class TooAmbitious(Euler):
+    """Order 1, declared as 2."""
+
+    order: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
+class TooModest(Heun):
+    """Order 2, declared as 1."""
+
+    order: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class OneWay(Solver):
+    """The steps of Heun downwards, of Euler upwards."""
+
+    order: ClassVar[int] = 2
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        method = Heun() if b.t < a.t else Euler()
+        return method.step(ode, a, b, x)
+
+
+@dataclass(frozen=True)
+class NotWeak(DDIM):
+    """The noise is too loud for its direction: the variance converges to another one."""
+
+    eta: float = 1.0
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        found = super().step(ode, a, b, x, state)
+        calm = DDIM().step(ode, a, b, x).x
+        return found._replace(x=calm + 1.2 * (found.x - calm))
+
+
+@pytest.mark.parametrize("solver", [WrongCoefficient(), Inconsistent(), TooAmbitious(), TooModest(), OneWay()], ids=str)
+def test_a_wrong_order_is_found(solver):
+    with pytest.raises(AssertionError, match="measured order"):
+        check_law(solver)
+
+
+def test_a_wrong_order_against_the_usual_direction_is_found_there():
+    with pytest.raises(AssertionError, match=r"measured order 1\.\d\d from t=0\.4 to t=1\.2, declared 2"):
+        check_law(OneWay())
+
+
+def test_a_wrong_weak_order_is_found():
+    with pytest.raises(AssertionError, match="measured weak order"):
+        check_law(NotWeak())
+
+
+@dataclass(frozen=True)
+class Careless(DDIM):
+    """More calls than it declares."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        ode.predict(a, x)
+        return super().step(ode, a, b, x, state)
+
+
+@dataclass(frozen=True)
+class Coupled(DDIM):
+    """Every sample feels the mean of the batch."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(super().step(ode, a, b, x, state).x + 1e-12 * x.mean())
+
+
+@dataclass(frozen=True)
+class Positional(DDIM):
+    """A sample's noise depends on its place in the batch."""
+
+    eta: float = 0.5
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return super().step(ode, a, b, x, state and replace(state, samples=None))
+
+
+@dataclass(frozen=True)
+class Widening(DDIM):
+    """float64 arithmetic leaks into the state."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(super().step(ode, a, b, x.double(), state).x)
+
+
+@dataclass(frozen=True)
+class WideningAtTheEnd(DDIM):
+    """The field always sees the right dtype; only the result does not have it."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        end = super().step(ode, a, b, x, state).x
+        return Step(end.double() if b.t == min(SPAN) else end)
+
+
+@dataclass(frozen=True)
+class Coarse(DDIM):
+    """The state passes through half precision, whatever its dtype."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(super().step(ode, a, b, x.half().to(x), state).x if x.dtype == torch.float32 else x)
+
+
+@dataclass(frozen=True)
+class Overstepping(Solver):
+    """Looks half a step beyond its target."""
+
+    order: ClassVar[int] = 1
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        beyond = ode.predict(ode.node(b.t + (b.t - a.t) / 2), x)
+        return Step(combine((b.alpha, beyond.x0), (b.sigma, beyond.eps)))
+
+
+@dataclass(frozen=True)
+class Singular(Solver):
+    """DDIM with divisions: exact inside, infinite at the two ends."""
+
+    order: ClassVar[int] = 1
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        eps = ode.predict(a, x).eps
+        tiny = 1e-300
+        h = b.log_snr - a.log_snr
+        return Step(combine((b.alpha / max(a.alpha, tiny), x), (-b.sigma * math.expm1(min(h, 700.0)), eps)))
+
+
+@dataclass(frozen=True)
+class Forgetful(DDIM):
+    """Its noise starts anew in every solve, whatever state it is given."""
+
+    eta: float = 0.5
+
+    def start(
+        self, ode: Any, nodes: Any, x: torch.Tensor, *, stream: Any = None, past: Any = (), state: Any = None
+    ) -> Any:
+        return super().start(ode, nodes, x, stream=stream or solvers.NoiseStream(0), past=past)
+
+
+@pytest.mark.parametrize(
+    "part, solver, message",
+    [
+        (check_calls, Careless(), "6 steps made 12 calls, declared 6"),
+        (check_independence, Coupled(), "apart from the others"),
+        (check_independence, Positional(), "apart from the others"),
+        (check_dtype, Widening(), "float64"),
+        (check_dtype, WideningAtTheEnd(), "a torch.float32 state came back as torch.float64"),
+        (check_dtype, Coarse(), "float32 and float64 differ by"),
+        (check_law, Overstepping(), "outside the span"),
+        (check_carry_on, Forgetful(), "differs from solving at once"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Solver) else "",
+)
+def test_each_part_finds_what_it_is_for(part, solver, message):
+    with pytest.raises(AssertionError, match=message):
+        part(solver)
+    with pytest.raises(AssertionError):
+        check(solver)
+
+
+def test_a_solver_that_breaks_at_an_end_is_found():
+    with pytest.raises((AssertionError, solvers.SolveError, ArithmeticError)):
+        check_both_ends(Singular())
+    for part in (check_law, check_calls, check_independence, check_dtype):
+        part(Singular())

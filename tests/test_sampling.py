@@ -1,0 +1,364 @@
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import odediff
+from odediff.problems import exact_model
+from odediff.sampling import DEFAULT_GRID, steps_within
+from solvers import DDIM, DDPM, RK4, Heun, Noise, NoiseStream, Rotation, Solver, Step, Tsit5
+from solvers.testing import Gaussian, Mixture
+
+TABLE = odediff.VPTable.linear()
+MEAN, DEVIATION = 0.4, 0.5
+
+
+def gaussian(path: odediff.Schedule = TABLE, form: str = "epsilon") -> odediff.Model:
+    return exact_model(Gaussian(MEAN, DEVIATION), path, form)
+
+
+def mixture() -> odediff.Model:
+    means = torch.tensor([[1.0, 0.5], [-0.6, 0.2], [0.1, -0.9]], dtype=torch.float64)
+    weights, deviations = (torch.tensor(v, dtype=torch.float64) for v in ([0.2, 0.5, 0.3], [0.1, 0.3, 0.2]))
+    return exact_model(Mixture(weights, means, deviations), TABLE)
+
+
+@dataclass(frozen=True)
+class Frugal(Solver):
+    """Two calls for the first step and one for every other, as methods with a costly start have it."""
+
+    order: ClassVar[int] = 1
+
+    def calls(self, n_steps: int) -> int:
+        return n_steps + (n_steps > 0)
+
+    def start(self, ode: Any, nodes: Any, x: Any, **options: Any) -> Any:
+        return True
+
+    def step(self, ode: Any, a: Any, b: Any, x: torch.Tensor, state: Any = None) -> Step:
+        if state:
+            ode.predict(a, x)
+        return Step(ode.predict(a, x).mix(b.alpha, b.sigma), state=False)
+
+
+# --- what a sample costs ------------------------------------------------------------------------------------------
+
+METHODS = [DDIM(), DDIM(0.5), DDPM(), Heun(Noise()), RK4(Rotation()), Tsit5(Noise()), Frugal()]
+
+
+def calls_used(solver: Solver, closing: str | None, **budget: int) -> int:
+    options = {"solver": solver, "closing": closing, "return_solution": True, "dtype": torch.float64}
+    return odediff.sample(gaussian(), (1, 2), **options, **budget).stats.nfe
+
+
+@pytest.mark.parametrize("solver", METHODS, ids=repr)
+@pytest.mark.parametrize("closing", ["denoise", "extrapolate", None])
+@pytest.mark.parametrize("extra", [0, 1, 2, 5, 12])
+def test_nfe_is_a_ceiling_that_one_more_step_would_break(solver, closing, extra):
+    smallest = solver.calls(1) if closing != "denoise" else 1
+    nfe = smallest + extra
+    steps = steps_within(solver, nfe, closing)
+    assert calls_used(solver, closing, nfe=nfe) == calls_used(solver, closing, steps=steps) <= nfe
+    assert calls_used(solver, closing, steps=steps + 1) > nfe
+
+
+@pytest.mark.xfail(strict=True, reason="Solver.calls is a bound: a step from alpha = 0 is a DDIM step of one call")
+@pytest.mark.parametrize("nfe", [20, 22])
+def test_nfe_is_a_ceiling_from_pure_noise_too(nfe):
+    options = {"shape": (1, 2), "solver": Heun(Noise()), "return_solution": True}
+    model = gaussian(odediff.RectifiedFlow(), "flow")
+    used = odediff.sample(model, nfe=nfe, **options).stats
+    assert used.nfe <= nfe
+    assert odediff.sample(model, steps=used.steps + 1, **options).stats.nfe > nfe
+
+
+def test_the_calls_of_n_steps_are_those_of_the_readme():
+    assert calls_used(DDIM(), "denoise", steps=10) == 10
+    assert calls_used(DDIM(), "extrapolate", steps=10) == 9
+    assert calls_used(Heun(Noise()), "denoise", steps=10) == 19
+    assert calls_used(Heun(Noise()), "extrapolate", steps=10) == 18
+
+
+@pytest.mark.parametrize(
+    ("solver", "closing", "nfe", "smallest"),
+    [
+        (DDIM(), "denoise", 0, 1),
+        (Heun(Noise()), "extrapolate", 1, 2),
+        (RK4(Noise()), None, 3, 4),
+        (Tsit5(Noise()), "extrapolate", 5, 6),
+        (Frugal(), None, 1, 2),
+    ],
+)
+def test_too_small_a_budget_names_the_smallest(solver, closing, nfe, smallest):
+    with pytest.raises(ValueError, match=rf"nfe={nfe} .*smallest is {smallest}$"):
+        odediff.sample(gaussian(), (1, 2), solver=solver, closing=closing, nfe=nfe)
+    assert calls_used(solver, closing, nfe=smallest) <= smallest
+
+
+def test_default_is_heun_on_the_noise_line_in_twenty_steps():
+    found = odediff.sample(gaussian(), (1, 2), return_solution=True)
+    assert (found.stats.nfe, found.stats.steps) == (39, 20)
+    expected = odediff.sample(gaussian(), (1, 2), solver=Heun(line=Noise()), steps=20)
+    assert torch.equal(found.x, expected)
+
+
+# --- what is asked for twice, or wrongly --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 5, "nfe": 5}, "steps=5, nfe=5: .*exclude"),
+        ({"nfe": 2.5}, "nfe=2.5 must be a whole number"),
+        ({"nfe": True}, "nfe=True"),
+        ({"nfe": -3}, "nfe=-3 .*smallest is 1"),
+        ({"steps": 0}, "steps = 0 .*at least 1"),
+        ({"steps": 2000, "grid": odediff.grid.uniform_t}, "steps = 2000 exceeds the 1000 entries"),
+        ({"grid": torch.tensor([1.0, 0.5, 0.0]), "steps": 2}, "grid: .*leave out steps"),
+        ({"grid": torch.tensor([1.0, 0.5, 0.0]), "nfe": 2}, "grid: .*leave out steps"),
+        ({"grid": torch.tensor([0.0, 0.5, 1.0])}, r"times\[1\] = 0.5 is not below"),
+        ({"grid": torch.tensor([1.0, math.nan, 0.0])}, r"times\[1\] is not finite"),
+        ({"grid": torch.tensor([[1.0, 0.5, 0.0]])}, "times has shape"),
+        ({"grid": torch.tensor([1.5, 0.5, 0.0])}, "times run from 1.5"),
+        ({"grid": torch.tensor([1.0, 0.0001, 0.0])}, "below the first time that the network knows"),
+        ({"closing": "clip"}, "closing='clip' is unknown"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"samples": [0]}, "samples has 1 ids and the batch 2"),
+        ({"samples": [0, -4]}, "samples must be whole numbers"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_the_network_is_asked(options, message):
+    with pytest.raises(ValueError, match=message):
+        odediff.sample(never_asked(), (2, 3), **{"solver": DDIM(), **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": "karras"}, "grid='karras'.*odediff.grid"),
+        ({"grid": [1.0, 0.5, 0.0]}, r"grid=\[1.0, 0.5, 0.0\].*(tensor|odediff.grid)"),
+        ({"grid": np.array([1.0, 0.5, 0.0])}, "grid=.*(tensor|odediff.grid)"),
+        ({"solver": "ddim"}, "solver='ddim' is no solvers.Solver"),
+        ({"solver": DDIM}, "solver=.*pass an instance"),
+        ({"steps": 2.5}, "steps = 2.5 is not an integer"),
+        ({"dtype": torch.int64}, "dtype=torch.int64 .*torch.float32"),
+        ({"dtype": "float32"}, "dtype='float32' .*torch.float32"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_before_the_network_is_asked(options, message):
+    with pytest.raises(TypeError, match=message):
+        odediff.sample(never_asked(), (2, 3), **options)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, -1), (2.0, 3), (True, 3)])
+def test_a_wrong_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"shape=.*\(64, 1, 28, 28\)"):
+        odediff.sample(never_asked(), shape)
+
+
+def test_a_shape_that_is_no_sequence_is_refused():
+    with pytest.raises(TypeError, match=r"shape=5 must be \(B, ...\)"):
+        odediff.sample(never_asked(), 5)
+
+
+@pytest.mark.parametrize("options", [{}, {"shape": (2, 3), "noise": torch.zeros(2, 3)}])
+def test_shape_and_noise_are_one_or_the_other(options):
+    with pytest.raises(ValueError, match="shape, noise: give exactly one"):
+        odediff.sample(never_asked(), **options)
+
+
+@pytest.mark.parametrize(("noise", "error"), [(torch.zeros(2, 3, dtype=torch.int64), TypeError), ([0.0], TypeError)])
+def test_noise_that_is_no_floating_point_tensor_is_refused(noise, error):
+    with pytest.raises(error, match="floating-point|torch.Tensor"):
+        odediff.sample(never_asked(), noise=noise)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match="model=.*odediff.Model"):
+        odediff.sample(lambda x, t: x, (2, 3))
+
+
+def never_asked() -> odediff.Model:
+    def network(x, time):
+        raise AssertionError("the network was asked")
+
+    return odediff.Model(network, TABLE)
+
+
+# --- seeds --------------------------------------------------------------------------------------------------------
+
+SHARDS = [([0, 1, 2, 3, 4, 5],), ([0, 1, 2], [3, 4, 5]), ([4], [2, 0], [5, 3, 1])]
+
+
+@pytest.mark.parametrize("solver", [Heun(Noise()), DDIM(0.5), DDPM("large")], ids=repr)
+@pytest.mark.parametrize("shards", SHARDS, ids=["together", "halves", "scattered"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sample_is_its_seed_and_its_id_whatever_the_batch(solver, shards, dtype):
+    options = {"solver": solver, "steps": 6, "seed": 11, "dtype": dtype}
+    together = odediff.sample(mixture(), (6, 2), **options)
+    for ids in shards:
+        apart = odediff.sample(mixture(), (len(ids), 2), samples=ids, **options)
+        assert torch.equal(apart, together[ids])
+
+
+def test_a_sample_of_the_embedded_network_is_its_seed_and_its_id_when_calls_have_one_size():
+    model = replace(odediff.zoo.fashion_mnist(), chunk=4).condition(label=5, guidance=2.0)
+    options = {"solver": DDIM(0.5), "steps": 3, "seed": 2}
+    together = odediff.sample(model, (5, 1, 28, 28), **options)
+    for ids in ([3], [4, 0, 2]):
+        assert torch.equal(odediff.sample(model, (len(ids), 1, 28, 28), samples=ids, **options), together[ids])
+
+
+def test_seeds_and_ids_give_different_samples():
+    samples = odediff.sample(mixture(), (3, 2), seed=0, steps=4), odediff.sample(mixture(), (3, 2), seed=1, steps=4)
+    assert len(torch.unique(torch.cat(samples), dim=0)) == 6
+
+
+def test_sampling_leaves_the_generators_of_the_user_alone():
+    state = torch.get_rng_state()
+    np_state = np.random.get_state()[1].copy()
+    odediff.sample(mixture(), (3, 2), solver=DDPM(), steps=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(np.random.get_state()[1], np_state)
+
+
+@pytest.mark.parametrize("path", [TABLE, odediff.VE(), odediff.SubVP()], ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.5)], ids=repr)
+def test_noise_given_is_noise_drawn(path, solver):
+    model = gaussian(path)
+    options = {"solver": solver, "steps": 5, "seed": 4, "dtype": torch.float64}
+    drawn, _ = NoiseStream(4).draw(torch.empty(3, 2, dtype=torch.float64))
+    start = path.node(float(DEFAULT_GRID(path, 5)[0]))
+    scale = math.sqrt(start.alpha**2 + start.sigma**2)
+    given = odediff.sample(model, noise=scale * drawn, solver=solver, steps=5, seed=4)
+    torch.testing.assert_close(given, odediff.sample(model, (3, 2), **options), rtol=0, atol=1e-13)
+
+
+def test_given_noise_is_not_overwritten():
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    kept = noise.clone()
+    odediff.sample(mixture(), noise=noise, solver=DDPM(), steps=4)
+    assert torch.equal(noise, kept)
+
+
+# --- what comes back ----------------------------------------------------------------------------------------------
+
+
+def test_trajectory_and_callback_show_the_states_at_the_nodes():
+    seen: list[tuple[float, torch.Tensor]] = []
+    found = odediff.sample(
+        mixture(),
+        (3, 2),
+        solver=Heun(Noise()),
+        steps=6,
+        trajectory=True,
+        return_solution=True,
+        callback=lambda node, x: seen.append((node.t, x)),
+    )
+    assert [node.t for node in found.nodes] == DEFAULT_GRID(TABLE, 6).tolist()
+    assert [t for t, _ in seen] == [node.t for node in found.nodes[1:]]
+    assert found.trajectory.shape == (7, 3, 2)
+    assert torch.equal(found.trajectory[1:], torch.stack([x for _, x in seen]))
+    assert torch.equal(found.trajectory[-1], found.x)
+    assert found.success
+    assert found.stats.evaluations.tolist() == [found.stats.nfe] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_have_the_dtype_asked_for_and_need_no_gradient(dtype):
+    found = odediff.sample(mixture(), (3, 2), steps=4, dtype=dtype)
+    assert (found.dtype, found.requires_grad) == (dtype, False)
+
+
+def test_the_closing_step_is_the_prediction_at_the_last_node():
+    found = odediff.sample(gaussian(), (3, 2), steps=6, trajectory=True, return_solution=True, dtype=torch.float64)
+    last = found.trajectory[-2]
+    a = TABLE.node(0.001)
+    posterior = MEAN + a.alpha * DEVIATION**2 / (a.alpha**2 * DEVIATION**2 + a.sigma**2) * (last - a.alpha * MEAN)
+    torch.testing.assert_close(found.x, posterior, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("closing", "error"), [("denoise", 2e-4), ("extrapolate", 1e-9)])
+def test_closing_by_extrapolation_reaches_the_flow_where_denoising_leaves_its_error(closing, error):
+    options = {"solver": RK4(Noise()), "steps": 100, "dtype": torch.float64, "trajectory": True}
+    found = odediff.sample(gaussian(), (50, 2), closing=closing, return_solution=True, **options)
+    flow = Gaussian(MEAN, DEVIATION).flow(TABLE.node(0.001), TABLE.node(0.0), found.trajectory[-2])
+    relative = float(((found.x - flow).abs() / (flow - MEAN).abs()).max())
+    # x0 is even in s: denoising is off by s^2 / (2 deviation^2), a parabola in s^2 by the sixth power of s.
+    assert error / 3 < relative < 3 * error if closing == "denoise" else relative < error
+
+
+def test_closing_by_the_solver_itself_reaches_the_flow_of_a_continuous_model():
+    path = odediff.VPLinear()
+    found = odediff.sample(
+        gaussian(path), (50, 2), solver=RK4(Rotation()), steps=100, closing=None, return_solution=True,
+        trajectory=True, dtype=torch.float64,
+    )  # fmt: skip
+    flow = Gaussian(MEAN, DEVIATION).flow(path.node(1.0), path.node(0.0), found.trajectory[0])
+    torch.testing.assert_close(found.x, flow, rtol=0, atol=1e-6)
+
+
+def test_closing_by_the_solver_itself_asks_a_table_model_below_its_table_and_is_refused():
+    model = odediff.Model(lambda x, t: x, TABLE)
+    with pytest.raises(ValueError, match="below"):
+        odediff.sample(model, (2, 3), solver=Heun(Noise()), steps=4, closing=None)
+
+
+@pytest.mark.parametrize("form", ["v", "flow", "x0"])
+def test_a_flow_starts_at_pure_noise(form):
+    found = odediff.sample(gaussian(odediff.RectifiedFlow(), form), (2000, 1), steps=40, dtype=torch.float64)
+    assert float(found.mean()) == pytest.approx(MEAN, abs=4 * DEVIATION / math.sqrt(2000))
+    assert float(found.std()) == pytest.approx(DEVIATION, rel=4 / math.sqrt(4000))
+
+
+# --- skipping steps -----------------------------------------------------------------------------------------------
+
+
+def ddim_of_the_paper(indices: list[int], x: torch.Tensor) -> torch.Tensor:
+    """Song, Meng & Ermon 2021, eq. 12, on alpha-bars of the table alone, for Gaussian data; alpha-bar_0 := 1."""
+    alpha_bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    for i, index in reversed(list(enumerate(indices))):
+        now, then = alpha_bars[index], alpha_bars[indices[i - 1]] if i else 1.0
+        noise = math.sqrt(1 - now) * (x - math.sqrt(now) * MEAN) / (now * DEVIATION**2 + 1 - now)
+        data = (x - math.sqrt(1 - now) * noise) / math.sqrt(now)
+        x = math.sqrt(then) * data + math.sqrt(1 - then) * noise
+    return x
+
+
+@given(indices=st.sets(st.integers(0, 999), min_size=1, max_size=40).map(sorted))
+@settings(max_examples=40, deadline=None)
+def test_any_increasing_subsequence_of_the_table_is_a_grid(indices):
+    times = odediff.grid.subsequence(TABLE, indices)
+    assert times.tolist() == [(i + 1) / 1000 for i in reversed(indices)] + [0.0]
+    noise = torch.tensor([[1.3, -0.2], [0.1, -2.0]], dtype=torch.float64)
+    found = odediff.sample(gaussian(), noise=noise, solver=DDIM(), grid=times, return_solution=True)
+    torch.testing.assert_close(found.x, ddim_of_the_paper(indices, noise), rtol=0, atol=1e-10)
+    assert found.stats.nfe == len(indices)
+
+
+@pytest.mark.parametrize("grid", [odediff.grid.uniform_t, odediff.grid.quadratic_t])
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.5), DDPM()], ids=repr)
+def test_10_20_50_and_100_of_1000_steps_run_and_approach_the_data(grid, solver):
+    errors = []
+    for steps in (10, 20, 50, 100):
+        options = {"solver": solver, "grid": grid, "steps": steps, "dtype": torch.float64, "return_solution": True}
+        found = odediff.sample(gaussian(), (4000, 1), **options)
+        assert found.stats.nfe == steps
+        assert all(abs(1000 * node.t - round(1000 * node.t)) < 1e-9 for node in found.nodes)
+        errors.append(abs(float(found.x.std()) / DEVIATION - 1))
+    assert errors[3] < errors[0]
+    assert errors[3] < 0.1
+
+
+@pytest.mark.parametrize("grid", [odediff.grid.uniform_t, odediff.grid.quadratic_t])
+def test_10_of_1000_steps_of_the_embedded_network_give_images(grid):
+    model = odediff.zoo.fashion_mnist().condition(label=torch.tensor([1, 8]))
+    images = odediff.sample(model, (2, 1, 28, 28), solver=DDIM(), grid=grid, steps=10)
+    assert torch.isfinite(images).all()
+    assert 0.3 < float(images.std()) < 1.0

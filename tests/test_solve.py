@@ -1,0 +1,528 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from odediff.schedule import VE
+from solvers import (
+    DDIM,
+    DDPM,
+    ODE,
+    RK4,
+    Data,
+    Euler,
+    Heun,
+    Midpoint,
+    Noise,
+    NoiseStream,
+    PathODE,
+    Prediction,
+    Rotation,
+    SolveError,
+    Status,
+    combine,
+    solve,
+)
+from solvers.counting import counted
+from solvers.solve import extrapolate_data
+from solvers.testing import ExactODE, Gaussian, Trigonometric, flow, mild_mixture, starting_points, uneven_times
+
+TIMES = (1.2, 0.9, 0.6, 0.4)
+TO_THE_DATA = (*TIMES, 0.0)
+
+
+class Decay(ODE):
+    """dx/dt = -x: an ODE without a path."""
+
+    def __call__(self, t, x):
+        return -x
+
+
+class Untouched(ExactODE):
+    """A problem whose field must not be called."""
+
+    def predict(self, node, x):
+        raise AssertionError("the field was called before the arguments were checked")
+
+
+class WithEnds(Trigonometric):
+    """alpha is exactly 0 at the noise end, where the cosine of the rounded angle is 6e-17."""
+
+    def node(self, t):
+        node = super().node(t)
+        return node._replace(alpha=node.alpha * (t != math.pi / 2))
+
+
+def with_ends():
+    return ExactODE(mild_mixture().distribution, WithEnds())
+
+
+def untouched():
+    return Untouched(Gaussian())
+
+
+def solved(solver=None, x=None, times=TIMES, **options):
+    return solve(mild_mixture(), solver or DDIM(), starting_points() if x is None else x, times, **options)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"solver": DDIM}, TypeError, r"solver=.*solvers\.DDIM\(\)"),
+        ({"solver": "ddim"}, TypeError, r"solver='ddim'"),
+        ({"ode": lambda t, x: -x}, TypeError, r"ode=.*probability_flow"),
+        ({"closing": "late"}, ValueError, r"closing='late'.*denoise.*extrapolate.*None"),
+        ({"closing": True}, ValueError, r"closing=True"),
+        ({"max_nfe": 0}, ValueError, r"max_nfe=0"),
+        ({"max_nfe": -3}, ValueError, r"max_nfe=-3"),
+        ({"max_nfe": 2.5}, ValueError, r"max_nfe=2\.5"),
+        ({"max_nfe": True}, ValueError, r"max_nfe=True"),
+        ({"x": [[1.0, 2.0]]}, TypeError, r"x must be a torch\.Tensor.*list"),
+        ({"x": np.zeros((2, 2))}, TypeError, r"x must be a torch\.Tensor.*ndarray"),
+        ({"x": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, r"x has dtype torch\.int64.*float"),
+        ({"x": torch.tensor(1.0)}, ValueError, r"x has no batch dimension"),
+        ({"times": [1.0]}, ValueError, r"times has shape \(1,\).*two"),
+        ({"times": []}, ValueError, r"times has shape \(0,\)"),
+        ({"times": 1.0}, ValueError, r"times has shape \(\)"),
+        ({"times": [[1.0, 0.5]]}, ValueError, r"times has shape \(1, 2\)"),
+        ({"times": [1.0, math.nan, 0.5]}, ValueError, r"times\[1\] is not finite"),
+        ({"times": [math.inf, 0.5]}, ValueError, r"times\[0\] is not finite"),
+        ({"times": [1.0, 1.0]}, ValueError, r"times must be strictly monotone.*times\[0\]=1 is followed by 1"),
+        ({"times": [1.0, 0.5, 0.7]}, ValueError, r"times\[1\]=0\.5 is followed by 0\.7"),
+        ({"times": [0.2, 0.5, 0.5, 0.7]}, ValueError, r"times\[1\]=0\.5 is followed by 0\.5"),
+        ({"times": ["a", "b"]}, (TypeError, ValueError), r"times"),
+        ({"times": [[1.0, 0.5], [0.2]]}, (TypeError, ValueError), r"times"),
+        ({"times": None}, (TypeError, ValueError), r"times"),
+        ({"callback": 3}, TypeError, r"callback=3"),
+        ({"solver": DDPM()}, ValueError, r"stream=None.*NoiseStream\(seed\)"),
+        ({"solver": DDIM(eta=0.5)}, ValueError, r"stream=None.*NoiseStream\(seed\)"),
+        ({"solver": DDPM(), "stream": 3}, TypeError, r"stream=3.*NoiseStream"),
+        ({"solver": DDPM(), "stream": NoiseStream(0, (1, 2))}, ValueError, r"samples has 2 ids and the batch 4 rows"),
+        ({"solver": DDPM(), "stream": NoiseStream(0), "times": TIMES[::-1]}, ValueError, r"times.*noise to data"),
+        (
+            {"solver": DDIM(eta=0.5), "stream": NoiseStream(0), "times": TIMES[::-1]},
+            ValueError,
+            r"times.*DDIM\(eta=0\)",
+        ),
+        ({"solver": DDIM(), "ode": Decay()}, TypeError, r"DDIM.*ode=Decay.*PathODE"),
+        ({"solver": DDPM(), "ode": Decay(), "stream": NoiseStream(0)}, TypeError, r"DDPM.*ode=Decay.*PathODE"),
+        ({"solver": Heun(Noise()), "ode": Decay()}, TypeError, r"Heun.*ode=Decay.*PathODE"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_argument_is_named_before_anything_is_computed(change, error, message):
+    arguments = {"ode": untouched(), "solver": DDIM(), "x": starting_points(), "times": TIMES} | change
+    with pytest.raises(error, match=message) as caught:
+        solve(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_eta_lies_between_the_ode_and_ddpm(eta):
+    with pytest.raises(ValueError, match=r"eta=.*\[0, 1\]"):
+        DDIM(eta)
+
+
+def test_ddpm_has_two_variances():
+    with pytest.raises(ValueError, match=r"variance='huge'.*small.*large"):
+        DDPM("huge")
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        list(TIMES),
+        np.array(TIMES),
+        torch.tensor(TIMES, dtype=torch.float64),
+        torch.tensor(TIMES).double().requires_grad_(),
+    ],
+    ids=["list", "numpy", "torch", "torch with gradient"],
+)
+def test_times_may_be_a_list_an_array_or_a_tensor(times):
+    expected = solved().x
+    torch.testing.assert_close(solved(times=times).x, expected, rtol=0, atol=1e-7)
+
+
+def test_whole_numbers_are_times_too():
+    problem, x = ExactODE(Gaussian(), VE()), starting_points()
+    assert torch.equal(solve(problem, DDIM(), x, [3, 2, 1]).x, solve(problem, DDIM(), x, [3.0, 2.0, 1.0]).x)
+
+
+# What a solve returns
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (2, 3, 4, 5)])
+def test_a_state_keeps_its_shape(shape):
+    x = torch.randn(*shape, dtype=torch.float64)
+    before = x.clone()
+    solution = solve(ExactODE(Gaussian()), Heun(), x, TO_THE_DATA)
+    assert solution.x.shape == shape
+    assert torch.equal(x, before)
+    assert solution.status.tolist() == [Status.SUCCESS] * shape[0]
+    assert solution.success
+
+
+def test_an_empty_batch_ends_empty():
+    """The last shard of a sharded run may have no sample."""
+    solution = solve(ExactODE(Gaussian()), Heun(), torch.zeros(0, 3), TO_THE_DATA)
+    assert solution.x.shape == (0, 3)
+    assert solution.status.shape == (0,)
+    assert solution.success
+
+
+@pytest.mark.parametrize(
+    "solver, nfe",
+    [(DDIM(), 4), (Euler(), 4), (Heun(), 7), (Midpoint(Noise()), 7), (RK4(Rotation()), 13), (DDPM(), 4)],
+    ids=str,
+)
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_solve_reports_what_it_cost(solver, nfe, progress, capsys):
+    stats = solved(solver, times=TO_THE_DATA, stream=NoiseStream(0), progress=progress).stats
+    assert stats.nfe == stats.network_evaluations == nfe
+    assert stats.evaluations.tolist() == [nfe] * 4
+    assert stats.evaluations.dtype == torch.int64
+    assert stats.steps == 4
+    assert ("4/4" in capsys.readouterr().err) == progress
+
+
+def test_guidance_doubles_the_network_evaluations_alone():
+    class Guided(ExactODE):
+        passes = 2
+
+    stats = solve(Guided(Gaussian()), Heun(), starting_points(), TIMES).stats
+    assert stats.nfe == 6
+    assert stats.network_evaluations == 12
+    assert stats.evaluations.tolist() == [6] * 4
+
+
+def test_nodes_trajectory_and_callback_tell_the_same_story():
+    seen = []
+    solution = solved(Heun(), times=TO_THE_DATA, trajectory=True, callback=lambda node, x: seen.append((node, x)))
+    assert [node.t for node in solution.nodes] == list(TO_THE_DATA)
+    assert [node for node, _ in seen] == solution.nodes[1:]
+    assert solution.trajectory.shape == (5, 4, 2)
+    assert torch.equal(solution.trajectory[0], starting_points())
+    assert torch.equal(solution.trajectory[1:], torch.stack([x for _, x in seen]))
+    assert torch.equal(solution.trajectory[-1], solution.x)
+    assert solved().trajectory is None
+
+
+def test_the_trajectory_of_a_prefix_is_a_prefix_of_the_trajectory():
+    whole = solved(Heun(Noise()), trajectory=True).trajectory
+    for end in (2, 3):
+        assert torch.equal(solved(Heun(Noise()), times=TIMES[:end]).x, whole[end - 1])
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), RK4()], ids=str)
+def test_an_ode_without_a_path_is_solved_by_runge_kutta(solver):
+    times = np.linspace(0, 1, 41)
+    found = solve(Decay(), solver, torch.ones(2, 1, dtype=torch.float64), times)
+    assert float(found.x[0]) == pytest.approx(math.exp(-1), abs={1: 1e-2, 2: 1e-4, 4: 1e-8}[solver.order])
+    assert found.stats.nfe == 40 * solver.order
+
+
+# Failures
+
+
+class Broken(ExactODE):
+    """The mild mixture, with one sample's prediction NaN below t = 0.7."""
+
+    def predict(self, node, x):
+        prediction = super().predict(node, x)
+        if node.t >= 0.7 or len(x) < 4:
+            return prediction
+        hole = torch.zeros(len(x), 1, dtype=x.dtype)
+        hole[2] = math.nan
+        return Prediction(prediction.x0 + hole, prediction.eps + hole)
+
+
+def broken():
+    return Broken(mild_mixture().distribution)
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun(), RK4(Noise()), Euler(Data()), DDPM()], ids=str)
+@pytest.mark.parametrize("closing", ["denoise", "extrapolate", None])
+def test_a_nan_stays_in_its_own_row(solver, closing):
+    options = {"times": TO_THE_DATA, "closing": closing, "stream": NoiseStream(0)}
+    found = solve(broken(), solver, starting_points(), throw=False, **options)
+    whole = solved(solver, **options)
+    assert found.status.tolist() == [Status.SUCCESS, Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+    assert not found.success
+    assert torch.equal(found.x[[0, 1, 3]], whole.x[[0, 1, 3]])
+    assert found.stats.nfe == whole.stats.nfe
+
+
+def test_a_failed_sample_raises_after_the_solve_with_what_was_reached():
+    with pytest.raises(SolveError, match=r"1 of 4 samples NON_FINITE: .*throw=False") as caught:
+        solve(broken(), Heun(), starting_points(), TO_THE_DATA)
+    assert caught.value.solution.status.tolist() == [0, 0, 1, 0]
+    assert torch.isfinite(caught.value.solution.x[[0, 1, 3]]).all()
+    assert caught.value.solution.stats.steps == 4
+
+
+def test_an_infinite_start_is_reported_for_its_row():
+    x = starting_points()
+    x[1, 0] = math.inf
+    assert solved(x=x, throw=False).status.tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("budget, steps", [(1, 0), (2, 1), (3, 1), (5, 2)])
+def test_a_spent_budget_ends_the_solve_at_the_last_whole_step(budget, steps):
+    found = solved(Heun(), max_nfe=budget, throw=False, trajectory=True)
+    assert found.stats.nfe == budget
+    assert found.stats.steps == steps
+    assert found.status.tolist() == [Status.BUDGET] * 4
+    expected = solved(Heun(), times=TIMES[: steps + 1]).x if steps else starting_points()
+    assert torch.equal(found.x, expected)
+    assert len(found.trajectory) == steps + 1
+
+
+def test_a_budget_that_suffices_changes_nothing():
+    assert torch.equal(solved(Heun(), max_nfe=6).x, solved(Heun()).x)
+    with pytest.raises(SolveError, match=r"4 of 4 samples BUDGET: .*raise max_nfe"):
+        solved(Heun(), max_nfe=5)
+
+
+def test_a_budget_spent_does_not_hide_a_nan():
+    found = solve(broken(), DDIM(), starting_points(), TO_THE_DATA, max_nfe=4, throw=False)
+    assert found.status.tolist() == [0, 0, 1, 0]
+    found = solve(broken(), DDIM(), starting_points(), TO_THE_DATA, max_nfe=3, throw=False)
+    assert found.status.tolist() == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_every_status_says_what_to_do(status):
+    assert len(status.advice.split()) >= 5
+
+
+# The two ends of time
+
+
+@pytest.mark.parametrize("solver", [Heun(), RK4(Noise()), Heun(Data()), Midpoint(Rotation())], ids=str)
+def test_closing_by_denoising_is_one_ddim_step_for_one_call(solver):
+    before = solved(solver)
+    closed = solved(solver, times=TO_THE_DATA)
+    prediction = mild_mixture().predict(mild_mixture().node(TIMES[-1]), before.x)
+    assert torch.equal(closed.x, combine((1.0, prediction.x0), (0.0, prediction.eps)))
+    assert closed.stats.nfe == before.stats.nfe + 1
+
+
+@pytest.mark.parametrize("solver", [Heun(), RK4(Noise()), Heun(Data()), DDIM()], ids=str)
+def test_closing_by_extrapolation_costs_no_call(solver):
+    assert solved(solver, times=TO_THE_DATA, closing="extrapolate").stats.nfe == solved(solver).stats.nfe
+
+
+def test_closing_is_the_solvers_own_when_it_is_none():
+    own = solved(Heun(Noise()), times=TO_THE_DATA, closing=None)
+    assert own.stats.nfe == 8
+    node = mild_mixture().node(TIMES[-1])
+    x = solved(Heun(Noise())).x
+    problem = mild_mixture()
+    first = problem.predict(node, x).eps
+    y = x / node.alpha
+    second = problem.predict(problem.node(0.0), y - node.s * first).eps
+    torch.testing.assert_close(own.x, y - node.s * (first + second) / 2, rtol=0, atol=1e-14)
+
+
+class Quadratic(PathODE):
+    """A network whose prediction of x0 is a quadratic in s^2, whatever the state."""
+
+    coefficients = (0.3, -0.7, 0.2)
+
+    def predict(self, node, x):
+        value = sum(c * node.s ** (2 * power) for power, c in enumerate(self.coefficients))
+        x0 = torch.full_like(x, value)
+        return Prediction(x0, (x - node.alpha * x0) / node.sigma)
+
+    def node(self, t):
+        return Trigonometric().node(t)
+
+    def node_at(self, log_snr):
+        return Trigonometric().node_at(log_snr)
+
+    def rates(self, t):
+        return Trigonometric().rates(t)
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun(), RK4(Rotation())], ids=str)
+def test_extrapolation_is_exact_for_a_parabola_in_the_squared_ratio(solver):
+    found = solve(Quadratic(), solver, starting_points(), TO_THE_DATA, closing="extrapolate")
+    torch.testing.assert_close(found.x, torch.full_like(found.x, Quadratic.coefficients[0]), rtol=0, atol=1e-13)
+
+
+def test_extrapolation_is_far_better_than_denoising_on_a_fine_grid():
+    """x0 is even in s: the error falls from second to sixth order in the last s."""
+    truth = flow(starting_points(), torch.tensor([1.2, 0.0], dtype=torch.float64))[0]
+    times = [*np.linspace(1.2, 0.1, 60).tolist(), 0.0]
+    errors = {
+        closing: float((solved(RK4(Rotation()), times=times, closing=closing).x - truth).abs().max())
+        for closing in ("denoise", "extrapolate")
+    }
+    assert errors["extrapolate"] < errors["denoise"] / 50
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_extrapolation_uses_the_nodes_that_there_are(nodes):
+    times = TIMES[: nodes + 1]
+    found = solved(times=(*times, 0.0), closing="extrapolate")
+    problem, x = mild_mixture(), starting_points()
+    predictions = []
+    for a, b in zip(times, times[1:], strict=False):
+        predictions.append((problem.node(a).s ** 2, problem.predict(problem.node(a), x).x0))
+        x = solved(x=x, times=(a, b)).x
+    if nodes == 1:
+        expected = predictions[0][1]
+    else:
+        (u, first), (v, second) = predictions
+        expected = (u * second - v * first) / (u - v)
+    torch.testing.assert_close(found.x, expected, rtol=0, atol=1e-14)
+    assert found.stats.nfe == nodes
+
+
+def test_extrapolation_from_a_single_node_is_the_denoising_step():
+    assert torch.equal(solved(times=(0.4, 0.0), closing="extrapolate").x, solved(times=(0.4, 0.0)).x)
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_extrapolation_leaves_out_a_node_of_pure_noise(nodes):
+    """There s is infinite, and the node carries no information about the limit s = 0."""
+
+    problem = with_ends()
+    times = (math.pi / 2, *TIMES[:nodes], 0.0)
+    found = solve(problem, DDIM(), starting_points(), times, closing="extrapolate")
+    assert torch.isfinite(found.x).all()
+    after = solve(problem, DDIM(), starting_points(), times[:2]).x
+    rest = solve(problem, DDIM(), after, times[1:], closing="extrapolate")
+    torch.testing.assert_close(found.x, rest.x, rtol=0, atol=1e-14)
+
+
+def test_extrapolated_weights_sum_to_one():
+    problem, x = mild_mixture(), torch.ones(1, 1, dtype=torch.float64)
+    recent = [(problem.node(t), Prediction(x, x)) for t in (0.3, 0.25, 0.2)]
+    assert float(extrapolate_data(problem.node(0.0), recent)) == pytest.approx(1, abs=1e-13)
+
+
+def test_a_stochastic_solver_may_have_its_closing_step_alone():
+    found = solved(DDPM(), times=(0.4, 0.0), stream=NoiseStream(0))
+    assert torch.equal(found.x, solved(times=(0.4, 0.0)).x)
+
+
+@pytest.mark.parametrize("solver", [DDPM(), DDPM("large"), DDIM(eta=0.5), DDIM(eta=1.0)], ids=str)
+def test_a_stochastic_solver_adds_no_noise_on_its_last_step(solver):
+    ends = [solved(solver, times=(0.4, 0.0), stream=NoiseStream(seed), closing=None).x for seed in (0, 1)]
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("solver", [DDPM(), DDPM("large"), DDIM(eta=0.5), DDIM(eta=1.0)], ids=str)
+def test_a_stochastic_solver_may_start_in_pure_noise(solver):
+    problem = with_ends()
+    found = solve(problem, solver, starting_points(), (math.pi / 2, 0.8, 0.0), stream=NoiseStream(0))
+    assert found.success
+
+
+@pytest.mark.parametrize("solver", [Heun(), RK4(Noise()), RK4(Data()), RK4(Rotation())], ids=str)
+def test_the_flipped_grid_inverts(solver):
+    times = uneven_times(1.2, 0.2, 160)
+    there = solved(solver, times=times).x
+    back = solved(solver, x=there, times=times.flip(0)).x
+    assert (there - starting_points()).abs().max() > 0.1
+    torch.testing.assert_close(back, starting_points(), rtol=0, atol=2e-4 if solver.order == 2 else 1e-7)
+
+
+def test_inversion_may_start_at_the_data_itself():
+    """With sigma = 0 exact: no closing, whatever the argument says, because the grid does not end there."""
+    times = (0.0, 0.4, 0.9)
+    for closing in ("denoise", "extrapolate", None):
+        found = solved(Heun(), times=times, closing=closing)
+        assert found.success
+        assert found.stats.nfe == 3
+
+
+# Carrying on
+
+
+@pytest.mark.parametrize("solver", [DDPM(), DDIM(eta=0.5), DDIM(), Heun(Noise())], ids=str)
+def test_a_solve_is_carried_on_by_its_state(solver):
+    whole = solved(solver, stream=NoiseStream(2), times=TO_THE_DATA)
+    half = solved(solver, stream=NoiseStream(2), times=TIMES[:3])
+    rest = solved(solver, x=half.x, times=TO_THE_DATA[2:], state=half.state)
+    assert torch.equal(rest.x, whole.x)
+
+
+def test_the_state_of_a_stochastic_solve_is_the_stream_after_it():
+    assert solved(DDPM(), stream=NoiseStream(2, counter=5)).state == NoiseStream(2, counter=8)
+
+
+def test_a_carried_state_wins_over_a_stream():
+    state = NoiseStream(2, counter=5)
+    found = solved(DDPM(), stream=NoiseStream(9), state=state)
+    assert torch.equal(found.x, solved(DDPM(), stream=state).x)
+
+
+# Precision and gradients
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun(Noise()), RK4(Rotation()), Euler(Data()), DDPM()], ids=str)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 2e-2), (torch.bfloat16, 0.15)])
+def test_states_of_lower_precision_keep_it_and_agree_with_float64(solver, dtype, tolerance):
+    options = {"times": TO_THE_DATA, "stream": NoiseStream(0)}
+    found = solved(solver, x=starting_points(dtype), **options)
+    assert found.x.dtype == dtype
+    torch.testing.assert_close(found.x.double(), solved(solver, **options).x, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun(Noise()), RK4(Data()), RK4(), Midpoint(Rotation()), DDPM()], ids=str)
+@pytest.mark.parametrize("closing", ["denoise", "extrapolate"])
+def test_the_gradient_of_a_solve_is_that_of_finite_differences(solver, closing):
+    options = {"times": TO_THE_DATA, "closing": closing, "stream": NoiseStream(0)}
+
+    def end(x):
+        return solved(solver, x=x, **options).x
+
+    assert torch.autograd.gradcheck(end, starting_points()[:2].requires_grad_(), eps=1e-6, atol=1e-7)
+
+
+# Nodes per sample
+
+STARTS = np.array([1.2, 0.7, 0.3, 0.9])
+ENDS = np.array([0.8, 0.75, 0.2, 0.1])
+WITH_SINGULAR = np.array([0.0, 0.7, math.pi / 2, 0.9]), np.array([0.5, 0.0, 0.6, 1.1])
+EVERY_SOLVER = [DDIM(), *(s for c in (Euler, Midpoint, Heun, RK4) for s in c.variants())]
+
+
+@pytest.mark.parametrize("solver", EVERY_SOLVER, ids=str)
+@pytest.mark.parametrize(
+    "starts, ends", [(STARTS, ENDS), (ENDS, STARTS), WITH_SINGULAR], ids=["down", "up", "singular"]
+)
+def test_a_step_with_one_time_per_sample_is_the_steps_one_by_one(solver, starts, ends):
+    problem, x = with_ends(), starting_points()
+    together = solver.step(problem, problem.node(starts), problem.node(ends), x)
+    assert torch.isfinite(together.x).all()
+    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        alone = solver.step(problem, problem.node(start), problem.node(end), x[i : i + 1])
+        torch.testing.assert_close(together.x[i : i + 1], alone.x, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("solver", [DDIM(eta=0.5), DDPM(), DDPM("large")], ids=str)
+def test_a_stochastic_step_with_one_time_per_sample_is_the_steps_one_by_one(solver):
+    problem, x = mild_mixture(), starting_points()
+    ends = np.array([0.8, 0.0, 0.2, 0.1])
+    together = solver.step(problem, problem.node(STARTS), problem.node(ends), x, NoiseStream(1))
+    for i, (start, end) in enumerate(zip(STARTS.tolist(), ends.tolist(), strict=True)):
+        stream = NoiseStream(1, (i,))
+        alone = solver.step(problem, problem.node(start), problem.node(end), x[i : i + 1], stream)
+        torch.testing.assert_close(together.x[i : i + 1], alone.x, rtol=0, atol=1e-14)
+    assert together.state == NoiseStream(1, counter=1)
+
+
+def test_rows_at_singular_nodes_are_counted_by_sample():
+    """Two DDIM rows cost one call each, the others four, although the step is taken together."""
+    problem, x = with_ends(), starting_points()
+    wrapped = counted(problem, len(x), None)
+    starts, ends = WITH_SINGULAR
+    RK4(Data()).step(wrapped, problem.node(starts), problem.node(ends), x)
+    assert wrapped.ledger.evaluations.tolist() == [1, 1, 4, 4]
