@@ -23,8 +23,9 @@ def main() -> None:
     floor = round_trip(RK4(line=Noise()), FLOOR_STEPS)
     print(text_table(("solver", "steps", "rms round trip"), [*rows, ("RK4 (the floor)", FLOOR_STEPS, floor)]))
     for name, begin in ASYMPTOTIC.items():
-        fitted = [(n, e) for n, e in zip(STEPS, errors[name], strict=True) if n >= begin]
-        print(f"{name}: slope {convergence_slope(*zip(*fitted, strict=True), floor):.2f} from {begin} steps on")
+        first = STEPS.index(begin)
+        slope = convergence_slope(STEPS[first:], errors[name][first:], floor)
+        print(f"{name}: slope {slope:.2f} from {begin} steps on")
 
 
 def round_trip(solver: Solver, steps: int) -> float:

@@ -77,7 +77,7 @@ def convergence_slope(steps: Sequence[int], errors: Sequence[float], floor: floa
         raise ValueError(
             f"errors={list(errors)} stay above 10 times floor={floor} for less than three doublings; take fewer steps"
         )
-    return float(np.polynomial.Polynomial.fit(*longest.T, deg=1).convert().coef[1])
+    return float(np.polynomial.Polynomial.fit(longest[:, 0], longest[:, 1], deg=1).convert().coef[1])
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:

@@ -228,6 +228,7 @@ def error_on_the_way(solver: Solver, start: float, end: float, steps: int) -> fl
     x = departures(start, end)
     problem = mild_mixture().watching(x, (start, end))
     found = solve(problem, solver, x, uneven_times(start, end, steps), trajectory=True).trajectory
+    assert found is not None
     return float((found[steps // CHECKPOINTS :: steps // CHECKPOINTS] - reference(start, end)).square().mean().sqrt())
 
 
