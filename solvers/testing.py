@@ -155,12 +155,16 @@ ERROR_AT_THE_ENDS = 0.5
 ROUND_OFF = float(np.finfo(np.float64).eps)
 """Of a state of size 1."""
 MOST_CALLS = 150
-TOLERANCE_FACTOR = 1000
+TOLERANCE_FACTOR = 200
 """Pairs of low order with a small error constant, such as torchdiffeq's fehlberg2, come near it."""
 
 
 def mild_mixture() -> ExactODE:
-    """Two overlapping components in the plane: curved enough to show an order, smooth enough to show it early."""
+    """Two overlapping components in the plane, curved enough to show an order and smooth enough to show it early.
+
+    These numbers, the span and the starting points come from a search: with them the methods of orders 1 to 5 are in
+    their asymptotic regime before round-off, along every line and in both directions.
+    """
     weights = torch.tensor([0.57, 0.43], dtype=torch.float64)
     means = torch.tensor([[0.0, 1.0], [0.3, -0.7]], dtype=torch.float64)
     return ExactODE(Mixture(weights, means, torch.tensor([0.69, 0.37], dtype=torch.float64)))
