@@ -181,8 +181,6 @@ def _check_state(x: Tensor) -> None:
         raise TypeError(f"x has dtype {x.dtype}; convert it to a floating-point dtype, torch.float32 or torch.float64")
     if x.ndim == 0:
         raise ValueError("x has no batch dimension; pass a tensor of shape (B, ...)")
-    if x.shape[0] == 0:
-        raise ValueError(f"x of shape {tuple(x.shape)} holds no samples; pass at least one")
 
 
 def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
