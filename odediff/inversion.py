@@ -67,7 +67,7 @@ def encode(
     if model.threshold is not None:
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
     # As if the last interval cost nothing: it is dropped below, so all of nfe goes into the encoding.
-    times = make_times(model.path, solver, grid, steps, nfe, "extrapolate")
+    times = make_times(ode, solver, grid, steps, nfe, "extrapolate")
     if times[-1] == 0:
         times = times[:-1]
     if len(times) < 2:

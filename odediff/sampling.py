@@ -12,8 +12,7 @@ from torch import Tensor
 
 from odediff import grid as grids
 from odediff.model import Model
-from odediff.problem import probability_flow
-from odediff.schedule import Schedule
+from odediff.problem import ProbabilityFlow, probability_flow
 from solvers import Heun, Node, Noise, NoiseStream, Solver, solve
 from solvers.solve import Closing
 
@@ -24,6 +23,7 @@ DEFAULT_SOLVER = Heun(line=Noise())
 DEFAULT_GRID = grids.karras
 """Heun's own grid (Karras et al. 2022): on the embedded network Heun does best on it at 9, 19 and 39 calls."""
 DEFAULT_STEPS = 20
+CLOSING_CALLS: dict[Closing, int] = {"denoise": 1, "extrapolate": 0, None: 0}
 
 
 def sample(
@@ -75,7 +75,7 @@ def sample(
     solver = DEFAULT_SOLVER if solver is None else solver
     ode = probability_flow(model)
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
-    times = make_times(model.path, solver, grid, steps, nfe, closing)
+    times = make_times(ode, solver, grid, steps, nfe, closing)
     if (shape is None) == (noise is None):
         raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
     if noise is None:
@@ -108,42 +108,65 @@ def initial_deviation(start: Node) -> float:
 
 
 def make_times(
-    path: Schedule, solver: Solver, grid: Grid | Tensor | None, steps: int | None, nfe: int | None, closing: Closing
+    ode: ProbabilityFlow,
+    solver: Solver,
+    grid: Grid | Tensor | None,
+    steps: int | None,
+    nfe: int | None,
+    closing: Closing,
 ) -> Tensor:
     """The times that the arguments of `sample` describe; ``steps`` and ``nfe`` exclude each other."""
     if steps is not None and nfe is not None:
         raise ValueError(f"steps={steps}, nfe={nfe}: give one of them, they exclude each other")
+    path = ode.model.path
     if isinstance(grid, Tensor):
         if steps is not None or nfe is not None:
             raise ValueError("grid: a tensor of times has its number of steps; leave out steps and nfe")
         return grids.custom(path, grid)
     if grid is not None and not callable(grid):
         raise TypeError(f"grid={grid!r} is no grid; pass a function such as odediff.grid.karras, or a tensor of times")
-    if nfe is not None:
-        steps = steps_within(solver, nfe, closing)
-    return (grid or DEFAULT_GRID)(path, steps=DEFAULT_STEPS if steps is None else steps)
+    place = grid or DEFAULT_GRID
+    if nfe is None:
+        return place(path, steps=DEFAULT_STEPS if steps is None else steps)
+    times = place(path, steps=steps_within(solver, nfe, closing))
+    # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
+    while _calls(ode, solver, times, closing) < min(nfe, _most_calls(solver, len(times) - 1, closing)):
+        longer = place(path, steps=len(times))
+        if _calls(ode, solver, longer, closing) > nfe:
+            break
+        times = longer
+    return times
+
+
+def _calls(ode: ProbabilityFlow, solver: Solver, times: Tensor, closing: Closing) -> int:
+    """The calls of a solve over ``times`` and its closing."""
+    nodes = [ode.node(t) for t in times.tolist()]
+    body = nodes if closing is None else nodes[:-1]
+    return solver.calls_over(ode, body) + CLOSING_CALLS[closing]
+
+
+def _most_calls(solver: Solver, steps: int, closing: Closing) -> int:
+    """A bound on the calls of ``steps`` steps, the closing one included."""
+    return solver.calls(steps if closing is None else steps - 1) + CLOSING_CALLS[closing]
 
 
 def steps_within(solver: Solver, nfe: int, closing: Closing = "denoise") -> int:
-    """The most steps, the closing one included, whose calls do not exceed ``nfe``.
+    """The most steps, the closing one included, whose calls do not exceed ``nfe`` on any grid.
 
     Raises:
         ValueError: ``nfe`` is no whole number, or too small for one step; the message names the smallest.
     """
     if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer):
         raise ValueError(f"nfe={nfe!r} must be a whole number, a ceiling on the field's evaluations")
-    closing_calls = {"denoise": 1, "extrapolate": 0, None: 0}[closing]
-    closing_steps = 0 if closing is None else 1
-    # Closing by denoising alone is a one-step solve; the other rules need a step of the solver first.
-    fewest = 0 if closing == "denoise" else 1
-    if nfe < solver.calls(fewest) + closing_calls:
+    # Closing by denoising alone is a one-step solve; extrapolating needs a step of the solver first.
+    steps = 2 if closing == "extrapolate" else 1
+    if nfe < _most_calls(solver, steps, closing):
         raise ValueError(
-            f"nfe={nfe} does not pay for one step of {solver}; the smallest is {solver.calls(fewest) + closing_calls}"
+            f"nfe={nfe} does not pay for one step of {solver}; the smallest is {_most_calls(solver, steps, closing)}"
         )
-    steps = fewest
-    while solver.calls(steps + 1) + closing_calls <= nfe:
+    while _most_calls(solver, steps + 1, closing) <= nfe:
         steps += 1
-    return steps + closing_steps
+    return steps
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

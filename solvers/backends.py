@@ -15,7 +15,7 @@ from torchdiffeq import odeint
 
 from solvers.counting import BudgetSpent
 from solvers.exponential import DDIM
-from solvers.lines import Line, singular_step
+from solvers.lines import Line, singular_step, singular_steps
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.solution import Status
@@ -163,6 +163,11 @@ class Backend(Solver):
             )
         starting = min(n_steps, method.starting)
         return 4 * starting + method.calls * (n_steps - starting)
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """`calls`, with one for each DDIM step."""
+        short = singular_steps(self.line, ode, nodes)
+        return self.calls(len(nodes) - 1 - short) + short
 
     def start(
         self,

@@ -70,10 +70,9 @@ class DDIM(Solver):
         prediction = ode.predict(a, x)
         if self.eta == 0:
             return Step(prediction.mix(b.alpha, b.sigma))
-        std = self.eta * posterior_std(a, b)
-        direction = native((b.sigma**2 - std**2) ** 0.5)
         z, stream = state.draw(x)
-        return Step(combine((1.0, prediction.mix(b.alpha, direction)), (std, z)), state=stream)
+        mean = prediction.mix(b.alpha, direction(a, b, self.eta))
+        return Step(combine((1.0, mean), (self.eta * posterior_std(a, b), z)), state=stream)
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,10 @@ class DDPM(Solver):
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Draw from the reverse chain's Gaussian."""
         prediction = ode.predict(a, x)
-        posterior = posterior_std(a, b)
-        direction = native((b.sigma**2 - posterior**2) ** 0.5)
-        std = posterior if self.variance == "small" else forward_std(a, b)
+        std = posterior_std(a, b) if self.variance == "small" else forward_std(a, b)
         z, stream = state.draw(x)
-        return Step(combine((1.0, prediction.mix(b.alpha, direction)), (std, z)), state=stream)
+        mean = prediction.mix(b.alpha, direction(a, b, eta=1.0))
+        return Step(combine((1.0, mean), (std, z)), state=stream)
 
 
 def posterior_std(a: Node, b: Node) -> Real:
@@ -136,6 +134,16 @@ def posterior_std(a: Node, b: Node) -> Real:
     """
     ratio = divide(b.s, a.s)
     return native(b.sigma * ((1 - ratio) * (1 + ratio)) ** 0.5)
+
+
+def direction(a: Node, b: Node, eta: float) -> Real:
+    """The weight of eps beside the fresh noise, ``sqrt(sigma_b^2 - eta^2 posterior_std^2)``.
+
+    Written as ``sigma_b sqrt((1 - eta)(1 + eta) + (eta s_b/s_a)^2)``: the difference of two nearly equal squares could
+    come out negative.
+    """
+    ratio = divide(b.s, a.s)
+    return native(b.sigma * ((1 - eta) * (1 + eta) + (eta * ratio) ** 2) ** 0.5)
 
 
 def forward_std(a: Node, b: Node) -> Real:

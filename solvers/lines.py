@@ -7,7 +7,9 @@ Along a line the ODE reads ``dz/dq = slope`` with ``z = x / scale``: whatever th
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -140,3 +142,8 @@ def singular_step(line: Line | None, ode: ODE, a: Node, b: Node) -> bool | np.nd
     if line is not None:
         return line.singular(a) | line.singular(b)
     return isinstance(ode, PathODE) and np.equal(a.sigma, 0) | np.equal(b.sigma, 0)
+
+
+def singular_steps(line: Line | None, ode: ODE, nodes: Sequence[Node]) -> int:
+    """How many steps between ``nodes`` are DDIM steps, of one call each."""
+    return sum(bool(np.any(singular_step(line, ode, a, b))) for a, b in pairwise(nodes))

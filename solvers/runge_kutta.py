@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.exponential import DDIM
-from solvers.lines import Data, Line, Noise, Rotation, singular_step
+from solvers.lines import Data, Line, Noise, Rotation, singular_step, singular_steps
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.real import Real, native
@@ -68,6 +68,11 @@ class RungeKutta(Solver):
     def calls(self, n_steps: int) -> int:
         """The number of stages, for each step."""
         return n_steps * len(self.tableau.c)
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """The number of stages, for each step that is no DDIM step."""
+        short = singular_steps(self.line, ode, nodes)
+        return self.calls(len(nodes) - 1 - short) + short
 
     def start(
         self,

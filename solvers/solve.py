@@ -47,7 +47,7 @@ def solve(
         times: strictly monotone, in either direction: descending is sampling, ascending is inversion.
         closing: what happens on a last interval that ends in the data (sigma = 0) of a path. ``"denoise"``, a DDIM
             step with a call of its own; ``"extrapolate"``, no call: the limit of x0 as a parabola in s^2 through the
-            last three nodes; None, an ordinary step of the solver.
+            last three nodes (a grid of one interval has none, and is denoised); None, an ordinary step of the solver.
         stream: the noise of stochastic solvers.
         past: exact (node, state) pairs before ``times[0]``, newest first, for methods with history.
         state: the `Solution.state` of an earlier solve, to carry it on.

@@ -110,6 +110,10 @@ class Solver(ABC):
         """Evaluations that ``n_steps`` steps cost at most."""
         return n_steps
 
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Evaluations that a solve over ``nodes`` costs: `calls`, unless some of these steps are cheaper."""
+        return self.calls(len(nodes) - 1)
+
 
 def require_path(solver: Solver, ode: ODE) -> None:
     """Raise `TypeError` unless ``ode`` splits a state into data and noise."""

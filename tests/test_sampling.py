@@ -67,7 +67,6 @@ def test_nfe_is_a_ceiling_that_one_more_step_would_break(solver, closing, extra)
     assert calls_used(solver, closing, steps=steps + 1) > nfe
 
 
-@pytest.mark.xfail(strict=True, reason="Solver.calls is a bound: a step from alpha = 0 is a DDIM step of one call")
 @pytest.mark.parametrize("nfe", [20, 22])
 def test_nfe_is_a_ceiling_from_pure_noise_too(nfe):
     options = {"shape": (1, 2), "solver": Heun(Noise()), "return_solution": True}
