@@ -1,227 +1,40 @@
-"""Problems with closed forms, and `check`: everything that a solver declares, measured."""
+"""`check`: everything that a solver declares, measured."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import pairwise
+from functools import partial
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from solvers.noise import NoiseStream
-from solvers.ode import Node, PathODE, Prediction, combine, per_row
-from solvers.real import Real, native
 from solvers.solution import Status
 from solvers.solve import solve
 from solvers.solver import Solver
+from solvers.testing.distributions import ExactODE, Gaussian
+from solvers.testing.problem import (
+    CHECKPOINTS,
+    SPAN,
+    across,
+    departures,
+    mild_mixture,
+    reference,
+    starting_points,
+    uneven_times,
+)
 
-
-class Trigonometric:
-    """The path ``alpha = cos t, sigma = sin t`` for t in [0, pi/2]: the simplest that has both ends."""
-
-    def node(self, t: Real) -> Node:
-        """The node at angle ``t``."""
-        return Node(t, native(np.cos(t)), native(np.sin(t)))
-
-    def node_at(self, log_snr: Real) -> Node:
-        """``tan t = exp(-log_snr)``."""
-        return self.node(native(np.arctan(np.exp(np.negative(log_snr)))))
-
-    def rates(self, t: Real) -> tuple[Real, Real]:
-        """``-sin t`` and ``cos t``."""
-        return native(-np.sin(t)), native(np.cos(t))
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Data ``N(mean, deviation^2)``, independent in every component; prediction and flow are closed forms."""
-
-    mean: float = 0.5
-    deviation: float = 0.6
-
-    def predict(self, node: Node, x: Tensor) -> Prediction:
-        """``E[x0 | x]`` and ``E[eps | x]``."""
-        variance = self.deviation**2
-        total = node.alpha**2 * variance + node.sigma**2
-        centred = self._centred(node, x)
-        return Prediction(
-            lambda: combine((node.alpha * variance / total, centred)).add_(self.mean),
-            lambda: combine((node.sigma / total, centred)),
-        )
-
-    def flow(self, a: Node, b: Node, x: Tensor) -> Tensor:
-        """The exact solution of the probability-flow ODE from a to b: quantiles are carried along."""
-        spread = [np.hypot(node.alpha * self.deviation, node.sigma) for node in (a, b)]
-        moved = combine((native(spread[1] / spread[0]), self._centred(a, x)))
-        return moved.add_(per_row(b.alpha * self.mean, x))
-
-    def _centred(self, node: Node, x: Tensor) -> Tensor:
-        return x - per_row(node.alpha * self.mean, x)
-
-
-class Mixture:
-    """Data from a mixture of isotropic Gaussians: weights ``(K,)``, means ``(K, d)``, deviations ``(K,)``."""
-
-    def __init__(self, weights: Tensor, means: Tensor, deviations: Tensor) -> None:
-        self.weights, self.means, self.deviations = weights, means, deviations
-        self._parameters = cache(self._converted)
-
-    def _converted(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logarithms of the weights, means, variances, and the columns (mean, variance, 1) as one table."""
-        variances = self.deviations.square()
-        table = torch.cat((self.means, variances[:, None], torch.ones_like(variances)[:, None]), dim=1)
-
-        def converted(values: Tensor) -> Tensor:
-            return values.to(device=device, dtype=dtype)
-
-        return converted(self.weights.log()), converted(self.means), converted(variances), converted(table)
-
-    def predict(self, node: Node, x: Tensor) -> Prediction:
-        """``E[x0 | x]`` and ``E[eps | x]``: posterior means of the components, weighted by responsibility."""
-        log_weights, means, variances, table = self._parameters(x.dtype, x.device)
-        flat = x.reshape(len(x), -1)
-        alpha, sigma = (v if isinstance(v, float) else per_row(v, flat[..., None]) for v in node[1:])
-        total = (variances[:, None] * alpha**2 + sigma**2)[..., 0]
-        # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
-        energy = (flat[:, None] - alpha * means).square().sum(-1) / total
-        gain = torch.softmax(log_weights - 0.5 * (energy + means.shape[1] * total.log()), dim=1) / total
-        mean, variance, one = (gain[..., None] * table).sum(1).split((means.shape[1], 1, 1), dim=1)
-        return Prediction(
-            lambda: combine((node.sigma**2, mean), (node.alpha, variance * flat)).reshape(x.shape),
-            lambda: combine((node.sigma, one * flat), (-node.sigma * node.alpha, mean)).reshape(x.shape),
-        )
-
-    def sample(self, count: int, seed: int) -> Tensor:
-        """``count`` samples of the data, ``(count, d)`` in float64."""
-        generator = torch.Generator().manual_seed(seed)
-        component = torch.multinomial(self.weights.double(), count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
-        return self.means[component] + self.deviations[component, None] * noise
-
-
-class ExactODE(PathODE):
-    """The probability-flow ODE of a known distribution: no network, no error of a network.
-
-    ``distribution`` has ``predict(node, x)``; ``path`` has ``node``, ``node_at`` and ``rates``. Every call checks that
-    the solver stays inside ``span`` and keeps the state's dtype and shape.
-    """
-
-    def __init__(self, distribution: Gaussian | Mixture, path: Trigonometric | None = None, span: Sequence[float] = ()):
-        self.distribution = distribution
-        self.path = path or Trigonometric()
-        self.span = span
-        self.like: Tensor | None = None
-
-    def watching(self, like: Tensor, span: Sequence[float]) -> "ExactODE":
-        """The same problem, which refuses states unlike ``like`` and times outside ``span``."""
-        watched = ExactODE(self.distribution, self.path, span)
-        watched.like = like
-        return watched
-
-    def predict(self, node: Node, x: Tensor) -> Prediction:
-        """The exact posterior means."""
-        if self.span and not (np.all(min(self.span) <= node.t) and np.all(node.t <= max(self.span))):
-            raise AssertionError(f"the field was called at t={node.t}, outside the span {self.span}")
-        if self.like is not None:
-            expected, got = ((v.dtype, v.device, v.shape[1:]) for v in (self.like, x))
-            if expected != got:
-                raise AssertionError(f"the field was called with {got} for a state of {expected}")
-        return self.distribution.predict(node, x)
-
-    def node(self, t: Real) -> Node:
-        """The path's."""
-        return self.path.node(t)
-
-    def node_at(self, log_snr: Real) -> Node:
-        """The path's."""
-        return self.path.node_at(log_snr)
-
-    def rates(self, t: Real) -> tuple[Real, Real]:
-        """The path's."""
-        return self.path.rates(t)
-
-
-SPAN = (1.35, 0.4)
-"""Angles between which everything is measured: both ends regular on every line."""
 MOST_STEPS = 1280
-CHECKPOINTS = 5
-STRETCH = 0.27
-BOUND = 0.05
-ERROR_AT_THE_ENDS = 0.5
-"""Twice what DDIM leaves after 12 steps over the whole path."""
 ROUND_OFF = float(np.finfo(np.float64).eps)
 """Of a state of size 1."""
+BOUND = 0.05
+"""The largest error of a method without an order, from 20 steps on."""
+ERROR_AT_THE_ENDS = 0.5
+"""Twice what DDIM leaves after 12 steps over the whole path."""
 MOST_CALLS = 150
 TOLERANCE_FACTOR = 200
 """Pairs of low order with a small error constant, such as torchdiffeq's fehlberg2, come near it."""
-
-
-def mild_mixture() -> ExactODE:
-    """Two overlapping components in the plane, curved enough to show an order and smooth enough to show it early.
-
-    These numbers, the span and the starting points come from a search: with them the methods of orders 1 to 5 are in
-    their asymptotic regime before round-off, along every line and in both directions.
-    """
-    weights = torch.tensor([0.57, 0.43], dtype=torch.float64)
-    means = torch.tensor([[0.0, 1.0], [0.3, -0.7]], dtype=torch.float64)
-    return ExactODE(Mixture(weights, means, torch.tensor([0.69, 0.37], dtype=torch.float64)))
-
-
-def starting_points(dtype: torch.dtype = torch.float64) -> Tensor:
-    """A few states, spread over the mass."""
-    return torch.tensor([[0.54, -0.66], [-0.24, 0.18], [0.12, 0.96], [-0.78, -0.36]], dtype=dtype)
-
-
-def uneven_times(start: float, end: float, steps: int) -> Tensor:
-    """A grid whose steps in log-SNR grow smoothly towards the data; both directions visit the same nodes.
-
-    A grid of twice the steps contains it.
-    """
-    noise, data = max(start, end), min(start, end)
-    u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    level = math.log(math.tan(noise)) + math.log(math.tan(data) / math.tan(noise)) * (u - STRETCH * u * (1 - u))
-    times = torch.atan(torch.exp(level))
-    times[0], times[-1] = noise, data
-    return times if start > end else times.flip(0)
-
-
-@cache
-def departures(start: float, end: float) -> Tensor:
-    """Sixteen states at ``start``: the starting points and their quarter turns, or where these arrive.
-
-    Towards the noise they are the ends of the way towards the data: there and back.
-    """
-    if start < end:
-        return reference(end, start)[-1]
-    quarter = [starting_points()]
-    for _ in range(3):
-        quarter.append(torch.stack((quarter[-1][:, 1], -quarter[-1][:, 0]), dim=1))
-    return torch.cat(quarter)
-
-
-@cache
-def reference(start: float, end: float) -> Tensor:
-    """Where the mild mixture's flow carries the departures, at the checkpoints: the nodes of ``CHECKPOINTS`` steps."""
-    return flow(departures(start, end), uneven_times(start, end, CHECKPOINTS))
-
-
-def flow(x: Tensor, times: Tensor) -> Tensor:
-    """The mild mixture's flow from ``times[0]`` to each of the others, ``(len(times) - 1, *x.shape)``.
-
-    By scipy's DOP853 at 3e-14: another library, another formula.
-    """
-    problem = mild_mixture()
-
-    def field(t: float, flat: np.ndarray) -> np.ndarray:
-        return problem(float(t), torch.from_numpy(flat.copy()).view_as(x)).numpy().ravel()
-
-    states = [x.numpy().ravel()]
-    for span in pairwise(times.tolist()):
-        states.append(solve_ivp(field, span, states[-1], method="DOP853", rtol=3e-14, atol=1e-15).y[:, -1])
-    return torch.from_numpy(np.stack(states[1:])).view(-1, *x.shape)
 
 
 def error_on_the_way(solver: Solver, start: float, end: float, steps: int) -> float:
@@ -385,7 +198,7 @@ def check_both_ends(solver: Solver, steps: int = 12) -> None:
     for grid in (times, times.flip(0)) if solver.deterministic else (times,):
         end = solve(problem, solver, x, grid, closing=None, stream=NoiseStream(0)).x
         if solver.deterministic:
-            error = float((end - flow(x, grid[[0, -1]])[0]).abs().max())
+            error = float((end - across(float(grid[0]), float(grid[-1]))).abs().max())
             if not error < ERROR_AT_THE_ENDS:
                 raise AssertionError(
                     f"{solver}: error {error:.1e} of {steps} steps from t={grid[0]:.2f} to {grid[-1]:.2f}"

@@ -1,0 +1,151 @@
+"""Distributions whose predictions are closed forms, and their probability-flow ODEs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.ode import Node, PathODE, Prediction, combine, per_row
+from solvers.real import Real, native
+
+
+class Trigonometric:
+    """The path ``alpha = cos t, sigma = sin t`` for t in [0, pi/2]: the simplest that has both ends."""
+
+    def node(self, t: Real) -> Node:
+        """The node at angle ``t``."""
+        return Node(t, native(np.cos(t)), native(np.sin(t)))
+
+    def node_at(self, log_snr: Real) -> Node:
+        """``tan t = exp(-log_snr)``."""
+        return self.node(native(np.arctan(np.exp(np.negative(log_snr)))))
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        """``-sin t`` and ``cos t``."""
+        return native(-np.sin(t)), native(np.cos(t))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Data ``N(mean, deviation^2)``, independent in every component; prediction and flow are closed forms."""
+
+    mean: float = 0.5
+    deviation: float = 0.6
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """``E[x0 | x]`` and ``E[eps | x]``."""
+        variance = self.deviation**2
+        total = node.alpha**2 * variance + node.sigma**2
+        centred = self._centred(node, x)
+        return Prediction(
+            lambda: combine((node.alpha * variance / total, centred)).add_(self.mean),
+            lambda: combine((node.sigma / total, centred)),
+        )
+
+    def flow(self, a: Node, b: Node, x: Tensor) -> Tensor:
+        """The exact solution of the probability-flow ODE from a to b: quantiles are carried along."""
+        spread = [np.hypot(node.alpha * self.deviation, node.sigma) for node in (a, b)]
+        moved = combine((native(spread[1] / spread[0]), self._centred(a, x)))
+        return moved.add_(per_row(b.alpha * self.mean, x))
+
+    def _centred(self, node: Node, x: Tensor) -> Tensor:
+        return x - per_row(node.alpha * self.mean, x)
+
+
+class Mixture:
+    """Data from a mixture of isotropic Gaussians: weights ``(K,)``, means ``(K, d)``, deviations ``(K,)``."""
+
+    def __init__(self, weights: Tensor, means: Tensor, deviations: Tensor) -> None:
+        self.weights, self.means, self.deviations = weights, means, deviations
+        self._weights, self._means, self._deviations = (v.double().cpu().numpy() for v in (weights, means, deviations))
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """``E[x0 | x]`` and ``E[eps | x]``: the posterior means given each component, weighted by responsibility.
+
+        Component k gives ``m_k + alpha d_k^2 / v_k (x - alpha m_k)`` and ``sigma / v_k (x - alpha m_k)`` for
+        ``v_k = alpha^2 d_k^2 + sigma^2``. What does not depend on x is computed in NumPy's float64.
+        """
+        means, variances = self._means, self._deviations**2
+        alpha, sigma = (np.asarray(v)[..., None] for v in node[1:])
+        total = variances * alpha**2 + sigma**2
+        prior = np.log(self._weights) - means.shape[1] / 2 * np.log(total)
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.as_tensor(values, dtype=x.dtype, device=x.device)
+
+        # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
+        centred = x.reshape(len(x), 1, -1) - tensor(alpha[..., None] * means)
+        log_density = torch.addcmul(tensor(prior), centred.square().sum(-1), tensor(-0.5 / total))
+        responsibility = torch.softmax(log_density, dim=1)[..., None]
+
+        def mix(data: Real, noise: Real) -> Tensor:
+            data, noise = (np.asarray(v)[..., None] for v in (data, noise))
+            slope = (data * alpha * variances + noise * sigma) / total
+            parts = torch.addcmul(tensor(data[..., None] * means), tensor(slope[..., None]), centred)
+            return (responsibility * parts).sum(1).reshape(x.shape)
+
+        return Mixed(mix)
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """``count`` samples of the data, ``(count, d)`` in float64."""
+        generator = torch.Generator().manual_seed(seed)
+        component = torch.multinomial(self.weights.double(), count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[component] + self.deviations[component, None] * noise
+
+
+class Mixed(Prediction):
+    """A prediction of which any combination, ``mix(data, noise)``, costs as much as either part."""
+
+    def __init__(self, mix: Callable[[Real, Real], Tensor]) -> None:
+        super().__init__(partial(mix, 1.0, 0.0), partial(mix, 0.0, 1.0))
+        self._mix = mix
+
+    def mix(self, data: Real, noise: Real) -> Tensor:
+        """``data x0 + noise eps``."""
+        return self._mix(data, noise)
+
+
+class ExactODE(PathODE):
+    """The probability-flow ODE of a known distribution: no network, no error of a network.
+
+    ``distribution`` has ``predict(node, x)``; ``path`` has ``node``, ``node_at`` and ``rates``. Every call checks that
+    the solver stays inside ``span`` and keeps the state's dtype and shape.
+    """
+
+    def __init__(self, distribution: Gaussian | Mixture, path: Trigonometric | None = None, span: Sequence[float] = ()):
+        self.distribution = distribution
+        self.path = path or Trigonometric()
+        self.span = span
+        self.like: Tensor | None = None
+
+    def watching(self, like: Tensor, span: Sequence[float]) -> "ExactODE":
+        """The same problem, which refuses states unlike ``like`` and times outside ``span``."""
+        watched = ExactODE(self.distribution, self.path, span)
+        watched.like = like
+        return watched
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """The exact posterior means."""
+        if self.span and not (np.all(min(self.span) <= node.t) and np.all(node.t <= max(self.span))):
+            raise AssertionError(f"the field was called at t={node.t}, outside the span {self.span}")
+        if self.like is not None:
+            expected, got = ((v.dtype, v.device, v.shape[1:]) for v in (self.like, x))
+            if expected != got:
+                raise AssertionError(f"the field was called with {got} for a state of {expected}")
+        return self.distribution.predict(node, x)
+
+    def node(self, t: Real) -> Node:
+        """The path's."""
+        return self.path.node(t)
+
+    def node_at(self, log_snr: Real) -> Node:
+        """The path's."""
+        return self.path.node_at(log_snr)
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        """The path's."""
+        return self.path.rates(t)
