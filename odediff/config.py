@@ -124,7 +124,7 @@ def register() -> None:
         ("train", TrainTask),
         ("evaluate", EvaluateTask),
     ):
-        store.store(f"{name}_schema", schema, group="task")
+        store.store(name, schema, group="schema")
 
 
 def conf_folder() -> Path:
