@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from odediff.model import Model
@@ -21,6 +23,9 @@ class ProbabilityFlow(PathODE):
 
     def node(self, t: Real) -> Node:
         return self.model.path.node(t)
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        return self.model.path.nodes(times)
 
     def node_at(self, log_snr: Real) -> Node:
         return self.model.path.node_at(log_snr)

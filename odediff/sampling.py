@@ -140,7 +140,7 @@ def make_times(
 
 def _calls(ode: ProbabilityFlow, solver: Solver, times: Tensor, closing: Closing) -> int:
     """The calls of a solve over ``times`` and its closing."""
-    nodes = [ode.node(t) for t in times.tolist()]
+    nodes = ode.nodes(times.tolist())
     body = nodes if closing is None else nodes[:-1]
     return solver.calls_over(ode, body) + CLOSING_CALLS[closing]
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +79,10 @@ class ODE(ABC):
     def node(self, t: Real) -> Node:
         """The node at time ``t``. A plain ODE has no path: its alpha and sigma are NaN."""
         return Node(t, math.nan, math.nan)
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        """The nodes of a grid; a path that finds them all at once in less time overrides this."""
+        return [self.node(t) for t in times]
 
     def rows(self, index: Tensor) -> Any:
         """The same problem for the samples ``index`` alone; an ODE with data of its own per sample overrides this."""

@@ -76,7 +76,7 @@ def solve(
         if not isinstance(stream, NoiseStream):
             raise TypeError(f"stream={stream!r} is no solvers.NoiseStream; pass solvers.NoiseStream(seed)")
         stream.ids(len(x))
-    nodes = [ode.node(t) for t in _checked_times(times)]
+    nodes = ode.nodes(_checked_times(times))
     closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
     body = nodes[:-1] if closes else nodes
     if closes and closing == "extrapolate" and type(solver).solve is not Solver.solve:

@@ -113,6 +113,16 @@ def test_floats_give_floats_and_arrays_give_equal_arrays(path):
     assert all(type(value) is float for value in path.node(float(times[0, 1])))
 
 
+@every_schedule
+def test_the_nodes_of_a_grid_are_its_nodes_one_by_one(path):
+    times = (path.start * np.array([1.0, 0.99, 0.7, 0.3, 0.002, 0.0])).tolist()
+    nodes = path.nodes(times)
+    assert all(type(value) is float for node in nodes for value in node)
+    np.testing.assert_allclose(nodes, [path.node(t) for t in times], rtol=1e-15)
+    with pytest.raises(ValueError, match="not on this path"):
+        path.nodes([*times, math.nan])
+
+
 @every_continuous
 def test_alpha_and_sigma_are_the_published_formulas_to_their_last_digits(path):
     with mpmath.workdps(60):

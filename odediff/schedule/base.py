@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import numpy as np
@@ -74,6 +75,12 @@ class Schedule(ABC):
         """Return the node at time t."""
         alpha, sigma = self._evaluate(t)
         return Node(float(t) if isinstance(t, (int, float)) else t, alpha, sigma)
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        """Return the nodes at these times, in one evaluation of the path."""
+        given = np.array(times, dtype=np.float64)
+        alphas, sigmas = self._evaluate(given)
+        return [Node(*values) for values in zip(given.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)]
 
     def rates(self, t: Times) -> tuple[Times, Times]:
         """Return (d alpha / dt, d sigma / dt); sigma' is infinite at t = 0 where sigma starts like a square root."""
