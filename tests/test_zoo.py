@@ -133,6 +133,12 @@ def test_network_in_float64_computes_with_the_same_rounded_weights():
     )
 
 
+@pytest.mark.parametrize("label", [-1, NULL_LABEL + 1, 3.0, torch.tensor([0, 99])])
+def test_a_label_that_is_no_class_is_refused_before_the_network_is_asked(label):
+    with pytest.raises(ValueError, match=r"label=.* must be a whole number from 0 to 9.* or 10 for none"):
+        zoo.fashion_mnist().condition(label=label)
+
+
 def test_labels_and_null_label_change_the_prediction():
     network = zoo.fashion_mnist().network
     x = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0)).expand(11, -1, -1, -1)

@@ -1,5 +1,8 @@
 """The embedded zoo: a trained network, a classifier and real images, so that nothing needs a download."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,9 +23,28 @@ def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch
     weights were trained in float32 and rounded to float16; every ``dtype`` computes with those rounded values.
     """
     network = load_network(UNet, "network.safetensors").to(device, dtype)
-    return Model(
-        network, VPTable.linear(), prediction="epsilon", conditions={"label": NULL_LABEL}, null={"label": NULL_LABEL}
-    )
+    none = {"label": NULL_LABEL}
+    return ClassConditional(network, VPTable.linear(), prediction="epsilon", conditions=none, null=none)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassConditional(Model):
+    """A model whose condition is ``label``: an index into `LABELS`, or one for each sample; `NULL_LABEL` for none."""
+
+    def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
+        """The same model under these conditions.
+
+        Raises:
+            ValueError: a condition is unknown, or a label is none of the classes.
+        """
+        labels = torch.as_tensor(conditions.get("label", NULL_LABEL))
+        # Outside the embedding's rows the CPU raises IndexError in the midst of a solve, and CUDA loses its context.
+        if labels.is_floating_point() or not ((labels >= 0) & (labels <= NULL_LABEL)).all():
+            raise ValueError(
+                f"label={conditions['label']!r} must be a whole number from 0 to {len(LABELS) - 1}, one of "
+                f"{', '.join(LABELS)}, or {NULL_LABEL} for none"
+            )
+        return super().condition(guidance=guidance, **conditions)
 
 
 def classifier(device: str | torch.device = "cpu") -> Classifier:
