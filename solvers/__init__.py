@@ -3,6 +3,7 @@
 from solvers.backends import Scipy, Torchdiffeq
 from solvers.exponential import DDIM, DDPM
 from solvers.lines import Data, Line, Noise, Rotation
+from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction, combine
 from solvers.runge_kutta import RK4, SSPRK3, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
@@ -20,6 +21,7 @@ __all__ = [
     "Data",
     "Dopri5",
     "Euler",
+    "ExponentialAdams",
     "Heun",
     "Line",
     "Midpoint",

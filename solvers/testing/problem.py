@@ -15,6 +15,8 @@ SPAN = (1.35, 0.4)
 """Angles between which everything is measured: both ends regular on every line."""
 CHECKPOINTS = 5
 """Nodes at which a solution is compared with the reference."""
+HISTORY = 5
+"""Exact states behind the first node, for a method with history: as many as a formula of order 6 reads."""
 STRETCH = 0.27
 """How uneven the grid is; 0 is uniform in log-SNR."""
 
@@ -66,6 +68,17 @@ def departures(start: float, end: float) -> Tensor:
 def reference(start: float, end: float) -> Tensor:
     """Where the mild mixture's flow carries the departures, at the checkpoints: the nodes of ``CHECKPOINTS`` steps."""
     return flow(departures(start, end), uneven_times(start, end, CHECKPOINTS))
+
+
+@cache
+def opening(start: float, end: float, steps: int) -> Tensor:
+    """The departures and where the flow carries them by each node of the grid, as far as the first checkpoint.
+
+    Of a long grid only the first few nodes, ``(at most 6, 16, 2)``: the exact history that a multistep method reads.
+    """
+    nodes = min(HISTORY, steps // CHECKPOINTS) + 1
+    begin = departures(start, end)
+    return torch.cat((begin[None], flow(begin, uneven_times(start, end, steps)[:nodes])))
 
 
 @cache

@@ -1,0 +1,309 @@
+"""Multistep methods: Adams formulas along a line, for a polynomial in any variable."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.lines import Data, Line, Noise, Rotation
+from solvers.noise import NoiseStream
+from solvers.ode import Node, PathODE, combine
+from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
+from solvers.real import Real
+from solvers.solver import Past, Solver, Step, require_path
+
+Law = Literal["order", "weak", "tolerance", "bounded"]
+MOST_POINTS = 6
+"""Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""
+
+
+class Formula(NamedTuple):
+    """``ratio x + sum of weight slope``, the slopes newest first."""
+
+    ratio: Real
+    weights: tuple[Real, ...]
+
+
+class Move(NamedTuple):
+    """What a step needs of the grid.
+
+    ``corrector`` ends at a, ``predictor`` at b; each may be missing, for all samples, or for those that a mask ``(B,)``
+    names: ``uncorrected`` where the state at a stands, ``frozen`` where the step is DDIM's.
+    """
+
+    predictor: Formula | None
+    corrector: Formula | None = None
+    frozen: np.ndarray | None = None
+    uncorrected: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """The run of a multistep method: the moves of the grid and the number of the next, and what it remembers.
+
+    ``nodes`` and ``slopes`` are those of past evaluations, newest first; ``base`` is the (corrected) state at
+    ``nodes[0]``, which a corrector starts from.
+    """
+
+    moves: tuple[Move, ...]
+    next: int
+    nodes: tuple[Node, ...]
+    slopes: tuple[Tensor, ...]
+    base: Tensor | None
+
+
+@dataclass(frozen=True)
+class ExponentialAdams(Solver):
+    """The slope along a line replaced by its polynomial, in a chosen variable, through the latest predictions.
+
+    On a line (z = x/scale, dz/dq = slope), with k past predictions and the weights of `solvers.quadrature`:
+
+        x_b = (scale_b/scale_a) x_a + scale_b sum_j w_j slope_j,    w_j = integral_{q_a}^{q_b} L_j(v(q)) dq
+
+    one call per step. Its settings are the field's multistep samplers: on the data line with v = log-SNR the
+    exponential Adams method of Hochbruck & Ostermann 2005 ("Explicit exponential Runge-Kutta methods ...") that
+    DPM-Solver++ and UniPC use (Lu et al. 2022; Zhao et al. 2023), on the noise line with v = t it is DEIS (Zhang & Chen
+    2023).
+
+    With ``corrector=True`` the state at a is corrected, before b is predicted, by the polynomial that passes through
+    the prediction made there as well (Adams-Moulton with the one evaluation that the predictor makes anyway: PEC).
+    N steps are N calls, and the result is the last prediction.
+
+    The first steps have fewer predictions to go by, so the order rises from 1; ``past`` gives exact ones. A step that
+    leaves or reaches a singular node of the line, or one where the variable is infinite, is a DDIM step, and no
+    polynomial passes through such a node.
+
+    Args:
+        order: of the method, from exact history and with its corrector: the number of predictions that the polynomial
+            passes through, 1 to 6 (with a corrector 2 to 7, one fewer for the predictor).
+        line: the change of variables.
+        variable: of the polynomial: "log_snr" (for which "log s" is another name), "s", "t", "angle", the line's own
+            "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
+        corrector: whether to correct.
+        lower_order_below: on a grid with fewer steps than this, no step passes its polynomial through more predictions
+            than there are steps left, itself included: the last one is DDIM's. 0, never, is the default; the reference
+            code of DPM-Solver has 10, diffusers 15.
+    """
+
+    order: int = 3  # type: ignore[misc]
+    line: Line = Data()
+    variable: Variable = "log_snr"
+    corrector: bool = False
+    lower_order_below: float = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.line, Line):
+            raise TypeError(f"{type(self).__name__}: line={self.line!r} is no solvers.Line; pass solvers.Data()")
+        if self.variable not in VARIABLES:
+            raise ValueError(
+                f"{type(self).__name__}: variable={self.variable!r} is unknown; use one of {', '.join(VARIABLES)}"
+            )
+        least, most = (2, MOST_POINTS + 1) if self.corrector else (1, MOST_POINTS)
+        require_within(self, "order", self.order, least, most)
+        if not self.lower_order_below >= 0:
+            raise ValueError(
+                f"{type(self).__name__}: lower_order_below={self.lower_order_below!r} must be a number of steps; "
+                "0 keeps the order to the end"
+            )
+
+    @property
+    def law(self) -> Law:  # type: ignore[override]
+        """Constant weights on uneven nodes have no order."""
+        return "bounded" if self.variable == "index" else "order"
+
+    @property
+    def own_start_order(self) -> int:
+        """The first step is DDIM's, whose one error of h^2 stays; a corrector makes it h^3."""
+        return min(self.order, 3 if self.corrector else 2)
+
+    @property
+    def carries_on(self) -> bool:
+        """Unless the end of a grid lowers the order."""
+        return self.lower_order_below == 0
+
+    @property
+    def points(self) -> int:
+        """Predictions that the predictor reads."""
+        return self.order - self.corrector
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """Every line and variable, and what the corrector changes."""
+        lines = (Noise(), Data(), Rotation(), Rotation(0.5))
+        plain = [cls(3, line, variable) for line in lines[:3] for variable in get_args(Variable)]
+        corrected = [cls(order, line, "q", corrector=True) for line in lines[2:] for order in (3, 4)]
+        return [*plain, *corrected, *(cls(order) for order in (1, 2, 4, 5)), cls(lower_order_below=10)]
+
+    def start(
+        self,
+        ode: Any,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: History | None = None,
+    ) -> History:
+        """Compute the coefficients of every step; predict at the ``past`` nodes that the first steps read."""
+        require_path(self, ode)
+        if state is not None and len(past):
+            raise ValueError("past, state: both carry a history; give one of them")
+        if state is not None:
+            moves = self._plan(ode, state.nodes, nodes, corrects=state.base is not None)
+            return replace(state, moves=moves, next=0)
+        exact = _checked_past(self, past, x)
+        moves = self._plan(ode, [node for node, _ in exact], nodes, corrects=False)
+        slopes = tuple(self.line.slope(node, ode.predict(node, known)) for node, known in exact)
+        return History(moves, 0, tuple(node for node, _ in exact), slopes, None)
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
+        """Predict at a; correct the state there; move it to b."""
+        if state is None:
+            state = self.start(ode, (a, b), x)
+        move = state.moves[state.next]
+        prediction = ode.predict(a, x)
+        if move.predictor is None:
+            end = prediction.mix(b.alpha, b.sigma)
+            return Step(end, state=History(state.moves, state.next + 1, (), (), None))
+        slope = self.line.slope(a, prediction)
+        if move.frozen is not None:
+            # Those rows' slopes may be infinite, and their weights are zero.
+            slope = torch.where(_rows(move.frozen, x), 0.0, slope)
+        slopes = (slope, *state.slopes)
+        if move.corrector is not None and state.base is not None:
+            corrected = _apply(move.corrector, state.base, slopes)
+            x = corrected if move.uncorrected is None else torch.where(_rows(move.uncorrected, x), x, corrected)
+        end = _apply(move.predictor, x, slopes)
+        if move.frozen is not None:
+            end = torch.where(_rows(move.frozen, x), prediction.mix(b.alpha, b.sigma), end)
+        kept = self.points if self.corrector else self.points - 1
+        nodes = (a, *state.nodes)
+        base = x if self.corrector else None
+        return Step(end, state=History(state.moves, state.next + 1, nodes[:kept], slopes[:kept], base))
+
+    def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
+        """The weights of the slopes at ``nodes`` in the step from a to b; see `quadrature.adams_weights`."""
+        return adams_weights(ode, self.line, self.variable, a, b, nodes)
+
+    def _plan(self, ode: PathODE, earlier: Sequence[Node], nodes: Sequence[Node], corrects: bool) -> tuple[Move, ...]:
+        """The moves between ``nodes``, given those of the history, newest first.
+
+        ``corrects`` says whether the step that led to ``nodes[0]`` can still be corrected.
+        """
+        first, steps = len(earlier), len(nodes) - 1
+        stack = _stacked([*reversed(earlier), *nodes])
+        usable = self._usable(stack)
+        _require_monotone(self, stack, usable, first)
+        used = np.zeros(usable.shape, dtype=np.int64)
+        for i, regular in enumerate(usable):
+            used[i] = np.where(regular, (used[i - 1] if i else 0) + 1, 0)
+        # A step reads no more predictions than follow one another without a singular node, and none if it reaches one.
+        used = np.minimum(used, self.points)[:-1] * usable[1:]
+        if steps < self.lower_order_below:
+            left = steps - np.arange(steps)
+            used[first:] = np.minimum(used[first:], left.reshape(-1, *(1,) * (used.ndim - 1)))
+        predictors = self._formulas(ode, stack, used, range(first, first + steps), corrector=False)
+        # The step that led to a node is corrected there.
+        corrected = range(first - corrects, first + steps - 1) if self.corrector else ()
+        correctors = self._formulas(ode, stack, used, corrected, corrector=True)
+        correctors = [*[None] * (steps - len(correctors)), *correctors]
+        moves = []
+        for i, (predictor, corrector) in enumerate(zip(predictors, correctors, strict=True), start=first):
+            frozen, uncorrected = used[i] == 0, corrector is not None and used[i - 1] == 0
+            moves.append(
+                Move(
+                    predictor,
+                    corrector,
+                    frozen if np.any(frozen) else None,
+                    uncorrected if np.any(uncorrected) else None,  # type: ignore[arg-type]
+                )
+            )
+        return tuple(moves)
+
+    def _usable(self, stack: Node) -> np.ndarray:
+        """Which nodes a polynomial may pass through."""
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(self.line.q(stack)) & np.isfinite(value(self.variable, self.line, stack))
+        # Near pure noise s is large and far from its neighbours long before it is infinite.
+        remote = self.variable == "s" and Noise().singular(stack)
+        return finite & ~np.asarray(self.line.singular(stack) | remote)
+
+    def _formulas(
+        self, ode: PathODE, stack: Node, used: np.ndarray, steps: Sequence[int], corrector: bool
+    ) -> list[Formula | None]:
+        """The formula of each of ``steps`` (numbered by the node that it leaves), None where it is DDIM's."""
+        if not len(steps):
+            return []
+        index = np.asarray(steps)
+        reads = used[index]
+        ratio = np.zeros(reads.shape)
+        weights = np.zeros((int(reads.max()) + corrector, *reads.shape))
+        for count in set(reads.ravel().tolist()) - {0}:
+            here = np.nonzero(reads == count)
+
+            def at(offset: int, here: tuple[np.ndarray, ...] = here) -> Node:
+                place = (index[here[0]] + offset, *here[1:])
+                return Node(*(np.asarray(values)[place] for values in stack))
+
+            a, b = at(0), at(1)
+            nodes = [*([b] if corrector else []), a, *(at(-j) for j in range(1, count))]
+            scale_b = self.line.scale(b)
+            ratio[here] = scale_b / self.line.scale(a)
+            for j, weight in enumerate(self.weights(ode, a, b, nodes)):
+                weights[j][here] = scale_b * weight
+        formulas: list[Formula | None] = []
+        for i, count in enumerate(reads.reshape(len(index), -1).max(axis=1).tolist()):
+            some = weights[: count + corrector, i]
+            formulas.append(Formula(_real(ratio[i]), tuple(map(_real, some))) if count else None)
+        return formulas
+
+
+def require_within(solver: Solver, name: str, number: int, least: int, most: int) -> None:
+    """Raise `ValueError` unless the setting ``name`` is a whole number from ``least`` to ``most``."""
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not least <= number <= most:
+        raise ValueError(f"{type(solver).__name__}: {name}={number!r} must be a whole number from {least} to {most}")
+
+
+def _real(values: np.ndarray) -> Real:
+    return values if values.ndim else float(values)
+
+
+def _apply(formula: Formula, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    return combine((formula.ratio, x), *zip(formula.weights, slopes, strict=False))
+
+
+def _rows(mask: np.ndarray, like: Tensor) -> Tensor:
+    """A mask ``(B,)`` as a tensor that selects rows of ``like``."""
+    return torch.as_tensor(mask, device=like.device).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _stacked(nodes: Sequence[Node]) -> Node:
+    """The nodes, in order, as one whose values are ``(n,)`` or ``(n, B)``."""
+    columns = ([np.asarray(node[k], dtype=np.float64) for node in nodes] for k in range(3))
+    return Node(*(np.stack(np.broadcast_arrays(*column)) for column in columns))
+
+
+def _require_monotone(solver: ExponentialAdams, stack: Node, usable: np.ndarray, first: int) -> None:
+    """Raise `ValueError` where two nodes coincide, or the history lies ahead: no polynomial passes through them."""
+    with np.errstate(invalid="ignore"):
+        change = np.sign(np.diff(np.asarray(value(solver.variable, solver.line, stack)), axis=0))
+    change = np.where(usable[1:] & usable[:-1], change, np.nan)
+    for i, sign in enumerate(change):
+        if np.any(sign == 0) or np.any(sign * change[: i + 1] < 0):
+            name, nodes = ("times", f"nodes {i - first} and {i + 1 - first}") if i >= first else ("past", "its nodes")
+            raise ValueError(
+                f"{name}: {solver} interpolates in {solver.variable}, and {nodes} coincide there or turn back; give "
+                "strictly monotone nodes, and a history that lies behind them, newest first"
+            )
+
+
+def _checked_past(solver: ExponentialAdams, past: Past, x: Tensor) -> Past:
+    """As many exact pairs as the first step reads, newest first."""
+    for i, (_, known) in enumerate(past):
+        if not isinstance(known, Tensor) or known.shape != x.shape:
+            got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
+            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
+    return past[: solver.points - 1]
