@@ -6,6 +6,8 @@ from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction, combine
+from solvers.pndm import PNDM
+from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
 from solvers.runge_kutta import RK4, SSPRK3, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
 from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solve import solve
@@ -42,6 +44,13 @@ __all__ = [
     "Step",
     "Torchdiffeq",
     "Tsit5",
+    "DEIS",
+    "DPMSolver",
+    "DPMpp",
+    "IPNDM",
+    "LMS",
+    "PNDM",
+    "UniPC",
     "combine",
     "solve",
 ]

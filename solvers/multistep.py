@@ -1,7 +1,7 @@
 """Multistep methods: Adams formulas along a line, for a polynomial in any variable."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -92,7 +92,7 @@ class ExponentialAdams(Solver):
     line: Line = Data()
     variable: Variable = "log_snr"
     corrector: bool = False
-    lower_order_below: float = 0
+    lower_order_below: float = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.line, Line):
