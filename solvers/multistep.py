@@ -1,7 +1,7 @@
 """Multistep methods: Adams formulas along a line, for a polynomial in any variable."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -40,8 +40,7 @@ class Move(NamedTuple):
     uncorrected: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class History:
+class History(NamedTuple):
     """The run of a multistep method: the moves of the grid and the number of the next, and what it remembers.
 
     ``nodes`` and ``slopes`` are those of past evaluations, newest first; ``base`` is the (corrected) state at
@@ -153,7 +152,7 @@ class ExponentialAdams(Solver):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:
             moves = self._plan(ode, state.nodes, nodes, corrects=state.base is not None)
-            return replace(state, moves=moves, next=0)
+            return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
         moves = self._plan(ode, [node for node, _ in exact], nodes, corrects=False)
         slopes = tuple(self.line.slope(node, ode.predict(node, known)) for node, known in exact)
@@ -197,28 +196,27 @@ class ExponentialAdams(Solver):
         stack = _stacked([*reversed(earlier), *nodes])
         usable = self._usable(stack)
         _require_monotone(self, stack, usable, first)
-        used = np.zeros(usable.shape, dtype=np.int64)
-        for i, regular in enumerate(usable):
-            used[i] = np.where(regular, (used[i - 1] if i else 0) + 1, 0)
         # A step reads no more predictions than follow one another without a singular node, and none if it reaches one.
-        used = np.minimum(used, self.points)[:-1] * usable[1:]
+        place = np.arange(len(usable)).reshape(-1, *(1,) * (usable.ndim - 1))
+        used = np.minimum(place - np.maximum.accumulate(np.where(usable, -1, place)), self.points)[:-1] * usable[1:]
         if steps < self.lower_order_below:
-            left = steps - np.arange(steps)
-            used[first:] = np.minimum(used[first:], left.reshape(-1, *(1,) * (used.ndim - 1)))
+            used[first:] = np.minimum(used[first:], steps - place[:steps])
         predictors = self._formulas(ode, stack, used, range(first, first + steps), corrector=False)
         # The step that led to a node is corrected there.
         corrected = range(first - corrects, first + steps - 1) if self.corrector else ()
         correctors = self._formulas(ode, stack, used, corrected, corrector=True)
         correctors = [*[None] * (steps - len(correctors)), *correctors]
+        if used.ndim == 1:
+            return tuple(map(Move, predictors, correctors))
         moves = []
         for i, (predictor, corrector) in enumerate(zip(predictors, correctors, strict=True), start=first):
-            frozen, uncorrected = used[i] == 0, corrector is not None and used[i - 1] == 0
+            frozen, uncorrected = used[i] == 0, used[i - 1] == 0
             moves.append(
                 Move(
                     predictor,
                     corrector,
-                    frozen if np.any(frozen) else None,
-                    uncorrected if np.any(uncorrected) else None,  # type: ignore[arg-type]
+                    frozen if frozen.any() else None,
+                    uncorrected if corrector is not None and uncorrected.any() else None,
                 )
             )
         return tuple(moves)
@@ -254,21 +252,19 @@ class ExponentialAdams(Solver):
             ratio[here] = scale_b / self.line.scale(a)
             for j, weight in enumerate(self.weights(ode, a, b, nodes)):
                 weights[j][here] = scale_b * weight
-        formulas: list[Formula | None] = []
-        for i, count in enumerate(reads.reshape(len(index), -1).max(axis=1).tolist()):
-            some = weights[: count + corrector, i]
-            formulas.append(Formula(_real(ratio[i]), tuple(map(_real, some))) if count else None)
-        return formulas
+        counts = reads.reshape(len(index), -1).max(axis=1).tolist()
+        # Floats where all samples share their times: coefficients never reach a tensor as 0-d arrays.
+        ratios, rows = (v.tolist() if reads.ndim == 1 else list(v) for v in (ratio, np.moveaxis(weights, 0, 1)))
+        return [
+            Formula(own_ratio, tuple(row[: count + corrector])) if count else None
+            for own_ratio, row, count in zip(ratios, rows, counts, strict=True)
+        ]
 
 
 def require_within(solver: Solver, name: str, number: int, least: int, most: int) -> None:
     """Raise `ValueError` unless the setting ``name`` is a whole number from ``least`` to ``most``."""
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or not least <= number <= most:
         raise ValueError(f"{type(solver).__name__}: {name}={number!r} must be a whole number from {least} to {most}")
-
-
-def _real(values: np.ndarray) -> Real:
-    return values if values.ndim else float(values)
 
 
 def _apply(formula: Formula, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
@@ -282,8 +278,10 @@ def _rows(mask: np.ndarray, like: Tensor) -> Tensor:
 
 def _stacked(nodes: Sequence[Node]) -> Node:
     """The nodes, in order, as one whose values are ``(n,)`` or ``(n, B)``."""
-    columns = ([np.asarray(node[k], dtype=np.float64) for node in nodes] for k in range(3))
-    return Node(*(np.stack(np.broadcast_arrays(*column)) for column in columns))
+    columns = list(zip(*nodes, strict=True))
+    if any(isinstance(value, np.ndarray) for column in columns for value in column):
+        columns = [tuple(np.broadcast_arrays(*column)) for column in columns]
+    return Node(*(np.array(column, dtype=np.float64) for column in columns))
 
 
 def _require_monotone(solver: ExponentialAdams, stack: Node, usable: np.ndarray, first: int) -> None:
@@ -291,13 +289,16 @@ def _require_monotone(solver: ExponentialAdams, stack: Node, usable: np.ndarray,
     with np.errstate(invalid="ignore"):
         change = np.sign(np.diff(np.asarray(value(solver.variable, solver.line, stack)), axis=0))
     change = np.where(usable[1:] & usable[:-1], change, np.nan)
-    for i, sign in enumerate(change):
-        if np.any(sign == 0) or np.any(sign * change[: i + 1] < 0):
-            name, nodes = ("times", f"nodes {i - first} and {i + 1 - first}") if i >= first else ("past", "its nodes")
-            raise ValueError(
-                f"{name}: {solver} interpolates in {solver.variable}, and {nodes} coincide there or turn back; give "
-                "strictly monotone nodes, and a history that lies behind them, newest first"
-            )
+    forwards, backwards = change > 0, change < 0
+    wrong = (change == 0) | (backwards & forwards.any(axis=0)) | (forwards & backwards.any(axis=0))
+    if wrong.any():
+        # Of a history that lies ahead, the step away from it is wrong as well as the history's own.
+        i = int(np.argmax(wrong.reshape(len(wrong), -1).any(axis=1)))
+        name, nodes = ("times", f"nodes {i - first} and {i + 1 - first}") if i >= first else ("past", "its nodes")
+        raise ValueError(
+            f"{name}: {solver} interpolates in {solver.variable}, where {nodes} coincide or turn back; give strictly "
+            "monotone nodes, and a history that lies behind them, newest first"
+        )
 
 
 def _checked_past(solver: ExponentialAdams, past: Past, x: Tensor) -> Past:

@@ -1,7 +1,7 @@
 """PNDM: constant-weight Adams that makes its own history by a Runge-Kutta start."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -72,8 +72,7 @@ class PNDM(IPNDM):
                 else:
                     end[index], slope[index] = self._stages(ode.rows(index), from_a, to_b, x[index])
         kept = self.points - 1
-        history = replace(
-            state,
+        history = state._replace(
             next=state.next + 1,
             nodes=(a, *state.nodes)[:kept],
             slopes=(slope, *state.slopes)[:kept],
