@@ -31,9 +31,9 @@ def half_weights(line: Line, a: Node, b: Node, nodes: Sequence[Node], measure: A
 
 def half_curvature(v: Array, nodes: Sequence[Array]) -> list[Array]:
     """The Lagrange polynomials of three nodes, newest first, with half of the second divided difference."""
-    missing = (v - nodes[0][:, None]) ** 2 / 2
+    missing = (v - nodes[0]) ** 2 / 2
     spread = (np.prod([own - other for other in nodes if other is not own], axis=0) for own in nodes)
-    return [one - missing / apart[:, None] for one, apart in zip(lagrange(v, nodes), spread, strict=True)]
+    return [one - missing / apart for one, apart in zip(lagrange(v, nodes), spread, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ rule, whose weights are positive, is accurate relative to w_j itself: for tiny s
 cancel like eps / h^k, and for huge ones.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -24,13 +23,13 @@ Basis = Callable[[Array, Sequence[Array]], list[Array]]
 Variable = Literal["log_snr", "s", "t", "angle", "q", "index"]
 VARIABLES: tuple[str, ...] = get_args(Variable)
 
-POINTS, WEIGHTS = np.polynomial.legendre.leggauss(24)
+POINTS, WEIGHTS = np.polynomial.legendre.leggauss(8)
 POINTS, WEIGHTS = (1 + POINTS) / 2, WEIGHTS / 2
-LONGEST_EXPONENTIAL = 16.0
-"""The rule integrates exp(y) times a polynomial to round-off over this length of y, with room: at 32 it still does."""
-LONGEST_PANEL = 2.0
-"""In log-SNR. q grows by e^2 at most over a panel, which keeps the singularities of v(q), where q, alpha or sigma
-vanish, so far away that the rule's error is about 2.2^-48."""
+LONGEST_EXPONENTIAL = 1.0
+"""Of log-SNR, in one panel of the rule: its error for exp(y) is 2e-23, which leaves room for a polynomial beside it."""
+LONGEST_PANEL = 0.5
+"""Of log-SNR, where q and v are any functions of it with singularities no nearer than pi/2, those of atan(exp(y)): the
+error is about 12^-16."""
 
 
 def value(variable: Variable, line: Line, node: Node) -> Real:
@@ -48,16 +47,27 @@ def value(variable: Variable, line: Line, node: Node) -> Real:
 
 
 def lagrange(v: Array, nodes: Sequence[Array]) -> list[Array]:
-    """The Lagrange polynomials of ``nodes``, each ``(n,)``, at ``v``, ``(n, points)``."""
-    columns = [node[:, None] for node in nodes]
+    """The Lagrange polynomials of ``nodes``, each ``(m, 1)``, at ``v``, ``(m, points)``."""
     found = []
-    for j, own in enumerate(columns):
+    for j, own in enumerate(nodes):
         product = np.ones_like(v)
-        for m, other in enumerate(columns):
+        for m, other in enumerate(nodes):
             if m != j:
                 product *= (v - other) / (own - other)
         found.append(product)
     return found
+
+
+class Rule(NamedTuple):
+    """Gauss-Legendre panels of n steps; how one step is cut does not depend on the others.
+
+    ``v`` and ``dq`` are the variable and the weights at the points, ``(m, 8)``; ``step`` is the step that a panel
+    belongs to, ``(m,)``.
+    """
+
+    v: Array
+    dq: Array
+    step: Array
 
 
 def adams_weights(
@@ -68,8 +78,8 @@ def adams_weights(
     ``nodes`` are newest first: a and earlier ones, for a predictor, or b, a and earlier ones. With
     ``variable="index"`` they are numbered evenly, and the weights are those of a grid that is uniform in q.
 
-    The weights add up to ``q_b - q_a`` to the last bit: a constant slope is integrated exactly, and the round-off of
-    differences between nodes multiplies differences between slopes alone.
+    The weights add up to ``q_b - q_a``, whatever the quadrature: a constant slope is integrated exactly, and the
+    round-off of differences between nodes multiplies differences between slopes alone.
     """
     q_a, q_b = np.asarray(line.q(a)), np.asarray(line.q(b))
     if len(nodes) == 1:
@@ -77,53 +87,61 @@ def adams_weights(
     if variable == "index":
         newest = 1.0 if nodes[0] is b else 0.0
         at_nodes = [np.full_like(q_a, newest - j) for j in range(len(nodes))]
-        v, dq = np.broadcast_to(POINTS, (len(q_a), len(POINTS))), np.multiply.outer(q_b - q_a, WEIGHTS)
+        step = np.arange(len(q_a))
+        rule = Rule(np.broadcast_to(POINTS, (len(q_a), len(POINTS))), np.multiply.outer(q_b - q_a, WEIGHTS), step)
     elif variable == "log_snr" and isinstance(line, Noise | Data):
         # Offsets from a: q is an exponential of them, without the round-off of a large logarithm.
-        at_nodes = [np.asarray(node.log_snr) - np.asarray(a.log_snr) for node in nodes]
-        v, dv = panels(np.zeros_like(q_a), np.asarray(b.log_snr) - np.asarray(a.log_snr), LONGEST_EXPONENTIAL)
-        sign = 1 if isinstance(line, Data) else -1
-        dq = sign * q_a[:, None] * np.exp(sign * v) * dv
+        log_snr_a = np.asarray(a.log_snr)
+        at_nodes = [np.asarray(node.log_snr) - log_snr_a for node in nodes]
+        change = np.asarray(b.log_snr) - log_snr_a
+        step, begin, end = cut(np.abs(change) / LONGEST_EXPONENTIAL)
+        v, dv = between(change[step] * begin, change[step] * end)
+        sign = 1.0 if isinstance(line, Data) else -1.0
+        rule = Rule(v, sign * q_a[step, None] * np.exp(sign * v) * dv, step)
+    elif variable == "q":
+        at_nodes = [np.asarray(line.q(node)) for node in nodes]
+        rule = Rule(*between(q_a, q_b), np.arange(len(q_a)))
     else:
         at_nodes = [np.asarray(value(variable, line, node)) for node in nodes]
-        if variable == "q":
-            v, dq = panels(q_a, q_b, math.inf)
-        else:
-            q, dq = by_log_snr(ode, line, a, b)
-            v = np.asarray(value(variable, line, line.node(ode, q.ravel()))).reshape(q.shape)
-    weights = [(dq * polynomial).sum(-1) for polynomial in basis(v, at_nodes)[1:]]
+        q, dq, step = by_log_snr(ode, line, a, b)
+        rule = Rule(np.asarray(value(variable, line, line.node(ode, q.ravel()))).reshape(q.shape), dq, step)
+    polynomials = basis(rule.v, [node[rule.step, None] for node in at_nodes])
+    parts = ((rule.dq * polynomial).sum(axis=1) for polynomial in polynomials[1:])
+    weights = [np.bincount(rule.step, weights=part, minlength=len(q_a)) for part in parts]
     return [q_b - q_a - np.sum(weights, axis=0), *weights]
 
 
-def panels(begin: Array, end: Array, longest: float) -> tuple[Array, Array]:
-    """Points and weights of a composite rule from ``begin`` to ``end``, both ``(n,)``, in panels of bounded length."""
-    count = max(1, math.ceil(float(np.abs(end - begin).max(initial=0.0)) / longest))
-    return between([begin + (end - begin) * (i / count) for i in range(count)] + [end])
+def cut(lengths: Array) -> tuple[Array, Array, Array]:
+    """Cut every step into panels of a length of at most 1: the step of each panel, and where in it the panel lies."""
+    counts = np.maximum(np.ceil(lengths), 1).astype(np.int64)
+    step = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(step)) - (np.cumsum(counts) - counts)[step]
+    return step, place / counts[step], (place + 1) / counts[step]
 
 
-def between(edges: Sequence[Array]) -> tuple[Array, Array]:
-    """Points and weights of the rule on every panel between neighbouring ``edges``."""
-    points, weights = [], []
-    for low, high in zip(edges, edges[1:], strict=False):
-        points.append(low[:, None] + np.multiply.outer(high - low, POINTS))
-        weights.append(np.multiply.outer(high - low, WEIGHTS))
-    return np.concatenate(points, axis=1), np.concatenate(weights, axis=1)
+def between(begin: Array, end: Array) -> tuple[Array, Array]:
+    """Points and weights of the rule on every panel from ``begin`` to ``end``."""
+    return begin[:, None] + np.multiply.outer(end - begin, POINTS), np.multiply.outer(end - begin, WEIGHTS)
 
 
-def by_log_snr(ode: PathODE, line: Line, a: Node, b: Node) -> tuple[Array, Array]:
-    """Points and weights in q from a to b, in panels that are short in log-SNR.
+def by_log_snr(ode: PathODE, line: Line, a: Node, b: Node) -> tuple[Array, Array, Array]:
+    """Points and weights in q from a to b, in panels that are short in log-SNR, and the steps that these belong to.
 
-    An end at the data or at pure noise, where log-SNR is infinite, has a last panel to itself: q is regular there.
+    An end at the data or at pure noise, where log-SNR is infinite, has a panel to itself: q is regular there.
     """
-    low, high = (np.asarray(node.log_snr) for node in (a, b))
-    finite = [np.isfinite(end) for end in (low, high)]
-    # The last panel begins where alpha or sigma is small, and not before the other end.
-    farthest = [np.abs(end[known]).max(initial=0.0) for end, known in zip((low, high), finite, strict=True)]
-    reach = LONGEST_PANEL + float(max(farthest))
-    low, high = (np.clip(end, -reach, reach) for end in (low, high))
-    count = max(1, math.ceil(float(np.abs(high - low).max(initial=0.0)) / LONGEST_PANEL))
-    edges = [np.asarray(line.q(ode.node_at(low + (high - low) * (i / count)))) for i in range(count + 1)]
+    ends = [np.asarray(node.log_snr) for node in (a, b)]
+    infinite = [np.isinf(end) for end in ends]
+    # That panel begins where alpha or sigma is small beside the other, and beyond the other end.
+    reach = 2 + np.where(infinite[0], 0, np.abs(ends[0])) + np.where(infinite[1], 0, np.abs(ends[1]))
+    low, high = (np.clip(end, -reach, reach) for end in ends)
+    step, begin, end = cut(np.abs(high - low) / LONGEST_PANEL)
     q_a, q_b = (np.asarray(line.q(node)) for node in (a, b))
-    edges[0], edges[-1] = np.where(finite[0], q_a, edges[0]), np.where(finite[1], q_b, edges[-1])
-    before, after = ([] if known.all() else [q] for known, q in zip(finite, (q_a, q_b), strict=True))
-    return between([*before, *edges, *after])
+
+    first, last = (np.asarray(line.q(ode.node_at(low[step] + (high - low)[step] * place))) for place in (begin, end))
+    # The ends are the nodes themselves: a round trip through log-SNR would move them by round-off.
+    first = np.where((begin == 0) & ~infinite[0][step], q_a[step], first)
+    last = np.where((end == 1) & ~infinite[1][step], q_b[step], last)
+    leaving, reaching = np.flatnonzero(infinite[0]), np.flatnonzero(infinite[1])
+    outer = [first[(begin == 0) & infinite[0][step]], last[(end == 1) & infinite[1][step]]]
+    q, dq = between(np.concatenate((first, q_a[leaving], outer[1])), np.concatenate((last, outer[0], q_b[reaching])))
+    return q, dq, np.concatenate((step, leaving, reaching))
