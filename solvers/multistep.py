@@ -28,16 +28,16 @@ class Formula(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What a step needs of the grid.
+    """What a step needs of the grid: the formula that ends at b, and the one that corrects the state at a.
 
-    ``corrector`` ends at a, ``predictor`` at b; each may be missing, for all samples, or for those that a mask ``(B,)``
-    names: ``uncorrected`` where the state at a stands, ``frozen`` where the step is DDIM's.
+    Without a predictor it is a DDIM step. Where samples keep their own times, ``reads`` says how many predictions each
+    one's predictor reads, ``(B,)``, and with none its step is DDIM's; ``corrects`` says which states are corrected.
     """
 
     predictor: Formula | None
     corrector: Formula | None = None
-    frozen: np.ndarray | None = None
-    uncorrected: np.ndarray | None = None
+    reads: np.ndarray | None = None
+    corrects: np.ndarray | None = None
 
 
 class History(NamedTuple):
@@ -168,16 +168,17 @@ class ExponentialAdams(Solver):
             end = prediction.mix(b.alpha, b.sigma)
             return Step(end, state=History(state.moves, state.next + 1, (), (), None))
         slope = self.line.slope(a, prediction)
-        if move.frozen is not None:
+        frozen = None if move.reads is None or move.reads.all() else _rows(move.reads == 0, x)
+        if frozen is not None:
             # Those rows' slopes may be infinite, and their weights are zero.
-            slope = torch.where(_rows(move.frozen, x), 0.0, slope)
+            slope = torch.where(frozen, 0.0, slope)
         slopes = (slope, *state.slopes)
         if move.corrector is not None and state.base is not None:
             corrected = _apply(move.corrector, state.base, slopes)
-            x = corrected if move.uncorrected is None else torch.where(_rows(move.uncorrected, x), x, corrected)
+            x = corrected if move.corrects is None else torch.where(_rows(move.corrects, x), corrected, x)
         end = _apply(move.predictor, x, slopes)
-        if move.frozen is not None:
-            end = torch.where(_rows(move.frozen, x), prediction.mix(b.alpha, b.sigma), end)
+        if frozen is not None:
+            end = torch.where(frozen, prediction.mix(b.alpha, b.sigma), end)
         kept = self.points if self.corrector else self.points - 1
         nodes = (a, *state.nodes)
         base = x if self.corrector else None
@@ -208,18 +209,11 @@ class ExponentialAdams(Solver):
         correctors = [*[None] * (steps - len(correctors)), *correctors]
         if used.ndim == 1:
             return tuple(map(Move, predictors, correctors))
-        moves = []
-        for i, (predictor, corrector) in enumerate(zip(predictors, correctors, strict=True), start=first):
-            frozen, uncorrected = used[i] == 0, used[i - 1] == 0
-            moves.append(
-                Move(
-                    predictor,
-                    corrector,
-                    frozen if frozen.any() else None,
-                    uncorrected if corrector is not None and uncorrected.any() else None,
-                )
-            )
-        return tuple(moves)
+        pairs = enumerate(zip(predictors, correctors, strict=True), start=first)
+        return tuple(
+            Move(predictor, corrector, used[i], None if corrector is None else used[i - 1] > 0)
+            for i, (predictor, corrector) in pairs
+        )
 
     def _usable(self, stack: Node) -> np.ndarray:
         """Which nodes a polynomial may pass through."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.exponential import DDIM
+from solvers.lines import Line
 from solvers.multistep import History
 from solvers.ode import Node, PathODE, combine
 from solvers.published import IPNDM
@@ -35,6 +35,7 @@ class PNDM(IPNDM):
     """
 
     order: int = field(default=4, init=False, repr=False)  # type: ignore[misc]
+    lower_order_below: float = field(default=0, init=False, repr=False)
     warm_up: Literal["runge_kutta", "improved_euler"] = "runge_kutta"
 
     def __post_init__(self) -> None:
@@ -52,44 +53,38 @@ class PNDM(IPNDM):
         return n_steps + (3 * min(n_steps, 3) if self.warm_up == "runge_kutta" else min(n_steps, 1))
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
-        """One stage after the other while there is no history, then Adams."""
+        """A step of Adams; where the history is too short for one, the other stages in its place."""
         if state is None:
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
-        warmed = len(state.slopes) >= (3 if self.warm_up == "runge_kutta" else 1)
-        if warmed or move.predictor is None:
-            return super().step(ode, a, b, x, state)
-        if move.frozen is None:
-            end, slope = self._stages(ode, a, b, x)
-        else:
-            # Rows are selected before anything is computed: 0 * inf would put NaN into the regular ones.
-            end, slope = torch.empty_like(x), torch.zeros_like(x)
-            for rows, frozen in ((move.frozen, True), (~move.frozen, False)):
-                index = torch.as_tensor(np.flatnonzero(rows), device=x.device)
-                from_a, to_b = (Node(*(np.broadcast_to(v, len(x))[rows] for v in node)) for node in (a, b))
-                if frozen:
-                    end[index] = DDIM().step(ode.rows(index), from_a, to_b, x[index]).x
-                else:
-                    end[index], slope[index] = self._stages(ode.rows(index), from_a, to_b, x[index])
-        kept = self.points - 1
-        history = state._replace(
-            next=state.next + 1,
-            nodes=(a, *state.nodes)[:kept],
-            slopes=(slope, *state.slopes)[:kept],
-        )
-        return Step(end, state=history)
+        step = super().step(ode, a, b, x, state)
+        few = 3 if self.warm_up == "runge_kutta" else 1
+        if move.predictor is None or (move.reads is None and len(move.predictor.weights) > few):
+            return step
+        slope = step.state.slopes[0]
+        if move.reads is None:
+            return step._replace(x=self._stages(ode, a, b, x, slope))
+        # Rows are selected before anything is computed: 0 * inf would put NaN into the regular ones.
+        warming = (move.reads > 0) & (move.reads <= few)
+        if warming.any():
+            index = torch.as_tensor(np.flatnonzero(warming), device=x.device)
+            from_a, to_b = (Node(*(np.broadcast_to(v, len(x))[warming] for v in node)) for node in (a, b))
+            step.x[index] = self._stages(ode.rows(index), from_a, to_b, x[index], slope[index])
+        return step
 
-    def _stages(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The state at b, and the slope at a."""
-        line, node, reached = self.line, a, x
-        slopes: list[Tensor] = []
+    def _stages(self, ode: PathODE, a: Node, b: Node, x: Tensor, slope: Tensor) -> Tensor:
+        """The state at b, from the slope at a and those of further stages."""
+        line, slopes = self.line, [slope]
         stages = STAGES if self.warm_up == "runge_kutta" else TRAPEZOID
-        for place, _ in stages:
-            if slopes:
-                node = b if place == 1 else ode.node((a.t + b.t) / 2)
-                change = line.scale(node) * (line.q(node) - line.q(a))
-                reached = combine((line.scale(node) / line.scale(a), x), (change, slopes[-1]))
+        for place, _ in stages[1:]:
+            node = b if place == 1 else ode.node((a.t + b.t) / 2)
+            reached = _move(line, a, node, x, [(1.0, slopes[-1])])
             slopes.append(line.slope(node, ode.predict(node, reached)))
-        change = line.scale(b) * (line.q(b) - line.q(a))
-        weights = [change * weight for _, weight in stages]
-        return combine((line.scale(b) / line.scale(a), x), *zip(weights, slopes, strict=True)), slopes[0]
+        return _move(line, a, b, x, [(weight, one) for (_, weight), one in zip(stages, slopes, strict=True)])
+
+
+def _move(line: Line, a: Node, b: Node, x: Tensor, mean: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """From a to b along the line with the weighted mean of slopes."""
+    scale_b = line.scale(b)
+    change = scale_b * (line.q(b) - line.q(a))
+    return combine((scale_b / line.scale(a), x), *((change * weight, slope) for weight, slope in mean))
