@@ -1,10 +1,12 @@
-"""What a DDIM step costs beside the network, against diffusers, in one process: ``python -m benchmarks.overhead``."""
+"""What a step costs beside the network, against diffusers, in one process: ``python -m benchmarks.overhead``."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -19,7 +21,7 @@ REPEATS = 15
 
 def main() -> None:
     """Print the table."""
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     torch.set_num_threads(1)
     state = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
@@ -31,13 +33,17 @@ def main() -> None:
     model = odediff.Model(network, odediff.VPTable.linear())
     ode = odediff.probability_flow(model)
     times = odediff.grid.uniform_t(model.path, STEPS + 1)[:-1]
-    scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(STEPS)
+    pairs: list[tuple[solvers.Solver, Any]] = [
+        (solvers.DDIM(), DDIMScheduler(clip_sample=False)),
+        (solvers.DPMpp(3), DPMSolverMultistepScheduler(solver_order=3)),
+        (solvers.UniPC(3), UniPCMultistepScheduler(solver_order=3)),
+    ]
 
-    def ours() -> None:
-        solvers.solve(ode, solvers.DDIM(), state, times)
+    def ours(solver: solvers.Solver) -> None:
+        solvers.solve(ode, solver, state, times)
 
-    def theirs() -> None:
+    def theirs(scheduler: Any) -> None:
+        scheduler.set_timesteps(STEPS)
         x = state
         for t in scheduler.timesteps:
             x = scheduler.step(output, t, x).prev_sample
@@ -47,15 +53,12 @@ def main() -> None:
             (state * 0.5).add_(output, alpha=0.3)
 
     with torch.no_grad():
-        rows = [
-            (name, median, best, median / floor)
-            for floor in [_microseconds(arithmetic)[0]]
-            for name, (median, best) in {
-                "odediff, DDIM": _microseconds(ours),
-                "diffusers, DDIMScheduler": _microseconds(theirs),
-                "two fused torch operations": _microseconds(arithmetic),
-            }.items()
-        ]
+        costs = {"two fused torch operations": _microseconds(arithmetic)}
+        for solver, scheduler in pairs:
+            costs[f"odediff, {solver}"] = _microseconds(partial(ours, solver))
+            costs[f"diffusers, {type(scheduler).__name__}"] = _microseconds(partial(theirs, scheduler))
+    floor = costs["two fused torch operations"][0]
+    rows = [(name, median, best, median / floor) for name, (median, best) in costs.items()]
     print(f"state {SHAPE}, one thread, {STEPS} steps, {REPEATS} repeats, processor time beside the network")
     print(text_table(("step", "median [us/call]", "least [us/call]", "ratio to arithmetic"), rows))
 

@@ -195,7 +195,7 @@ class ExponentialAdams(Solver):
         """
         first, steps = len(earlier), len(nodes) - 1
         stack = _stacked([*reversed(earlier), *nodes])
-        usable = self._usable(stack)
+        usable = self.usable(stack)
         _require_monotone(self, stack, usable, first)
         # A step reads no more predictions than follow one another without a singular node, and none if it reaches one.
         place = np.arange(len(usable)).reshape(-1, *(1,) * (usable.ndim - 1))
@@ -215,7 +215,7 @@ class ExponentialAdams(Solver):
             for i, (predictor, corrector) in pairs
         )
 
-    def _usable(self, stack: Node) -> np.ndarray:
+    def usable(self, stack: Node) -> np.ndarray:
         """Which nodes a polynomial may pass through."""
         with np.errstate(all="ignore"):
             finite = np.isfinite(self.line.q(stack)) & np.isfinite(value(self.variable, self.line, stack))
@@ -301,4 +301,7 @@ def _checked_past(solver: ExponentialAdams, past: Past, x: Tensor) -> Past:
         if not isinstance(known, Tensor) or known.shape != x.shape:
             got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
             raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
-    return past[: solver.points - 1]
+    nearest = past[: solver.points - 1]
+    # What lies behind a singular node is not read, and the node itself need not have a prediction.
+    usable = [bool(solver.usable(_stacked([node])).any()) for node, _ in nearest]
+    return nearest[: usable.index(False)] if False in usable else nearest

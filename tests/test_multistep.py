@@ -214,6 +214,14 @@ def test_ipndm_has_the_weights_of_pndm_between_ddim_steps(path, flipped):
     assert_equal(end_of(IPNDM(), path, flipped), walk(path, rule, flipped))
 
 
+def test_constant_weights_are_right_on_nodes_that_are_even_in_s():
+    problem = problem_on()
+    times = [math.atan(s) for s in np.linspace(2.0, 0.3, 12)]
+    ends = [solve(problem, solver, starting_points(), times).x for solver in (IPNDM(), LMS(), IPNDM(3))]
+    assert_equal(ends[0], ends[1], 1e-12)
+    assert (ends[0] - ends[2]).abs().max() > 1e-6
+
+
 def test_deis_in_t_is_the_integral_of_its_paper():
     """Zhang & Chen 2023, eq. 15: C = alpha_b integral (ds/dt) Lagrange(t) dt; here by the trapezoidal rule."""
 
@@ -299,6 +307,18 @@ def test_exact_history_spares_the_start_and_is_paid_for(solver):
     without = solve(problem, solver, exact[4], times[4:])
     assert (with_past.x - exact[-1]).abs().max() < 0.5 * (without.x - exact[-1]).abs().max()
     assert with_past.stats.nfe == without.stats.nfe + solver.points - 1
+
+
+def test_a_history_is_read_as_far_as_its_first_singular_node():
+    class Refuses(ExactODE):
+        def predict(self, node, x):
+            assert node.sigma > 0
+            return super().predict(node, x)
+
+    problem, x = Refuses(mild_mixture().distribution), starting_points()
+    past = [(problem.node(t), x) for t in (0.3, 0.0)]
+    state = DPMpp(3).start(problem, [problem.node(t) for t in (0.5, 0.8)], x, past=past)
+    assert len(state.slopes) == 1
 
 
 @pytest.mark.parametrize("solver", METHODS, ids=str)

@@ -162,6 +162,21 @@ class OneWay(Solver):
 
 
 @dataclass(frozen=True)
+class Amnesiac(solvers.DPMpp):
+    """Order 3 from exact history is declared, and the history is thrown away."""
+
+    def start(self, ode: Any, nodes: Any, x: torch.Tensor, *, past: Any = (), **options: Any) -> Any:
+        return super().start(ode, nodes, x, **options)
+
+
+@dataclass(frozen=True)
+class TooModestStart(Heun):
+    """Order 2 from its own start, declared as 1."""
+
+    own_start_order: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
 class NotWeak(DDIM):
     """The noise is too loud for its direction: the variance converges to another one."""
 
@@ -182,6 +197,16 @@ def test_a_wrong_order_is_found(solver):
 def test_a_wrong_order_against_the_usual_direction_is_found_there():
     with pytest.raises(AssertionError, match=r"measured order 1\.\d\d from t=0\.4 to t=1\.35, declared 2"):
         check_law(OneWay())
+
+
+def test_a_wrong_order_with_exact_history_is_found():
+    with pytest.raises(AssertionError, match=r"measured order [12]\.\d\d from .* with exact history, declared 3"):
+        check_law(Amnesiac())
+
+
+def test_a_wrong_order_from_the_own_start_is_found():
+    with pytest.raises(AssertionError, match=r"measured order .* declared 1 from its own start, 2 with exact history"):
+        check_law(TooModestStart())
 
 
 def test_a_wrong_weak_order_is_found():
