@@ -83,8 +83,7 @@ class ExponentialAdams(Solver):
             "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
         corrector: whether to correct.
         lower_order_below: on a grid with fewer steps than this, no step passes its polynomial through more predictions
-            than there are steps left, itself included: the last one is DDIM's. 0, never, is the default; the reference
-            code of DPM-Solver has 10, diffusers 15.
+            than there are steps left, itself included: the last one is of order 1. 0 keeps the order to the end.
     """
 
     order: int = 3  # type: ignore[misc]
@@ -151,6 +150,8 @@ class ExponentialAdams(Solver):
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:
+            if not isinstance(state, History):
+                raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
             moves = self._plan(ode, state.nodes, nodes, corrects=state.base is not None)
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)

@@ -13,6 +13,8 @@ from solvers.quadrature import Array, Variable, adams_weights, lagrange
 from solvers.real import log
 from solvers.solver import Solver
 
+LOWER_ORDER_BELOW = 15
+
 
 def half_weights(line: Line, a: Node, b: Node, nodes: Sequence[Node], measure: Array) -> list[Array]:
     """Two-point weights with the coefficient 1/2 that the exact one approaches for small steps.
@@ -49,13 +51,16 @@ class DPMSolver(ExponentialAdams):
             coefficient phi_2/phi_1 that the integral of the linear term has.
         halved: in steps with three predictions, take half of the second difference, as diffusers does: a method of
             ``order=2`` that is called 3M.
-        lower_order_below: see `ExponentialAdams`; diffusers has 15.
+        lower_order_below: grids shorter than this end in lower orders, see `ExponentialAdams`. The default, 15, is that
+            of diffusers (the reference code has 10): few steps in log-SNR end in one too long to extrapolate over. With
+            0 the order is kept, and one solve can carry on another.
     """
 
     order: int = 3  # type: ignore[misc]
     line: Line = field(default=Noise(), init=False, repr=False)
     variable: Variable = field(default="log_snr", init=False, repr=False)
     corrector: bool = field(default=False, init=False, repr=False)
+    lower_order_below: float = field(default=LOWER_ORDER_BELOW, kw_only=True)
     form: Literal["heun", "midpoint"] = "heun"
     halved: bool = False
 
@@ -80,8 +85,9 @@ class DPMSolver(ExponentialAdams):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """The consistent orders, and the published forms."""
-        return [*(cls(order) for order in (1, 2, 3)), cls(2, form="midpoint"), cls(2, halved=True)]
+        """The consistent orders, the published forms, and the order kept to the end."""
+        published = [cls(2, form="midpoint"), cls(2, halved=True)]
+        return [*(cls(order) for order in (1, 2, 3)), *published, cls(3, lower_order_below=0)]
 
     def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
         """Those of exponential Adams, but for the published forms."""
@@ -119,13 +125,15 @@ class UniPC(ExponentialAdams):
         p: the predictions that the predictor reads, 1 to 6; ``order`` is p + 1.
         rho: "solved", "bh1" or "bh2".
         line: that of the data, or `Noise` for UniPC on the predicted noise.
-        lower_order_below: see `ExponentialAdams`; diffusers lowers it at the end of every grid, which is math.inf here.
+        lower_order_below: see `DPMSolver`. The reference code and diffusers lower the order at the end of every grid,
+            which is math.inf, and leaves a method of order 2.
     """
 
     order: int = field(init=False, repr=False)  # type: ignore[misc]
     line: Line = field(default=Data(), kw_only=True)
     variable: Variable = field(default="log_snr", init=False, repr=False)
     corrector: bool = field(default=True, init=False, repr=False)
+    lower_order_below: float = field(default=LOWER_ORDER_BELOW, kw_only=True)
     p: int = 3
     rho: Literal["solved", "bh1", "bh2"] = "solved"
 
@@ -140,9 +148,10 @@ class UniPC(ExponentialAdams):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """Both lines, the orders, and the hard-coded coefficients where they matter most."""
+        """Both lines, the orders, the hard-coded coefficients where they matter most, and the order kept to the end."""
         solved = [cls(p, line=line) for line in (Data(), Noise()) for p in (1, 2, 3)]
-        return [*solved, *(cls(p, rho) for rho in ("bh1", "bh2") for p in (1, 2))]
+        halves = [cls(p, rho) for rho in ("bh1", "bh2") for p in (1, 2)]
+        return [*solved, *halves, cls(3, lower_order_below=0)]
 
     def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
         """Those of exponential Adams, or rho = 1/2 for two points."""
@@ -164,7 +173,7 @@ class DEIS(ExponentialAdams):
     Args:
         order: the number of predictions, 1 to 6.
         variable: "t", or "log_snr", whose polynomials are those in log s.
-        lower_order_below: see `ExponentialAdams`; diffusers has 15.
+        lower_order_below: see `ExponentialAdams`; diffusers has 15, for its polynomials in log s.
     """
 
     order: int = 4  # type: ignore[misc]

@@ -128,13 +128,13 @@ def test_dpm_solver_equals_diffusers(algorithm, solver, last, order, solver_type
 @pytest.mark.parametrize(("algorithm", "solver"), [("dpmsolver++", DPMpp), ("dpmsolver", DPMSolver)])
 def test_the_third_order_of_diffusers_has_half_of_the_second_difference(algorithm, solver):
     scheduler = dpm(20, 3, "first entry", algorithm_type=algorithm, solver_type="heun")
-    assert difference(scheduler, solver(2, halved=True), "first entry") < 1e-10
-    assert difference(scheduler, solver(3), "first entry") > 1e-4
+    assert difference(scheduler, solver(2, halved=True, lower_order_below=0), "first entry") < 1e-10
+    assert difference(scheduler, solver(3, lower_order_below=0), "first entry") > 1e-4
 
 
 def test_the_order_falls_at_the_end_only_where_it_is_told_to():
     scheduler = dpm(10, 2, "first entry", solver_type="heun", lower_order_final=False)
-    assert difference(scheduler, DPMpp(2), "first entry") < 1e-10
+    assert difference(scheduler, DPMpp(2, lower_order_below=0), "first entry") < 1e-10
     assert difference(scheduler, DPMpp(2, lower_order_below=15), "first entry") > 1e-6
 
 
@@ -175,7 +175,7 @@ def test_bh1_of_diffusers_multiplies_zero_by_infinity_at_the_data_and_ours_is_th
 
 def test_one_half_in_the_first_steps_is_what_parts_unipc_3_of_diffusers_from_the_solved_one():
     scheduler = unipc(10, 3, "first entry", lower_order_final=False)
-    assert difference(scheduler, UniPC(3), "first entry") > 1e-6
+    assert difference(scheduler, UniPC(3, lower_order_below=0), "first entry") > 1e-6
 
 
 # --- DEIS, LMS ----------------------------------------------------------------------------------------------------
