@@ -2,6 +2,17 @@
 
 from solvers.backends import Scipy, Torchdiffeq
 from solvers.exponential import DDIM, DDPM
+from solvers.exponential_runge_kutta import (
+    ETDRK2,
+    ETDRK3,
+    ETDRK4,
+    RES2S,
+    RES3S,
+    DPMFast,
+    DPMSolver2,
+    DPMSolver3,
+    HochbruckOstermann4,
+)
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
@@ -17,20 +28,29 @@ __all__ = [
     "DDIM",
     "DDPM",
     "DEIS",
+    "ETDRK2",
+    "ETDRK3",
+    "ETDRK4",
     "IPNDM",
     "LMS",
     "ODE",
     "PNDM",
+    "RES2S",
+    "RES3S",
     "RK4",
     "SSPRK3",
     "Bosh3",
+    "DPMFast",
     "DPMSolver",
+    "DPMSolver2",
+    "DPMSolver3",
     "DPMpp",
     "Data",
     "Dopri5",
     "Euler",
     "ExponentialAdams",
     "Heun",
+    "HochbruckOstermann4",
     "Line",
     "Midpoint",
     "Node",

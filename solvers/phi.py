@@ -5,41 +5,35 @@ They are the moments of the exponential, ``phi_{k+1}(z) = integral_0^1 e^{(1-u) 
 polynomial under it (Hochbruck & Ostermann 2010, "Exponential integrators", section 2.1).
 """
 
-from math import factorial
+from math import exp, expm1, factorial
 
 import numpy as np
 
-from solvers.real import Real, native
+from solvers.real import Real
 
 SMALL = 2.0
 """Below it the series is used: the recursion divides round-off by z, k times."""
 TERMS = 30
 """The series' last term at z = 2 is 2^30/30! = 4e-24 of its first."""
+RECIPROCALS = tuple(1 / factorial(n) for n in range(TERMS + 8))
 
 
 def phi(k: int, z: Real) -> Real:
-    """``phi_k(z)`` in float64, accurate to a few units of round-off for ``k <= 4`` and every real z; for each sample if
-    ``z`` is an array.
-    """
-    values = np.atleast_1d(np.asarray(z, dtype=np.float64))
-    small = np.abs(values) < SMALL
-    result = np.empty_like(values)
-    result[small] = _series(k, values[small])
-    result[~small] = _recursion(k, values[~small])
-    return native(result.reshape(np.shape(z)))
+    """``phi_k(z)``, accurate to a few units of round-off for ``k <= 4`` and every real z; an array if z is one."""
+    if isinstance(z, np.ndarray):
+        return np.array([_phi(k, value) for value in z.tolist()], dtype=np.float64)
+    return _phi(k, float(z))
 
 
-def _series(k: int, z: np.ndarray) -> np.ndarray:
-    total = np.zeros_like(z)
-    for n in reversed(range(TERMS)):
-        total = total * z + 1 / factorial(n + k)
-    return total
-
-
-def _recursion(k: int, z: np.ndarray) -> np.ndarray:
+def _phi(k: int, z: float) -> float:
+    if abs(z) < SMALL:
+        total = 0.0
+        for reciprocal in RECIPROCALS[k : k + TERMS][::-1]:
+            total = total * z + reciprocal
+        return total
     if k == 0:
-        return np.exp(z)
-    value = np.expm1(z) / z
+        return exp(z)
+    value = expm1(z) / z
     for j in range(1, k):
-        value = (value - 1 / factorial(j)) / z
+        value = (value - RECIPROCALS[j]) / z
     return value

@@ -2,19 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from solvers.exponential import DDIM
-from solvers.lines import Data, Line, Noise, Rotation, singular_step, singular_steps
-from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine
-from solvers.real import Real, native
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.lines import Data, Noise, Rotation
+from solvers.ode import ODE, Node
+from solvers.real import native
+from solvers.solver import Solver
+from solvers.staged import Stage, Staged
 
 
 class Tableau(NamedTuple):
@@ -29,23 +25,8 @@ class Tableau(NamedTuple):
     b: tuple[float, ...]
 
 
-class Stage(NamedTuple):
-    """What a stage needs of the grid: its node, and the coefficients of the state and of those slopes that it reads."""
-
-    node: Node
-    state: Real
-    slopes: tuple[tuple[int, Real], ...]
-
-
-class Plan(NamedTuple):
-    """The stages of every step of a grid, and the number of the step that comes next."""
-
-    steps: tuple[tuple[Stage, ...] | None, ...]
-    next: int
-
-
 @dataclass(frozen=True)
-class RungeKutta(Solver):
+class RungeKutta(Staged):
     """An explicit Runge-Kutta method, on x(t) as written (``line=None``) or along a line.
 
     On a line (z = x/scale, dz/dq = slope), with h = q_b - q_a and stage nodes at ``q_a + c_i h``:
@@ -58,57 +39,19 @@ class RungeKutta(Solver):
     """
 
     tableau: ClassVar[Tableau]
-    line: Line | None = None
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """x(t) and the three lines."""
         return [cls(line) for line in (None, Noise(), Data(), Rotation(), Rotation(0.5))]
 
-    def calls(self, n_steps: int) -> int:
-        """The number of stages, for each step."""
-        return n_steps * len(self.tableau.c)
+    @property
+    def calls_per_step(self) -> int:
+        """The number of stages."""
+        return len(self.tableau.c)
 
-    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """The number of stages, for each step that is no DDIM step."""
-        short = singular_steps(self.line, ode, nodes)
-        return self.calls(len(nodes) - 1 - short) + short
-
-    def start(
-        self,
-        ode: ODE,
-        nodes: Sequence[Node],
-        x: Tensor,
-        *,
-        stream: NoiseStream | None = None,
-        past: Past = (),
-        state: Any = None,
-    ) -> Plan:
-        """Plan the stages of every step."""
-        if self.line is not None:
-            require_path(self, ode)
-        return Plan(tuple(self._plan(ode, a, b) for a, b in pairwise(nodes)), 0)
-
-    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Plan | None = None) -> Step:
-        """Evaluate the stages, then combine their slopes."""
-        stages = state.steps[state.next] if state is not None else self._plan(ode, a, b)
-        following = state._replace(next=state.next + 1) if state is not None else None
-        if stages is None:
-            return Step(self._step_at_singular(ode, a, b, x), state=following)
-        slopes: list[Tensor] = []
-        reached = x
-        for stage, after in zip(stages, stages[1:], strict=False):
-            slopes.append(self._slope(ode, stage.node, reached))
-            reached = combine((after.state, x), *((h, slopes[i]) for i, h in after.slopes))
-        return Step(reached, state=following)
-
-    def _slope(self, ode: Any, node: Node, x: Tensor) -> Tensor:
-        return ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
-
-    def _plan(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...] | None:
-        """The stages from a to b, the end b as the last of them; None where the step meets a singular node."""
-        if np.any(singular_step(self.line, ode, a, b)):
-            return None
+    def stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
+        """The tableau's, at ``q_a + c_i h``."""
         line, tableau = self.line, self.tableau
         q_a, q_b = (a.t, b.t) if line is None else (line.q(a), line.q(b))
         stages = []
@@ -123,20 +66,6 @@ class RungeKutta(Solver):
             h = scale * (q_b - q_a)
             stages.append(Stage(node, ratio, tuple((i, native(np.multiply(h, w))) for i, w in enumerate(row) if w)))
         return tuple(stages)
-
-    def _step_at_singular(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> Tensor:
-        """DDIM for the samples at a singular node, the method itself for the others."""
-        singular = singular_step(self.line, ode, a, b)
-        if np.all(singular):
-            return DDIM().step(ode, a, b, x).x
-        # Rows are selected before anything is computed: 0 * inf would put NaN into the regular ones.
-        result = torch.empty_like(x)
-        parts: tuple[tuple[Solver, np.ndarray], ...] = ((DDIM(), np.asarray(singular)), (self, ~np.asarray(singular)))
-        for solver, mask in parts:
-            index = torch.as_tensor(np.flatnonzero(mask), device=x.device)
-            from_a, to_b = (Node(*(np.broadcast_to(v, len(x))[mask] for v in node)) for node in (a, b))
-            result[index] = solver.step(ode.rows(index), from_a, to_b, x[index]).x
-        return result
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,10 @@ import pytest
 
 from solvers.phi import phi
 
-ARGUMENTS = [0.0, *(sign * size for sign in (1, -1) for size in (1e-300, 1e-9, 1e-3, 0.3, 1.9999, 2.0, 3.7, 12.0, 36.0))]
+ARGUMENTS = [
+    0.0,
+    *(sign * size for sign in (1, -1) for size in (1e-300, 1e-9, 1e-3, 0.3, 1.9999, 2.0, 3.7, 12.0, 36.0)),
+]
 
 
 def exact(k: int, z: float) -> float:
