@@ -13,6 +13,7 @@ from solvers.exponential_runge_kutta import (
     DPMSolver3,
     HochbruckOstermann4,
 )
+from solvers.implicit import GaussLegendre
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
@@ -20,9 +21,11 @@ from solvers.ode import ODE, Node, PathODE, Prediction, combine
 from solvers.pndm import PNDM
 from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
 from solvers.runge_kutta import RK4, SSPRK3, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
+from solvers.sa_solver import SASolver
 from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solve import solve
 from solvers.solver import Solver, Step
+from solvers.stochastic import EDMHeun, EulerMaruyama
 
 __all__ = [
     "DDIM",
@@ -47,8 +50,11 @@ __all__ = [
     "DPMpp",
     "Data",
     "Dopri5",
+    "EDMHeun",
     "Euler",
+    "EulerMaruyama",
     "ExponentialAdams",
+    "GaussLegendre",
     "Heun",
     "HochbruckOstermann4",
     "Line",
@@ -61,6 +67,7 @@ __all__ = [
     "Ralston",
     "Rotation",
     "RungeKutta",
+    "SASolver",
     "Scipy",
     "Solution",
     "SolveError",

@@ -17,6 +17,7 @@ class Status(IntEnum):
     NON_FINITE = 1
     BUDGET = 2
     STEP_UNDERFLOW = 3
+    NOT_CONVERGED = 4
 
     @property
     def advice(self) -> str:
@@ -31,6 +32,10 @@ class Status(IntEnum):
             Status.STEP_UNDERFLOW: (
                 "no step above round-off met the tolerance; loosen rtol and atol (a float32 network cannot be followed "
                 "much below 1e-6), or look for a jump or a pole of the field"
+            ),
+            Status.NOT_CONVERGED: (
+                "the equations of an implicit step were not solved to its tolerance; use more steps (shorter ones "
+                "converge faster), another line, more iterations or a looser tolerance"
             ),
         }[self]
 

@@ -1,0 +1,199 @@
+"""Implicit Runge-Kutta methods: the Gauss-Legendre family, solved by fixed-point iteration for each sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.exponential import DDIM
+from solvers.lines import Data, Line, Noise, Rotation, singular_step
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, combine
+from solvers.real import Real, native
+from solvers.solution import Status
+from solvers.solver import Past, Solver, Step, require_path
+
+ROUND_OFFS = 16
+"""Units of the state's round-off below which no iteration is asked to converge."""
+_R3, _R15 = math.sqrt(3), math.sqrt(15)
+
+
+class Collocation(NamedTuple):
+    """Butcher's array of an implicit method: stage times ``c``, all of ``a``, weights ``b``."""
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+GAUSS_LEGENDRE = {
+    1: Collocation((1 / 2,), ((1 / 2,),), (1.0,)),
+    2: Collocation(
+        (1 / 2 - _R3 / 6, 1 / 2 + _R3 / 6),
+        ((1 / 4, 1 / 4 - _R3 / 6), (1 / 4 + _R3 / 6, 1 / 4)),
+        (1 / 2, 1 / 2),
+    ),
+    3: Collocation(
+        (1 / 2 - _R15 / 10, 1 / 2, 1 / 2 + _R15 / 10),
+        (
+            (5 / 36, 2 / 9 - _R15 / 15, 5 / 36 - _R15 / 30),
+            (5 / 36 + _R15 / 24, 2 / 9, 5 / 36 - _R15 / 24),
+            (5 / 36 + _R15 / 30, 2 / 9 + _R15 / 15, 5 / 36),
+        ),
+        (5 / 18, 4 / 9, 5 / 18),
+    ),
+}
+"""Hairer, Norsett & Wanner, "Solving ODEs I", table II.7.3 and II.7.4."""
+
+
+@dataclass(frozen=True)
+class GaussLegendre(Solver):
+    """Collocation at the Gauss points, of order 2 (the implicit midpoint rule), 4 or 6, on x(t) or along a line.
+
+    With z = x/scale, dz/dq = slope (on x(t): scale = 1, q = t) and h = q_b - q_a, the stages solve
+
+        z_i = z_a + h sum_j a_ij k_j,    k_i = slope(z_i),    z_b = z_a + h sum_i b_i k_i
+
+    by fixed-point iteration, the first k being the slope at a. The method is symmetric: the same solve on the flipped
+    grid undoes it, up to the tolerance. A sample is done when no stage moves by more than ``tolerance`` times
+    ``1 + |x_a|`` (root mean squares; 16 round-offs of the state's dtype if that is more), is left as it is from then
+    on, and so does not depend on its batch mates. One that is not done after ``iterations`` ends there as NaN with
+    `Status.NOT_CONVERGED`; iteration needs ``|h|`` below the slope's inverse rate. A float32 network cannot be followed
+    below 1e-6 in a float64 state. A step that leaves or reaches a singular node of its line is a DDIM step.
+    """
+
+    line: Line | None = None
+    stages: int = 2
+    tolerance: float = 1e-13
+    iterations: int = 60
+
+    def __post_init__(self) -> None:
+        if self.stages not in GAUSS_LEGENDRE:
+            raise ValueError(f"GaussLegendre: stages={self.stages!r} must be 1, 2 or 3, for order 2, 4 or 6")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"GaussLegendre: tolerance={self.tolerance!r} must lie between 0 and 1, such as 1e-6")
+        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
+            raise ValueError(f"GaussLegendre: iterations={self.iterations!r} must be a whole number of at least 1")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Twice the stages."""
+        return 2 * self.stages
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """Every order, on x(t) and the lines."""
+        return [cls(Rotation(), 1), cls(None, 2), cls(Noise(), 2), cls(Data(), 2), cls(Rotation(0.5), 3)]
+
+    def calls(self, n_steps: int) -> int:
+        """One for the first slope and one for each stage and iteration: a bound that few samples come near."""
+        return n_steps * (1 + self.stages * self.iterations)
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Tensor:
+        """The state of a run is the samples' `Status`, int64 ``(B,)``."""
+        if self.line is not None:
+            require_path(self, ode)
+        return torch.zeros(len(x), dtype=torch.int64) if state is None else state
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Iterate for the samples that are left, then combine their slopes."""
+        status = torch.zeros(len(x), dtype=torch.int64) if state is None else state.clone()
+        singular = np.broadcast_to(singular_step(self.line, ode, a, b), len(x))
+        end = torch.full_like(x, math.nan)
+        left = (status == Status.SUCCESS).numpy()
+        for mask, solve in ((left & singular, self._frozen), (left & ~singular, self._collocate)):
+            if mask.any():
+                # On most steps all samples are left: the whole batch is then solved without a selection.
+                whole = mask.all()
+                index = torch.as_tensor(np.flatnonzero(mask), device=x.device)
+                part = ode if whole else ode.rows(index)
+                from_a, to_b = (a, b) if whole else (_rows(node, mask) for node in (a, b))
+                end[index], done = solve(part, from_a, to_b, x[index])
+                status[index[~done].cpu()] = int(Status.NOT_CONVERGED)
+        return Step(end, state=status, status=status)
+
+    def _frozen(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor]:
+        return DDIM().step(ode, a, b, x).x, torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def _collocate(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The state at b, NaN where the stages did not converge, and where they did."""
+        c, rows, b_weights = GAUSS_LEGENDRE[self.stages]
+        q_a, q_b = (a.t, b.t) if self.line is None else (self.line.q(a), self.line.q(b))
+        nodes = [self._node(ode, q_a + part * (q_b - q_a)) for part in c]
+        start, h = self._scale(a), q_b - q_a
+        slopes = [self._slope(ode, a, x)] * self.stages
+        done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        floor = ROUND_OFFS * torch.finfo(x.dtype).eps
+        bound = max(self.tolerance, floor) * (1 + _norm(x))
+        stages = self._stages(x, start, h, nodes, rows, slopes)
+        for _ in range(self.iterations):
+            index = torch.nonzero(~done).ravel()
+            whole = len(index) == len(x)
+            mask = (~done).cpu().numpy()
+            part = ode if whole else ode.rows(index)
+            for i, node in enumerate(nodes):
+                new = self._slope(part, node if whole else _rows(node, mask), stages[i][index])
+                slopes[i] = new if whole else slopes[i].index_copy(0, index, new)
+            moved = self._stages(x, start, h, nodes, rows, slopes)
+            change = torch.stack([_norm(new - old) for new, old in zip(moved, stages, strict=True)]).amax(0)
+            stages = moved
+            done = done | (change <= bound)
+            if done.all():
+                break
+        end = self._sum(x, start, h, b, b_weights, slopes)
+        end[~done] = math.nan
+        return end, done
+
+    def _node(self, ode: Any, q: Real) -> Node:
+        return ode.node(q) if self.line is None else self.line.node(ode, q)
+
+    def _slope(self, ode: Any, node: Node, x: Tensor) -> Tensor:
+        return ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
+
+    def _scale(self, node: Node) -> Real:
+        return 1.0 if self.line is None else self.line.scale(node)
+
+    def _stages(
+        self,
+        x: Tensor,
+        start: Real,
+        h: Real,
+        nodes: Sequence[Node],
+        rows: Sequence[Sequence[float]],
+        slopes: Sequence[Tensor],
+    ) -> list[Tensor]:
+        return [self._sum(x, start, h, node, row, slopes) for node, row in zip(nodes, rows, strict=True)]
+
+    def _sum(
+        self, x: Tensor, start: Real, h: Real, node: Node, weights: Sequence[float], slopes: Sequence[Tensor]
+    ) -> Tensor:
+        """``scale (x/start + h sum of w k)`` at ``node``."""
+        scale = self._scale(node)
+        terms = ((native(np.multiply(scale * h, w)), k) for w, k in zip(weights, slopes, strict=True))
+        return combine((native(np.divide(scale, start)), x), *terms)
+
+
+def _rows(node: Node, mask: np.ndarray) -> Node:
+    """The node of the samples in ``mask``; a node that all share is theirs."""
+    return Node(*(value[mask] if isinstance(value, np.ndarray) else value for value in node))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The root mean square of each sample, ``(B,)``."""
+    # A contiguous row of its own for each sample: the sum's order does not depend on the batch.
+    return x.reshape(len(x), math.prod(x.shape[1:])).contiguous().square().mean(dim=1).sqrt()

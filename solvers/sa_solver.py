@@ -1,0 +1,233 @@
+"""Stochastic Adams methods: SA-Solver, with SDE-DPM-Solver++ (1, 2M, 3M) as its settings."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from solvers.exponential import start_noise
+from solvers.lines import Data, Line, Noise, singular_step
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, PathODE, combine
+from solvers.phi import phi
+from solvers.solver import Past, Solver, Step, require_path
+
+Law = Literal["order", "weak", "tolerance", "bounded"]
+HIGHEST = 4
+
+
+class Coefficients(NamedTuple):
+    """What a step needs of the grid.
+
+    ``state`` is the coefficient of the state and ``std`` that of the fresh noise; ``predictor`` and ``corrector`` are
+    weights of predictions, newest first, the corrector's with the one at the end of the step in front. ``levels`` are
+    the log-SNRs of the predictions that are kept after the step. ``frozen`` marks a step at a singular node, which
+    reads ``predictor`` as the weights of x0 and eps.
+    """
+
+    state: float
+    std: float
+    predictor: tuple[float, ...]
+    corrector: tuple[float, ...]
+    levels: tuple[float, ...]
+    frozen: bool = False
+
+
+class Run(NamedTuple):
+    """A run: its noise, the coefficients of all steps and the next one's number, past slopes with their log-SNRs.
+
+    ``pending`` is what the corrector needs to finish the last step: the sum without the newest slope, and its weight.
+    """
+
+    stream: NoiseStream
+    steps: tuple[Coefficients, ...]
+    next: int
+    slopes: tuple[Tensor, ...] = ()
+    levels: tuple[float, ...] = ()
+    pending: tuple[Tensor, float] | None = None
+
+
+@dataclass(frozen=True)
+class SASolver(Solver):
+    """The stochastic Adams method in ``lambda = log(alpha/sigma)`` (Xue et al. 2023, "SA-Solver").
+
+    The SDEs whose marginals are the path's differ by their noise, tau. With h = lambda_b - lambda_a and tau constant
+    over a step, on the data line (slope x0) and on the noise line (slope eps)
+
+        x_b = (sigma_b/sigma_a) e^{-tau^2 h} x_a + sigma_b sqrt(1 - e^{-2 tau^2 h}) z
+              + (1 + tau^2) sigma_b integral e^{lambda - tau^2 (lambda_b - lambda)} x0 dlambda
+        x_b = (alpha_b/alpha_a) x_a + tau sigma_b sqrt(e^{2h} - 1) z
+              - (1 + tau^2) alpha_b integral e^{-lambda} eps dlambda
+
+    The slope is a polynomial through ``predictor_order`` past ones: the predictor. With ``corrector_order`` q > 0 the
+    call at b, which the next step needs anyway, corrects x_b by the polynomial through that slope and q - 1 past ones,
+    with the same draw z; the last state is a prediction. tau = 1 where ``s_min <= s_a <= s_max`` and 0 elsewhere is the
+    paper's advice, within s of 0.05 to 1 for CIFAR-10. k-diffusion's eta is tau^2.
+
+    SDE-DPM-Solver++ (Lu et al. 2022, "DPM-Solver++", section 5) is ``corrector_order=0`` with tau = 1: of order 1 it is
+    ``DDIM(eta=1)``. Published forms that are not the Adams quadrature are settings:
+
+    - ``form="midpoint"``: SDE-DPM-Solver++(2M): phi_1/2 in the place of phi_2 in steps that read two slopes;
+    - ``form="k_diffusion"``: its 3M: the second difference without its factor 2, so that phi_3 counts half;
+    - ``form="diffusers"``: 3M as in diffusers' multistep scheduler, after a start by midpoint: beside that factor, the
+      1/2 in its last weight, ``(1 - e^{-2h} - 2h)/(2h)^2 - 1/2``, has the wrong sign;
+    - ``form="reference"``: the code of SA-Solver and diffusers: 1/2 in the place of phi_2 where two slopes are read.
+
+    A step that leaves or reaches a node without a log-SNR (alpha below 1e-3, sigma = 0) freezes both predictions:
+    ``x_b = alpha_b x0 + sigma_b r eps + sigma_b sqrt(1 - r^2) z`` with ``r = (s_b/s_a)^{tau^2}``; the history begins
+    after it. All samples share their nodes. The noise within a step keeps the weak order at 2 whatever the degree of
+    the polynomials, and the form "diffusers" of 3M at 1.
+    """
+
+    law: ClassVar[Law] = "weak"
+    line: Line = Data()
+    predictor_order: int = 2
+    corrector_order: int = 2
+    tau: float = 1.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    form: Literal["adams", "midpoint", "k_diffusion", "diffusers", "reference"] = "adams"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.line, Noise | Data):
+            raise ValueError(
+                f"SASolver: line={self.line!r} has no exponential in log-SNR; use solvers.Data() or solvers.Noise()"
+            )
+        for name, lowest in (("predictor_order", 1), ("corrector_order", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= HIGHEST:
+                raise ValueError(f"SASolver: {name}={value!r} must be a whole number from {lowest} to {HIGHEST}")
+        if not 0 < self.tau < math.inf:
+            raise ValueError(
+                f"SASolver: tau={self.tau!r} must be positive and finite; tau = 0 is the ODE, for deterministic solvers"
+            )
+        if not 0 <= self.s_min <= self.s_max:
+            raise ValueError(f"SASolver: s_min={self.s_min!r} and s_max={self.s_max!r} must be a range of noise levels")
+        if self.form not in ("adams", "midpoint", "k_diffusion", "diffusers", "reference"):
+            raise ValueError(
+                f'SASolver: form={self.form!r} is unknown; use "adams", "midpoint", "k_diffusion", "diffusers" or '
+                '"reference"'
+            )
+        if self.corrector_order and self.form not in ("adams", "reference"):
+            raise ValueError(
+                f"SASolver: form={self.form!r} is one of SDE-DPM-Solver++, which has no corrector; set corrector_order=0"
+            )
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """The weak order."""
+        if self.form == "diffusers" and self.predictor_order > 2:
+            return 1
+        return min(2, max(self.predictor_order, self.corrector_order))
+
+    @property
+    def deterministic(self) -> bool:
+        """Never."""
+        return False
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """SA-Solver on both lines and with its advice, SDE-DPM-Solver++ in its forms."""
+        return [
+            cls(),
+            cls(line=Noise()),
+            cls(predictor_order=3, corrector_order=4, tau=0.6, s_min=0.5, s_max=2.0),
+            cls(form="reference"),
+            cls(predictor_order=1, corrector_order=0),
+            cls(corrector_order=0, form="midpoint"),
+            cls(predictor_order=3, corrector_order=0),
+            cls(predictor_order=3, corrector_order=0, form="k_diffusion"),
+            cls(predictor_order=3, corrector_order=0, form="diffusers"),
+        ]
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Run:
+        """Plan the coefficients of every step."""
+        require_path(self, ode)
+        stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
+        levels = state.levels if state is not None else ()
+        steps: list[Coefficients] = []
+        for a, b in pairwise(nodes):
+            steps.append(self._coefficients(ode, a, b, levels))
+            levels = steps[-1].levels
+        earlier = (state.slopes, state.levels, state.pending) if state is not None else ()
+        return Run(stream, tuple(steps), 0, *earlier)
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Correct the state at a with the call made there, then predict the one at b."""
+        coefficients: Coefficients = state.steps[state.next]
+        prediction = ode.predict(a, x)
+        z, stream = state.stream.draw(x)
+        following = state._replace(stream=stream, next=state.next + 1, levels=coefficients.levels, pending=None)
+        if coefficients.frozen:
+            mean = prediction.mix(*coefficients.predictor)
+            return Step(combine((1.0, mean), (coefficients.std, z)), state=following._replace(slopes=()))
+        slope = self.line.slope(a, prediction)
+        if state.pending is not None:
+            known, weight = state.pending
+            x = combine((1.0, known), (weight, slope))
+        slopes = (slope, *state.slopes)
+        moved = combine((coefficients.state, x), (coefficients.std, z))
+        if coefficients.corrector:
+            newest, *others = coefficients.corrector
+            following = following._replace(pending=(combine((1.0, moved), *zip(others, slopes, strict=False)), newest))
+        end = combine((1.0, moved), *zip(coefficients.predictor, slopes, strict=False))
+        return Step(end, state=following._replace(slopes=slopes[: len(coefficients.levels)]))
+
+    def _coefficients(self, ode: ODE, a: Node, b: Node, levels: tuple[float, ...]) -> Coefficients:
+        """Those of the step from a to b, after predictions at ``levels``."""
+        eta = self.tau**2 if self.s_min <= a.s <= self.s_max else 0.0
+        if singular_step(Noise(), ode, a, b) or singular_step(Data(), ode, a, b):
+            r = float(b.s / a.s) ** eta
+            std = float(b.sigma) * math.sqrt((1 - r) * (1 + r))
+            return Coefficients(math.nan, std, (float(b.alpha), float(b.sigma) * r), (), (), frozen=True)
+        h = float(b.log_snr - a.log_snr)
+        levels = (float(a.log_snr), *levels)
+        keep = max(self.predictor_order, self.corrector_order - 1)
+        if isinstance(self.line, Data):
+            scale, std = float(b.sigma / a.sigma) * math.exp(-eta * h), math.sqrt(-math.expm1(-2 * eta * h))
+        else:
+            scale, std = float(b.alpha / a.alpha), math.sqrt(eta * math.expm1(2 * h))
+        corrector = (float(b.log_snr), *levels)[: self.corrector_order]
+        return Coefficients(
+            scale,
+            float(b.sigma) * std,
+            self._weights(a, b, eta, levels[: self.predictor_order]),
+            self._weights(a, b, eta, corrector) if corrector else (),
+            levels[:keep],
+        )
+
+    def _weights(self, a: Node, b: Node, eta: float, levels: tuple[float, ...]) -> tuple[float, ...]:
+        """The exponential integral from a to b of the polynomial through values at ``levels``, as weights of these."""
+        h = float(b.log_snr - a.log_snr)
+        data = isinstance(self.line, Data)
+        factor, z = (float(b.alpha), -(1 + eta) * h) if data else (-float(b.sigma), h)
+        # Row k of the inverse gives the coefficient of u^k, u = (lambda - lambda_a)/h, and k! times it the derivative.
+        powers = np.vander([(level - float(a.log_snr)) / h for level in levels], increasing=True)
+        moments = [math.factorial(k) * moment for k, moment in enumerate(self._moments(len(levels), z))]
+        return tuple((factor * (1 + eta) * h * (np.array(moments) @ np.linalg.inv(powers))).tolist())
+
+    def _moments(self, points: int, z: float) -> list[float]:
+        """``phi_1(z), phi_2(z), ...``, or what the form puts in their place."""
+        moments = [float(phi(k + 1, z)) for k in range(points)]
+        if points == 2 and self.form in ("midpoint", "diffusers"):
+            moments[1] = moments[0] / 2
+        elif points == 2 and self.form == "reference":
+            moments[1] = 1 / 2
+        elif points == 3 and self.form == "k_diffusion":
+            moments[2] /= 2
+        elif points == 3 and self.form == "diffusers":
+            moments[2] = (moments[1] + 1 / 2) / (2 * z)
+        return moments

@@ -1,0 +1,155 @@
+"""Samplers of the reverse SDE: Euler-Maruyama, and EDM's Heun with churn. The ancestral Euler is `DDIM` with eta > 0."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from solvers.exponential import DDIM, start_noise
+from solvers.lines import Noise, singular_step, singular_steps
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, PathODE, combine
+from solvers.real import log, native
+from solvers.runge_kutta import Heun
+from solvers.solver import Past, Solver, Step, require_path
+
+Law = Literal["order", "weak", "tolerance", "bounded"]
+LARGEST_RAISE = math.sqrt(2) - 1
+"""Of the noise level in one step of EDM: the state gets at most as much new noise as it has."""
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    """The Euler-Maruyama method on the reverse SDE, in the time of the path.
+
+    The forward SDE ``dx = (alpha'/alpha) x dt + g dW`` with ``g^2 = 2 sigma (sigma' - s alpha')`` has the path's
+    marginals, and so has its reverse (Song et al. 2021, "Score-based generative modeling through SDEs", eq. 6), here
+    with the predictions put in for the state and the score:
+
+        x_b = x_a + (t_b - t_a) (alpha' x0 + (2 sigma' - s alpha') eps) + g sqrt(|t_b - t_a|) z
+
+    A step from alpha below 1e-3 or to sigma = 0, where that field is singular, is a step of ``DDIM(eta=1)``.
+    """
+
+    order: ClassVar[int] = 1
+    law: ClassVar[Law] = "weak"
+
+    @property
+    def deterministic(self) -> bool:
+        """Never."""
+        return False
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Any:
+        """The state of a run is its noise stream."""
+        require_path(self, ode)
+        return start_noise(self, nodes, stream, state)
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Draw from the Gaussian of one step."""
+        if np.any(Noise().singular(a)) or np.any(np.equal(b.sigma, 0)):
+            return DDIM(eta=1.0).step(ode, a, b, x, state)
+        alpha_rate, sigma_rate = ode.rates(a.t)
+        h = b.t - a.t
+        growth = sigma_rate - a.s * alpha_rate
+        drift = ode.predict(a, x).mix(h * alpha_rate, h * (sigma_rate + growth))
+        z, stream = state.draw(x)
+        std = native(np.sqrt(-2 * h * a.sigma * growth))
+        return Step(combine((1.0, x), (1.0, drift), (std, z)), state=stream)
+
+
+class Churning(NamedTuple):
+    """A run of `EDMHeun`: its noise, how far a step raises the level, and the node of the largest level."""
+
+    stream: NoiseStream
+    gamma: float
+    first: Node
+
+
+@dataclass(frozen=True)
+class EDMHeun(Solver):
+    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2): raise the noise level, then a step of Heun.
+
+    With ``gamma = min(churn / N, sqrt(2) - 1)`` on a grid of N steps, where ``s_min <= s_a <= s_max``, else 0:
+
+        s_hat = (1 + gamma) s_a
+        x_hat = (alpha_hat / alpha_a) x_a + alpha_hat sqrt(s_hat^2 - s_a^2) noise z
+
+    and Heun's step on the noise line leads from x_hat, where the network is called, to b. Fresh noise of the right size
+    leaves the marginals as they are, so that the weak order is Heun's. ``churn, s_min, s_max, noise`` are the paper's
+    S_churn, S_tmin, S_tmax, S_noise (levels in units of s = sigma/alpha); noise above 1, which the paper tunes against
+    networks that remove too much, has no limit of small steps that is exact. The raised level is clamped to the largest
+    of the grid: no network was trained above it. ``Heun(line=Noise())`` is the method without churn.
+    """
+
+    law: ClassVar[Law] = "weak"
+    order: ClassVar[int] = 2
+    churn: float = 40.0
+    s_min: float = 0.05
+    s_max: float = 50.0
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.churn < math.inf:
+            raise ValueError(
+                f"EDMHeun: churn={self.churn!r} must be positive and finite; without churn use Heun(line=Noise())"
+            )
+        if not 0 <= self.s_min <= self.s_max:
+            raise ValueError(f"EDMHeun: s_min={self.s_min!r} and s_max={self.s_max!r} must be a range of noise levels")
+        if not 0 < self.noise < math.inf:
+            raise ValueError(f"EDMHeun: noise={self.noise!r} must be positive and finite; 1 keeps the marginals")
+
+    @property
+    def deterministic(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def carries_on(self) -> bool:
+        """Not: the churn of a step depends on the number of steps of its grid."""
+        return False
+
+    def calls(self, n_steps: int) -> int:
+        """Two for each step."""
+        return 2 * n_steps
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Two for each step that is no DDIM step."""
+        return self.calls(len(nodes) - 1) - singular_steps(Noise(), ode, nodes)
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Churning:
+        """The noise stream, and the churn of this grid."""
+        require_path(self, ode)
+        stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
+        return Churning(stream, min(self.churn / max(len(nodes) - 1, 1), LARGEST_RAISE), nodes[0])
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Raise the level and step down from there; one draw for every step, raised or not."""
+        z, stream = state.stream.draw(x)
+        if self.s_min <= a.s <= self.s_max and not np.any(singular_step(Noise(), ode, a, a)):
+            raised = (1 + state.gamma) * float(a.s)
+            # The ends are the nodes themselves: the largest level is met exactly, not up to round-off.
+            hat = state.first if raised >= state.first.s else ode.node_at(-log(raised))
+            added = self.noise * hat.alpha * math.sqrt(max(0.0, (hat.s - a.s) * (hat.s + a.s)))
+            x, a = combine((hat.alpha / a.alpha, x), (added, z)), hat
+        return Step(Heun(Noise()).step(ode, a, b, x).x, state=state._replace(stream=stream))
