@@ -114,7 +114,7 @@ class SASolver(Solver):
             )
         if self.corrector_order and self.form not in ("adams", "reference"):
             raise ValueError(
-                f"SASolver: form={self.form!r} is one of SDE-DPM-Solver++, which has no corrector; set corrector_order=0"
+                f"SASolver: form={self.form!r} is one of SDE-DPM-Solver++, without a corrector; set corrector_order=0"
             )
 
     @property

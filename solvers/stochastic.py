@@ -1,4 +1,4 @@
-"""Samplers of the reverse SDE: Euler-Maruyama, and EDM's Heun with churn. The ancestral Euler is `DDIM` with eta > 0."""
+"""Samplers of the reverse SDE: Euler-Maruyama, and EDM's Heun with churn. `DDIM(eta=1)` is the ancestral Euler."""
 
 import math
 from collections.abc import Sequence
