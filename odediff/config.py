@@ -71,6 +71,11 @@ class DoctorTask(Task):
 
 
 @dataclass
+class SolversTask(Task):
+    """Print the table of all solvers."""
+
+
+@dataclass
 class Data:
     """Where the IDX files of Fashion-MNIST lie."""
 
@@ -121,6 +126,7 @@ def register() -> None:
         ("sample", SampleTask),
         ("invert", InvertTask),
         ("doctor", DoctorTask),
+        ("solvers", SolversTask),
         ("train", TrainTask),
         ("evaluate", EvaluateTask),
     ):

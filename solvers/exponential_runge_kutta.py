@@ -55,11 +55,7 @@ class ExponentialRungeKutta(Staged):
     line: Line = Data()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.line, Noise | Data):
-            raise ValueError(
-                f"{type(self).__name__}: line={self.line!r} has no exponential in log-SNR; use solvers.Noise() or "
-                "solvers.Data()"
-            )
+        require_exponential(self, self.line)
 
     @property
     @abstractmethod
@@ -83,6 +79,14 @@ class ExponentialRungeKutta(Staged):
     def stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
         """The tableau's, at ``lambda_a + c_i h``."""
         return exponential_stages(self.line, self.tableau, ode, a, b)
+
+
+def require_exponential(solver: Solver, line: Line | None) -> None:
+    """Raise `ValueError` unless the integral along ``line`` has an exponential in log-SNR."""
+    if not isinstance(line, Noise | Data):
+        raise ValueError(
+            f"{type(solver).__name__}: line={line!r} has no exponential in log-SNR; use solvers.Noise() or solvers.Data()"
+        )
 
 
 def exponential_stages(line: Line, tableau: ExponentialTableau, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
@@ -209,7 +213,7 @@ class DPMFast(Staged):
     last: tuple[int, ...] = (2, 1)
 
     def __post_init__(self) -> None:
-        DPMSolver2(self.line)
+        require_exponential(self, self.line)
         # A configuration file gives a list.
         object.__setattr__(self, "last", tuple(self.last))
         if not set(self.last) <= {1, 2, 3}:

@@ -56,7 +56,8 @@ GAUSS_LEGENDRE = {
 class GaussLegendre(Solver):
     """Collocation at the Gauss points, of order 2 (the implicit midpoint rule), 4 or 6, on x(t) or along a line.
 
-    With z = x/scale, dz/dq = slope (on x(t): scale = 1, q = t) and h = q_b - q_a, the stages solve
+    Hairer, Norsett & Wanner 1993, "Solving ODEs I", section II.7. With z = x/scale, dz/dq = slope (on x(t): scale = 1,
+    q = t) and h = q_b - q_a, the stages solve
 
         z_i = z_a + h sum_j a_ij k_j,    k_i = slope(z_i),    z_b = z_a + h sum_i b_i k_i
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from solvers.exponential import start_noise
+from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
@@ -93,10 +94,7 @@ class SASolver(Solver):
     form: Literal["adams", "midpoint", "k_diffusion", "diffusers", "reference"] = "adams"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.line, Noise | Data):
-            raise ValueError(
-                f"SASolver: line={self.line!r} has no exponential in log-SNR; use solvers.Data() or solvers.Noise()"
-            )
+        require_exponential(self, self.line)
         for name, lowest in (("predictor_order", 1), ("corrector_order", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= HIGHEST:

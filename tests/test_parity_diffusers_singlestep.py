@@ -117,7 +117,7 @@ SINGLE = [
     ("dpmsolver", "midpoint", 3, DPMSolver3(form="diffusers")),
     ("dpmsolver++", "midpoint", 3, DPMSolver3(line=Data(), form="diffusers")),
 ]
-"""diffusers' singlestep takes the stages at the nodes of its grid: equal parts of log-SNR are the r1, r2 of the paper."""
+"""diffusers' singlestep has its stages at the nodes of its grid: equal parts of log-SNR are the paper's r1 and r2."""
 
 
 @pytest.mark.parametrize(("algorithm", "form", "order", "solver"), SINGLE, ids=str)
