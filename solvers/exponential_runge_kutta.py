@@ -84,9 +84,7 @@ class ExponentialRungeKutta(Staged):
 def require_exponential(solver: Solver, line: Line | None) -> None:
     """Raise `ValueError` unless the integral along ``line`` has an exponential in log-SNR."""
     if not isinstance(line, Noise | Data):
-        raise ValueError(
-            f"{type(solver).__name__}: line={line!r} has no exponential in log-SNR; use solvers.Noise() or solvers.Data()"
-        )
+        raise ValueError(f"{type(solver).__name__}: line={line!r} has no exponential in log-SNR; use Noise() or Data()")
 
 
 def exponential_stages(line: Line, tableau: ExponentialTableau, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:

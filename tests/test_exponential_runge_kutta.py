@@ -274,7 +274,7 @@ def test_steps_at_both_ends_are_ddim_steps_and_are_counted_as_such(line):
         (lambda: DPMSolver3(r2=1.5), r"DPMSolver3: r2=1.5"),
         (lambda: RES2S(c2=-1.0), r"RES2S: c2=-1.0"),
         (lambda: RES3S(c2=2 / 3), r"RES3S: c2=0.66.* must be neither"),
-        (lambda: ETDRK4(line=Rotation()), r"ETDRK4: line=Rotation.* use solvers.Noise\(\) or"),
+        (lambda: ETDRK4(line=Rotation()), r"ETDRK4: line=Rotation.* use Noise\(\) or Data"),
         (lambda: ETDRK2(line=None), r"ETDRK2: line=None"),
         (lambda: DPMFast(last=(4,)), r"DPMFast: last=\(4,\) must hold orders of 1, 2 or 3"),
         (lambda: DPMFast(line=Rotation()), r"DPMFast: line=Rotation"),

@@ -11,7 +11,7 @@ import odediff
 import solvers
 from odediff import metrics
 from odediff.problems import exact_model
-from solvers import DDIM, DDPM, Heun, Node, Noise, NoiseStream, Solver, Step, combine
+from solvers import DDIM, DDPM, EDMHeun, EulerMaruyama, Heun, Node, Noise, NoiseStream, SASolver, Solver, Step, combine
 from solvers.exponential import posterior_std
 from solvers.testing import Mixture
 
@@ -77,6 +77,26 @@ def test_ode_and_stochastic_samplers_share_every_marginal():
     }
     adjusted = dict(zip(p_values, metrics.holm(list(p_values.values())), strict=True))
     assert len(adjusted) == 12
+    assert min(adjusted.values()) > 0.05, adjusted
+
+
+REVERSE_SDES = {
+    "Euler-Maruyama": (EulerMaruyama(), 1, 5),
+    "EDM with churn": (EDMHeun(), 5, 6),
+    "SDE-DPM-Solver++(2M)": (SASolver(corrector_order=0, form="midpoint"), 5, 7),
+    "SA-Solver": (SASolver(predictor_order=3, corrector_order=3), 5, 8),
+}
+
+
+def test_solvers_of_the_reverse_sde_have_the_marginals_of_the_forward_process():
+    count = COUNT // 5
+    p_values = {
+        (name, t): metrics.energy_test(states_at(*setting, count)[t], exact(t, 300 + 10 * i + k, count), seed=i)
+        for i, (name, setting) in enumerate(REVERSE_SDES.items())
+        for k, t in enumerate(TIMES[2:])
+    }
+    adjusted = dict(zip(p_values, metrics.holm(list(p_values.values())), strict=True))
+    assert len(adjusted) == 8
     assert min(adjusted.values()) > 0.05, adjusted
 
 

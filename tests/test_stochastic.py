@@ -1,0 +1,198 @@
+"""Stochastic samplers against the formulas of their papers, with the same draws, and on every kind of path."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from odediff.schedule import VE, RectifiedFlow, VPLinear
+from solvers import DDIM, Data, EDMHeun, EulerMaruyama, Heun, Noise, NoiseStream, Rotation, SASolver, solve
+from solvers.testing import ExactODE, Gaussian, Trigonometric, marginal_variance, mild_mixture, starting_points
+
+PATHS = {"trigonometric": Trigonometric(), "VP": VPLinear(), "VE": VE(), "rectified flow": RectifiedFlow()}
+on_every_path = pytest.mark.parametrize("path", PATHS)
+METHODS = [EulerMaruyama(), EDMHeun(churn=10.0), SASolver(), SASolver(corrector_order=0, form="midpoint")]
+METHODS += [SASolver(line=Noise()), SASolver(predictor_order=3, corrector_order=0)]
+
+
+def problem_on(path, distribution=None) -> ExactODE:
+    return ExactODE(distribution or mild_mixture().distribution, PATHS[path])
+
+
+def times_on(path, steps=8) -> list[float]:
+    levels = np.linspace(-2, 2.5, steps + 1) + 0.8 / steps * np.sin(np.arange(steps + 1.0))
+    return [problem_on(path).node_at(float(level)).t for level in levels]
+
+
+def draw(number: int) -> torch.Tensor:
+    return NoiseStream(3, counter=number).draw(starting_points())[0]
+
+
+def end_of(solver, path) -> torch.Tensor:
+    times = times_on(path)
+    return solve(problem_on(path), solver, starting_points(), times, closing=None, stream=NoiseStream(3)).x
+
+
+def assert_equal(found, expected, tolerance=1e-12):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@on_every_path
+def test_sa_solver_of_order_1_is_ddim_with_eta_1(path):
+    assert_equal(end_of(SASolver(predictor_order=1, corrector_order=0), path), end_of(DDIM(eta=1.0), path))
+
+
+def by_k_diffusion(path, eta: float, points: int) -> torch.Tensor:
+    """Its sample_dpmpp_2m_sde (midpoint) and sample_dpmpp_3m_sde, in y = x/alpha."""
+    ode, past = problem_on(path), []
+    nodes = [ode.node(t) for t in times_on(path)]
+    y = starting_points() / nodes[0].alpha
+    for i, (a, b) in enumerate(pairwise(nodes)):
+        h = b.log_snr - a.log_snr
+        data, wide = ode.predict(a, a.alpha * y).x0, h * (eta + 1)
+        y = math.exp(-wide) * y - math.expm1(-wide) * data
+        phi2 = math.expm1(-wide) / wide + 1
+        if points == 2 and past:
+            y = y - 0.5 * math.expm1(-wide) * h / past[0][1] * (data - past[0][0])
+        elif points == 3 and len(past) > 1:
+            r0, r1 = past[0][1] / h, past[1][1] / h
+            d0, d1 = (data - past[0][0]) / r0, (past[0][0] - past[1][0]) / r1
+            y = y + phi2 * (d0 + (d0 - d1) * r0 / (r0 + r1)) - (phi2 / wide - 0.5) * (d0 - d1) / (r0 + r1)
+        elif points == 3 and past:
+            y = y + phi2 * h / past[0][1] * (data - past[0][0])
+        y = y + b.s * math.sqrt(-math.expm1(-2 * h * eta)) * draw(i)
+        past.insert(0, (data, h))
+    return nodes[-1].alpha * y
+
+
+@on_every_path
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_sde_dpm_solver_plus_plus_is_that_of_k_diffusion(path, eta):
+    two = SASolver(corrector_order=0, tau=math.sqrt(eta), form="midpoint")
+    assert_equal(end_of(two, path), by_k_diffusion(path, eta, 2))
+    three = SASolver(predictor_order=3, corrector_order=0, tau=math.sqrt(eta), form="k_diffusion")
+    assert_equal(end_of(three, path), by_k_diffusion(path, eta, 3))
+
+
+def test_euler_maruyama_is_that_of_the_variance_preserving_sde():
+    """Song et al. 2021, eqs. 6 and 11: dx = (-beta/2 x - beta score) dt + sqrt(beta) dW, backwards."""
+    path, ode, x = PATHS["VP"], problem_on("VP"), starting_points()
+    for i, (t, following) in enumerate(pairwise(times_on("VP"))):
+        step = 1e-6
+        abar = [path.node(t + sign * step).alpha ** 2 for sign in (1, -1)]
+        beta = -(math.log(abar[0]) - math.log(abar[1])) / (2 * step)
+        node = path.node(t)
+        score = -ode.predict(node, x).eps / node.sigma
+        h = following - t
+        x = x + (-beta / 2 * x - beta * score) * h + math.sqrt(-beta * h) * draw(i)
+    assert_equal(end_of(EulerMaruyama(), "VP"), x, 1e-7)
+
+
+def test_edm_heun_is_algorithm_2_of_its_paper():
+    """Karras et al. 2022, with sigma(t) = t and s(t) = 1; the raised level does not exceed the first."""
+    ode = problem_on("VE")
+    times = times_on("VE")
+    solver = EDMHeun(churn=2.0, s_min=0.3, s_max=6.0, noise=1.007)
+    gamma, x, raised = min(2.0 / 8, math.sqrt(2) - 1), starting_points(), []
+    for i, (t, following) in enumerate(pairwise(times)):
+        hat = min(t * (1 + (gamma if 0.3 <= t <= 6.0 else 0.0)), times[0])
+        raised.append(hat / t)
+        x_hat = x + math.sqrt(hat**2 - t**2) * 1.007 * draw(i)
+        d = (x_hat - ode.predict(ode.node(hat), x_hat).x0) / hat
+        x = x_hat + (following - hat) * d
+        d_there = (x - ode.predict(ode.node(following), x).x0) / following
+        x = x_hat + (following - hat) * (d / 2 + d_there / 2)
+    assert_equal(end_of(solver, "VE"), x)
+    assert raised[1] == pytest.approx(1.25) and raised[-1] == 1
+
+
+def test_edm_heun_never_asks_above_the_first_level():
+    ode = mild_mixture().watching(starting_points(), (0.4, 1.35))
+    solver = EDMHeun(churn=1e3, s_max=math.inf)
+    found = solve(ode, solver, starting_points(), [1.35, 1.3, 1.2, 0.4], stream=NoiseStream(0))
+    assert found.stats.nfe == solver.calls(3) == 6
+
+
+def test_edm_heun_outside_its_window_is_heun():
+    solver = EDMHeun(s_min=100.0, s_max=200.0)
+    assert torch.equal(end_of(solver, "VP"), end_of(Heun(Noise()), "VP"))
+
+
+def variance(ode: ExactODE, t: float) -> float:
+    """Of the exact marginal at t."""
+    node = ode.node(t)
+    return float((node.alpha * Gaussian.deviation) ** 2 + node.sigma**2)
+
+
+@on_every_path
+@pytest.mark.parametrize("solver", METHODS, ids=str)
+def test_the_variance_of_a_gaussian_is_right_on_every_path(path, solver):
+    ode, steps = problem_on(path, Gaussian(mean=0.0)), 160
+    times = times_on(path, steps)
+    first, last = (
+        float((n.alpha * Gaussian.deviation) ** 2 + n.sigma**2) for n in map(ode.node, (times[0], times[-1]))
+    )
+    found = marginal_variance(solver, torch.tensor(times, dtype=torch.float64), ode, first, steps + 1)
+    assert found == pytest.approx(last, rel=0.05 if isinstance(solver, EulerMaruyama) else 2e-3)
+
+
+def test_the_corrector_lowers_the_error_at_equal_calls():
+    def error(solver) -> float:
+        ode = problem_on("trigonometric", Gaussian(mean=0.0))
+        times = torch.tensor(times_on("trigonometric", 40), dtype=torch.float64)
+        first, last = (variance(ode, t) for t in times[[0, -1]].tolist())
+        return abs(marginal_variance(solver, times, ode, first, 41) - last)
+
+    plain, corrected = (error(SASolver(predictor_order=1, corrector_order=order)) for order in (0, 2))
+    assert corrected < 0.2 * plain
+
+
+@pytest.mark.parametrize("solver", METHODS, ids=str)
+def test_every_run_draws_once_for_each_step(solver):
+    found = solve(mild_mixture(), solver, starting_points(), times_on("trigonometric"), stream=NoiseStream(3))
+    state = found.state
+    assert (state if isinstance(state, NoiseStream) else state.stream).counter == 8
+
+
+@pytest.mark.parametrize("solver", METHODS, ids=str)
+def test_a_flipped_grid_and_a_missing_stream_are_refused_before_the_first_call(solver):
+    class Untouched(ExactODE):
+        def predict(self, node, x):
+            raise AssertionError("called")
+
+    ode, times = Untouched(Gaussian()), times_on("trigonometric")
+    with pytest.raises(ValueError, match="is stochastic and runs from noise to data only"):
+        solve(ode, solver, starting_points(), times[::-1], stream=NoiseStream(0))
+    with pytest.raises(ValueError, match=r"stream=None: .* draws noise"):
+        solve(ode, solver, starting_points(), times)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EDMHeun(churn=0.0), r"EDMHeun: churn=0.0 .* use Heun\(line=Noise\(\)\)"),
+        (lambda: EDMHeun(s_min=2.0, s_max=1.0), "EDMHeun: s_min=2.0 and s_max=1.0"),
+        (lambda: EDMHeun(noise=-1.0), "EDMHeun: noise=-1.0"),
+        (lambda: SASolver(predictor_order=5), "predictor_order=5 must be a whole number from 1 to 4"),
+        (lambda: SASolver(predictor_order=0), "predictor_order=0"),
+        (lambda: SASolver(corrector_order=-1), "corrector_order=-1 must be a whole number from 0 to 4"),
+        (lambda: SASolver(tau=0.0), "tau=0.0 must be positive"),
+        (lambda: SASolver(tau=math.nan), "tau=nan"),
+        (lambda: SASolver(s_min=math.nan), "s_min=nan"),
+        (lambda: SASolver(form="heun"), "form='heun' is unknown"),
+        (lambda: SASolver(form="midpoint"), "without a corrector; set corrector_order=0"),
+        (lambda: SASolver(line=Rotation()), "SASolver: line=Rotation"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_history_begins_after_a_singular_node():
+    ode, times = mild_mixture(), [math.pi / 2, 1.3, 1.1, 0.9, 0.7]
+    whole = solve(ode, SASolver(line=Data()), starting_points(), times, stream=NoiseStream(3), trajectory=True)
+    rest = solve(ode, SASolver(line=Data()), whole.trajectory[1], times[1:], stream=NoiseStream(3, counter=1))
+    assert torch.equal(whole.x, rest.x)
