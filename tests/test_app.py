@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import odediff
 import solvers
 from odediff import app
+from odediff.catalogue import solver_table
 
 QUICK = ["samples=3", "progress=false", "model.chunk=3"]
 
@@ -125,6 +126,11 @@ def test_a_solver_of_the_users_own_runs_by_its_name(monkeypatch, tmp_path):
 def test_another_schedule_is_reached_by_equal_signal_to_noise_ratio(monkeypatch, tmp_path):
     arguments = ["task=sample", "schedule=vp_cosine", "remap=snr", "steps=3", "hydra.run.dir=out"]
     assert run(monkeypatch, tmp_path, *arguments, *QUICK) == 0
+
+
+def test_the_task_of_solvers_prints_the_table(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "task=solvers") == 0
+    assert capsys.readouterr().out.strip() == solver_table()
 
 
 def test_help_shows_groups_and_examples(monkeypatch, tmp_path, capsys):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from odediff.schedule import VE, RectifiedFlow, VPTable
-from solvers import DDIM, Data, DPMSolver2, DPMSolver3, Euler, Heun, Noise, NoiseStream, SASolver, solve
+from solvers import DDIM, RES2S, Data, DPMSolver2, DPMSolver3, Euler, Heun, Noise, NoiseStream, SASolver, solve
 from solvers.testing import ExactODE, mild_mixture, starting_points
 
 STEPS = 9
@@ -114,6 +114,8 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 SINGLE = [
     ("dpmsolver", "midpoint", 2, DPMSolver2()),
     ("dpmsolver++", "midpoint", 2, DPMSolver2(line=Data())),
+    ("dpmsolver", "heun", 2, RES2S(line=Noise())),
+    ("dpmsolver++", "heun", 2, RES2S()),
     ("dpmsolver", "midpoint", 3, DPMSolver3(form="diffusers")),
     ("dpmsolver++", "midpoint", 3, DPMSolver3(line=Data(), form="diffusers")),
 ]
