@@ -1,18 +1,9 @@
 """Solvers: a numerical library for ODEs along a path from data to noise. It knows nothing of networks."""
 
 from solvers.backends import Scipy, Torchdiffeq
+from solvers.dpm_solver_singlestep import DPMFast, DPMSolver2, DPMSolver3
 from solvers.exponential import DDIM, DDPM
-from solvers.exponential_runge_kutta import (
-    ETDRK2,
-    ETDRK3,
-    ETDRK4,
-    RES2S,
-    RES3S,
-    DPMFast,
-    DPMSolver2,
-    DPMSolver3,
-    HochbruckOstermann4,
-)
+from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S, HochbruckOstermann4
 from solvers.implicit import GaussLegendre
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams

@@ -90,7 +90,7 @@ class GaussLegendre(Solver):
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """Every order, on x(t) and the lines."""
-        return [cls(Rotation(), 1), cls(None, 2), cls(Noise(), 2), cls(Data(), 2), cls(Rotation(0.5), 3)]
+        return [cls(Rotation(), 1), cls(None, 2), cls(Noise(), 3), cls(Data(), 3), cls(Rotation(0.5), 3)]
 
     def calls(self, n_steps: int) -> int:
         """One for the first slope and one for each stage and iteration: a bound that few samples come near."""

@@ -63,7 +63,7 @@ def assert_equal(found, expected, tolerance=1e-12):
 @on_every_path
 @in_both_directions
 @pytest.mark.parametrize("r1", [0.5, 0.3])
-def test_dpm_solver_2_is_algorithm_4_of_its_paper(path, flipped, r1):
+def test_dpm_solver_2_is_the_algorithm_of_its_paper(path, flipped, r1):
     def rule(ode, a, b, x):
         h = b.log_snr - a.log_snr
         m = ode.node_at(a.log_snr + r1 * h)
@@ -78,7 +78,7 @@ def test_dpm_solver_2_is_algorithm_4_of_its_paper(path, flipped, r1):
 
 @on_every_path
 @in_both_directions
-def test_dpm_solver_3_is_algorithm_5_of_its_paper(path, flipped):
+def test_dpm_solver_3_is_the_algorithm_of_its_paper(path, flipped):
     r1, r2 = 1 / 3, 2 / 3
 
     def rule(ode, a, b, x):
