@@ -95,7 +95,9 @@ def _unknown_key(key: str) -> str:
 
 def _keys_below(parent: str) -> list[str]:
     """The keys of the configuration at ``parent``, with the groups that the command line chose."""
-    chosen = [word for word in sys.argv[1:] if re.fullmatch(r"(model|solver|grid|schedule|task)=\w+", word)]
+    chosen = [
+        word for word in sys.argv[1:] if re.fullmatch(r"(\+experiment|model|solver|grid|schedule|task)=\w+", word)
+    ]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):

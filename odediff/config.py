@@ -51,9 +51,14 @@ class DemoTask(Task):
 
 @dataclass
 class SampleTask(Task):
-    """Draw samples. In a sweep they are also compared with a reference of ``reference_steps`` RK4 steps."""
+    """Draw samples.
 
-    reference_steps: int = 60
+    In a sweep they are also compared with a reference of ``reference_steps`` RK4 steps; null leaves that out.
+    ``score`` asks the embedded classifier for their Frechet distance to real images, and for their classes.
+    """
+
+    reference_steps: int | None = 60
+    score: bool = False
 
 
 @dataclass
@@ -61,6 +66,13 @@ class InvertTask(Task):
     """Encode real images and decode them. ``images`` is a folder of pictures; the embedded test images unless given."""
 
     images: str | None = None
+
+
+@dataclass
+class JointTask(Task):
+    """The joint law of noise and data by DDIM with each eta, on Gaussian data, where it is a closed form."""
+
+    etas: list[float] = field(default_factory=lambda: [0.0, 0.2, 0.5, 1.0])
 
 
 @dataclass
@@ -125,6 +137,7 @@ def register() -> None:
         ("demo", DemoTask),
         ("sample", SampleTask),
         ("invert", InvertTask),
+        ("joint", JointTask),
         ("doctor", DoctorTask),
         ("solvers", SolversTask),
         ("train", TrainTask),

@@ -17,6 +17,10 @@ from odediff.files import replacing
 INK, FAINT = "#22262b", "#7a828c"
 COLOURS = ("#2f6db5", "#d1662b", "#3a8f5c", "#9056a5", "#b8860b", "#4aa3a2", "#c0405a", "#6b7280")
 MARKERS = "osD^vP*X"
+LEAST_RATIO = 1.25
+"""Between labelled ticks of a logarithmic axis."""
+CLOUD = 4000
+"""Points of a cloud that are drawn: more would hide their density."""
 
 
 def montage(images: Tensor, columns: int) -> np.ndarray:
@@ -99,10 +103,55 @@ def curves(
     _save(figure, path)
 
 
+def joint_laws(
+    path: Path,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    titles: Sequence[str],
+    normals: Sequence[tuple[float, float]],
+    title: str,
+) -> None:
+    """Draw a cloud of ``(x, y)``, each ``(N,)``, in each panel, between the histograms of x and of y.
+
+    ``normals`` are the mean and deviation of the laws that x and y should have: curves over the histograms.
+    """
+    figure = Figure(figsize=(2.6 * len(pairs), 3.4), dpi=160, layout="constrained")
+    figure.suptitle(title, fontsize=10, color=INK, weight="bold", x=0.01, ha="left")
+    ranges = [(mean - 3.6 * deviation, mean + 3.6 * deviation) for mean, deviation in normals]
+    for i, (panel, (x, y)) in enumerate(zip(figure.subfigures(1, len(pairs), squeeze=False)[0], pairs, strict=True)):
+        top, corner, cloud, right = panel.subplots(
+            2, 2, width_ratios=(4, 1), height_ratios=(1, 4), gridspec_kw={"hspace": 0.02, "wspace": 0.02}
+        ).flat
+        corner.set_axis_off()
+        colour = COLOURS[i % len(COLOURS)]
+        cloud.scatter(x[:CLOUD], y[:CLOUD], s=2.5, color=colour, alpha=0.22, linewidths=0, rasterized=True)
+        cloud.set(xlim=ranges[0], ylim=ranges[1])
+        cloud.set_xlabel("noise x_T", fontsize=8, color=INK)
+        cloud.set_ylabel("data x_0", fontsize=8, color=INK)
+        cloud.tick_params(labelsize=7, colors=INK)
+        cloud.grid(True, color="#e3e6ea", linewidth=0.7)
+        cloud.set_axisbelow(True)
+        for axes, values, orientation, (mean, deviation), limits in zip(
+            (top, right), (x, y), ("vertical", "horizontal"), normals, ranges, strict=True
+        ):
+            axes.hist(values, bins=48, range=limits, density=True, orientation=orientation, color=colour, alpha=0.35)
+            at = np.linspace(*limits, 200)
+            density = np.exp(-0.5 * ((at - mean) / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
+            axes.plot(*((at, density) if axes is top else (density, at)), color=INK, linewidth=0.9)
+            (axes.set_xlim if axes is top else axes.set_ylim)(limits)
+            axes.set_axis_off()
+        top.set_title(titles[i], fontsize=7.5, color=INK)
+    _save(figure, path)
+
+
 def _log_axes(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(ticks)
+    apart: list[float] = []
+    for tick in reversed(ticks):
+        # Solvers that share a ceiling differ by a call or two; their labels would overlap.
+        if not apart or apart[-1] / tick > LEAST_RATIO:
+            apart.append(tick)
+    axes.set_xticks(apart)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(labelsize=7, colors=INK)

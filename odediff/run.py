@@ -79,6 +79,7 @@ class Run:
             {
                 "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
                 "solver": str(self.solver),
+                "grid": self.config.grid._target_.rpartition(".")[2],
                 "schedule": str(self.model.path),
                 "weights": fingerprint(self.model.network),
                 "versions": {

@@ -71,6 +71,14 @@ def check_use(python: Path, folder: Path) -> None:
     run(python, "-c", LIBRARY, cwd=folder)
     command = (python.with_name("odediff"), "task=sample", "solver=ddim", "steps=5", "seed=0", "hydra.run.dir=out")
     run(*command, cwd=folder)
+    run(
+        python.with_name("odediff"),
+        "+experiment=joint_vs_marginal",
+        "samples=99",
+        "steps=9",
+        "hydra.run.dir=joint",
+        cwd=folder,
+    )
     pictures = [path for path in (folder / "out").rglob("*.png") if path.stat().st_size > 0]
     require(bool(pictures), f"{command[0].name} task=sample wrote no picture: {sorted((folder / 'out').rglob('*'))}")
 

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from safetensors.torch import load_file
 
@@ -50,6 +52,12 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=invert", "task.images=nowhere"], ["task.images=nowhere"]),
         (["task=train", "data.root=nowhere"], ["data.root", "nowhere"]),
         (["task=sample", "model=custom"], ["model.factory"]),
+        (["+experiment=foo"], ["experiment/foo", "ddim_vs_ddpm", "eta_sweep", "skip_steps"]),
+        (["+experiment=eta_sweep", "task.scoer=true"], ["task.scoer", "did you mean score"]),
+        (["task=sample", "task.score=true", "samples=1"], ["samples=1", "at least 2"]),
+        (["task=sample", "task.score=true", "model.shape=[3,32,32]"], ["task.score", "(3, 32, 32)", "(1, 28, 28)"]),
+        (["task=joint", "samples=2"], ["samples=2", "at least 3"]),
+        (["task=joint", "samples=9", "task.etas=[0,2]"], ["eta=2", "[0, 1]"]),
     ],
 )
 def test_a_wrong_value_gets_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys, arguments, expected):
@@ -106,6 +114,28 @@ def test_a_sweep_ends_in_one_table_and_one_plot(monkeypatch, tmp_path, capsys):
     assert float(rows[1]["error"]) > 0 and rows[2]["error"] == ""
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
     assert "sweep" not in capsys.readouterr().err
+
+
+def test_the_command_line_replaces_what_an_experiment_sweeps_over(monkeypatch, tmp_path, capsys):
+    arguments = ["+experiment=eta_sweep", "steps=2,3", "solver.eta=1", "hydra.sweep.dir=out"]
+    assert run(monkeypatch, tmp_path, *arguments, *QUICK) == 0
+    jobs = json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]
+    assert [(job["solver"], job["steps"]) for job in jobs] == [("DDIM(eta=1)", 2), ("DDIM(eta=1)", 3)]
+
+
+def test_samples_are_scored_by_the_embedded_classifier(monkeypatch, tmp_path):
+    arguments = ["task=sample", "task.score=true", "solver=ddim", "steps=4", "hydra.run.dir=out", *QUICK]
+    for more, known in ((["samples=12"], True), (["model.condition.label=null", "model.guidance=1"], False)):
+        assert run(monkeypatch, tmp_path, *arguments, *more) == 0
+        images = load_file(tmp_path / "out" / "samples.safetensors")["samples"].clamp(-1, 1)
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        network = odediff.zoo.classifier()
+        features, (mean, covariance) = network.features(images).double().numpy(), odediff.zoo.feature_statistics()
+        overlap = scipy.linalg.sqrtm(np.cov(features.T) @ covariance.numpy()).real.trace()
+        distance = ((features.mean(0) - mean.numpy()) ** 2).sum() + np.cov(features.T).trace() - 2 * overlap
+        assert record["frechet"] == pytest.approx(distance + float(covariance.trace()), rel=1e-3)
+        right = (network(images).argmax(1) == torch.arange(len(images)) % 10).double().mean()
+        assert record["accuracy"] == (float(right) if known else None)
 
 
 def test_the_demonstration_leaves_its_pictures_in_one_folder(monkeypatch, tmp_path):

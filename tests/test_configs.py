@@ -1,13 +1,18 @@
 import inspect
+import json
+import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
+from omegaconf import OmegaConf
 
 import odediff
 import solvers
+from odediff import app
 from odediff.config import conf_folder, register
 from odediff.problems import exact_model
 from solvers.testing import Gaussian
@@ -65,6 +70,33 @@ def test_every_task_config_fits_its_function(name):
     task = dict(composed(f"task={name}").task)
     function = get_method(task.pop("_target_"))
     inspect.signature(function).bind("config", **task)
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_runs_and_leaves_one_table_one_picture_and_one_record(name, monkeypatch, tmp_path, capsys):
+    config = composed(f"+experiment={name}")
+    swept = sweep(name)
+    size = "nfe=5" if "nfe" in swept else "steps=3"
+    small = ["samples=4", "progress=false", "model.chunk=4", "hydra.run.dir=out", "hydra.sweep.dir=out", size]
+    if "reference_steps" in config.task and config.task.reference_steps:
+        small.append("task.reference_steps=2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["odediff", f"+experiment={name}", *small])
+    app.main()
+    out = tmp_path / "out"
+    record = json.loads((out / "run.json").read_text())
+    jobs = math.prod(len(str(values).split(",")) for key, values in swept.items() if key != size.partition("=")[0])
+    assert len(record["jobs"] if swept else [record]) == jobs
+    (picture,) = out.glob("*.png")
+    assert picture.stat().st_size > 5000
+    table, last = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "picture" in last and table.count("\n") >= jobs + 1
+
+
+def sweep(name: str) -> dict:
+    """What an experiment sweeps over, as its file says."""
+    written = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
+    return OmegaConf.to_container(OmegaConf.select(written, "hydra.sweeper.params")) if "hydra" in written else {}
 
 
 @pytest.mark.parametrize("name", names("model"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from odediff.schedule import VPCosine
+from odediff.tasks import joint
 from solvers import DDIM, DDPM, NoiseStream, solve
 from solvers.testing import ExactODE, Gaussian
 
@@ -106,3 +107,25 @@ def test_samples_agree_in_their_marginal_and_differ_in_their_joint_law(eta):
     rho = covariance(eta) / spread / marginal_deviation(START)
     standard_error = spread * marginal_deviation(START) * math.sqrt((1 + rho**2) / count)
     assert found == pytest.approx(covariance(eta), abs=4 * standard_error + 0.005 * covariance(eta))
+
+
+@for_every_eta
+def test_the_tasks_closed_form_is_what_the_steps_converge_to(eta):
+    assert (joint.DATA.mean, joint.DATA.deviation) == (MEAN, DEVIATION)
+    # Richardson: the error is of order 1, so twice the fine answer less the coarse one is of order 2.
+    coarse, fine = (measured_response(eta, steps) * marginal_deviation(START) ** 2 for steps in (400, 800))
+    found = joint.covariance(PROBLEM.node(START), PROBLEM.node(END), eta)
+    assert found == pytest.approx(2 * fine - coarse, rel=1e-4)
+
+
+def test_the_tasks_moments_tell_a_right_law_from_a_wrong_one():
+    noise, other = (NoiseStream(seed).draw(torch.empty(4000, 1, dtype=torch.float64))[0][:, 0] for seed in (1, 2))
+    rho = 0.3
+    data = MEAN + DEVIATION * (rho * noise + math.sqrt(1 - rho**2) * other)
+    right = joint.moments(noise, data, closed_form=rho * DEVIATION)
+    assert (right["mean"], right["deviation"]) == pytest.approx((float(data.mean()), float(data.std())))
+    assert right["p_value"] > 0.01 and abs(right["standard_errors_off"]) < 3
+    # The correlation's own standard error is sqrt((1 + rho^2) / n): half of it off is half of it counted.
+    off = joint.moments(noise, data, closed_form=right["covariance"] - 5 * DEVIATION * math.sqrt(1.09 / 4000))
+    assert off["standard_errors_off"] == pytest.approx(5, rel=0.05)
+    assert joint.moments(noise, 1.1 * data, closed_form=0.0)["p_value"] < 1e-6

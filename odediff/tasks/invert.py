@@ -55,6 +55,8 @@ def run(config: DictConfig, images: str | None) -> None:
             "times": code.times.tolist(),
         }
     )
+    if run.sweeping:
+        return
     row = (
         str(run.solver),
         code.stats.nfe,

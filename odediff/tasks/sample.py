@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from odediff import zoo
 from odediff.files import replacing
+from odediff.metrics import class_accuracy
 from odediff.model import Model
 from odediff.pictures import labelled_grid, montage
 from odediff.reference import reference_end
 from odediff.run import Run, build, fingerprint, rms
 from odediff.sampling import initial_deviation, sample
 from odediff.table import text_table
+from odediff.zoo.evaluate import frechet
+from odediff.zoo.unet import NULL_LABEL
 from solvers import NoiseStream, Solution
 
 
-def run(config: DictConfig, reference_steps: int) -> None:
+def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
     """Draw ``samples`` images and write samples.safetensors, samples.png and run.json."""
     run, count = build(config), config.samples
+    if score:
+        _require_scorable(run.shape, count)
     model = run.conditioned(count)
     solution: Solution = sample(
         model,
@@ -38,7 +45,9 @@ def run(config: DictConfig, reference_steps: int) -> None:
         progress=run.progress,
         return_solution=True,
     )
-    error = _error(run, model, solution, reference_steps) if run.sweeping else None
+    compared = run.sweeping and reference_steps is not None and run.solver.deterministic
+    error = _error(run, model, solution, reference_steps) if compared else None  # type: ignore[arg-type]
+    scores = _scores(solution.x, model.conditions.get("label")) if score else {}
     with replacing(run.folder / "samples.safetensors") as partial:
         save_file({"samples": solution.x.contiguous()}, partial)
     name, calls = type(run.solver).__name__, solution.stats.nfe
@@ -57,19 +66,43 @@ def run(config: DictConfig, reference_steps: int) -> None:
             "steps": solution.stats.steps,
             "error": error,
             "times": [float(node.t) for node in solution.nodes],
+            **scores,
         }
     )
-    print(text_table(("solver", "calls", "passes"), [(str(run.solver), calls, solution.stats.network_evaluations)]))
+    if run.sweeping:
+        return
+    row = (str(run.solver), calls, solution.stats.network_evaluations, *scores.values())
+    print(text_table(("solver", "calls", "passes", *scores), [row]))
     print(f"{count} samples in {run.folder}")
 
 
-def _error(run: Run, model: Model, solution: Solution, reference_steps: int) -> float | None:
-    """The rms distance to the network's exact flow from the same noise; None for stochastic solvers.
+def _require_scorable(shape: tuple[int, ...], count: int) -> None:
+    embedded = tuple(zoo.test_images()[0].shape[1:])
+    if shape != embedded:
+        raise ValueError(
+            f"task.score=true asks the embedded classifier, which knows images of shape {embedded}, and the model has "
+            f"shape {shape}; leave task.score out"
+        )
+    if count < 2:
+        raise ValueError(f"task.score=true needs a covariance, and samples={count} have none; ask for at least 2")
+
+
+def _scores(x: Tensor, label: Any) -> dict[str, float | None]:
+    """What the embedded classifier says: the Frechet distance to real images, the share classified as asked."""
+    images = x.cpu().float().clamp(-1, 1)
+    labels = torch.as_tensor(NULL_LABEL if label is None else label).cpu().expand(len(images))
+    asked = not (labels == NULL_LABEL).any()
+    return {
+        "frechet": frechet(images),
+        "accuracy": class_accuracy(images, labels, zoo.classifier()) if asked else None,
+    }
+
+
+def _error(run: Run, model: Model, solution: Solution, reference_steps: int) -> float:
+    """The rms distance to the network's exact flow from the same noise.
 
     The jobs of a sweep share one reference, kept beside their folders under a name that says what it belongs to.
     """
-    if not run.solver.deterministic:
-        return None
     noise = torch.empty_like(solution.x)
     noise = NoiseStream(run.config.seed).draw(noise)[0] * initial_deviation(solution.nodes[0])
     return rms(solution.x - _shared_reference(run, model, noise, reference_steps))

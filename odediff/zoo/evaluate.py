@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from odediff import metrics, zoo
 from odediff.model import Model
@@ -45,10 +46,13 @@ def evaluate(
         drawn = sample(conditioned, shape, solver=DDIM(), steps=steps, seed=seed, samples=rows.tolist(), device=device)
         parts.append(drawn.cpu().clamp(-1, 1))
     images = torch.cat(parts)
+    real = read("features.safetensors")["real_distance"].item()
+    return Scores(guidance, metrics.class_accuracy(images, labels, zoo.classifier()), frechet(images, batch), real)
 
+
+def frechet(images: Tensor, batch: int = 256) -> float:
+    """Distance between images ``(N, 1, 28, 28)`` and the full test split, in the embedded classifier's features."""
     network = zoo.classifier()
     with torch.no_grad():
         features = torch.cat([network.features(part) for part in images.split(batch)])
-    frechet = metrics.frechet_distance(*metrics.feature_statistics(features), *zoo.feature_statistics())
-    real = read("features.safetensors")["real_distance"].item()
-    return Scores(guidance, metrics.class_accuracy(images, labels, network), frechet, real)
+    return metrics.frechet_distance(*metrics.feature_statistics(features), *zoo.feature_statistics())
