@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 from odediff.files import replacing
@@ -19,7 +19,9 @@ COLOURS = ("#2f6db5", "#d1662b", "#3a8f5c", "#9056a5", "#b8860b", "#4aa3a2", "#c
 MARKERS = "osD^vP*X"
 LEAST_RATIO = 1.25
 """Between labelled ticks of a logarithmic axis."""
-CLOUD = 4000
+NARROW = 50.0
+"""Below this ratio of its ends a logarithmic axis has too few powers of ten to be read by."""
+CLOUD = 2500
 """Points of a cloud that are drawn: more would hide their density."""
 
 
@@ -50,7 +52,7 @@ def labelled_grid(
     """
     height, width = cells[0][0].shape[:2]
     note_space = 0.2 if notes else 0.06
-    label_space, head = 1.45, 0.62
+    label_space, head = max(1.45, 0.25 + 0.065 * max(map(len, rows))), 0.62
     cell_width = inches * width / height
     figure = Figure(
         figsize=(label_space + len(columns) * (cell_width + 0.08), head + len(rows) * (inches + note_space)), dpi=160
@@ -154,6 +156,11 @@ def _log_axes(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xticks(apart)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    lowest, highest = axes.get_ylim()
+    if highest / lowest < NARROW:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.tick_params(labelsize=7, colors=INK)
     axes.grid(True, which="major", color="#e3e6ea", linewidth=0.7)
     for side in ("top", "right"):
