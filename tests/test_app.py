@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from safetensors.torch import load_file
 
@@ -56,7 +55,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["+experiment=eta_sweep", "task.scoer=true"], ["task.scoer", "did you mean score"]),
         (["task=sample", "task.score=true", "samples=1"], ["samples=1", "at least 2"]),
         (["task=sample", "task.score=true", "model.shape=[3,32,32]"], ["task.score", "(3, 32, 32)", "(1, 28, 28)"]),
-        (["task=joint", "samples=2"], ["samples=2", "at least 3"]),
+        (["task=joint", "samples=1"], ["samples=1", "at least 2"]),
         (["task=joint", "samples=9", "task.etas=[0,2]"], ["eta=2", "[0, 1]"]),
     ],
 )
@@ -131,7 +130,8 @@ def test_samples_are_scored_by_the_embedded_classifier(monkeypatch, tmp_path):
         record = json.loads((tmp_path / "out" / "run.json").read_text())
         network = odediff.zoo.classifier()
         features, (mean, covariance) = network.features(images).double().numpy(), odediff.zoo.feature_statistics()
-        overlap = scipy.linalg.sqrtm(np.cov(features.T) @ covariance.numpy()).real.trace()
+        # The trace of the root of a product, by the eigenvalues of the product itself.
+        overlap = np.sqrt(np.linalg.eigvals(np.cov(features.T) @ covariance.numpy()).real.clip(0)).sum()
         distance = ((features.mean(0) - mean.numpy()) ** 2).sum() + np.cov(features.T).trace() - 2 * overlap
         assert record["frechet"] == pytest.approx(distance + float(covariance.trace()), rel=1e-3)
         right = (network(images).argmax(1) == torch.arange(len(images)) % 10).double().mean()

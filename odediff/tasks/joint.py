@@ -30,8 +30,8 @@ def run(config: DictConfig, etas: list[float]) -> None:
     """
     run, count = build(config), config.samples
     solvers = [DDIM(eta=eta) for eta in etas]
-    if count < 3:
-        raise ValueError(f"samples={count} have no correlation worth the name; ask for at least 3")
+    if count < 2:
+        raise ValueError(f"samples={count} have no covariance; ask for at least 2, and for thousands to see it")
     model = exact_model(DATA, run.model.path)
     times = make_times(probability_flow(model), DDIM(), run.grid, config.steps, config.nfe, "denoise")
     start, end = (model.path.node(float(t)) for t in (times[0], times[-1]))
