@@ -47,7 +47,7 @@ def test_a_reconstruction_error_is_that_of_images_between_0_and_1(study, monkeyp
     code = odediff.encode(model, images, solver=DDIM(), grid=odediff.grid.uniform_t, steps=6)
     assert code.stats.nfe == 5
     error = ((odediff.decode(model, code) + 1) / 2 - (images + 1) / 2).square().mean()
-    assert study.reconstruction(5) == pytest.approx(float(error), rel=1e-3)
+    assert study.reconstruction(5, odediff.grid.uniform_t) == pytest.approx(float(error), rel=1e-3)
 
 
 @pytest.mark.parametrize(
