@@ -21,10 +21,11 @@ LONG = 1000
 
 
 def solver_classes() -> list[type[Solver]]:
-    """The solvers of ``solvers.__all__``, in its order, without the classes that only others derive from."""
+    """The solvers of ``solvers.__all__`` by name, without the classes that only others derive from."""
     exported = (getattr(solvers, name) for name in solvers.__all__)
     classes = (one for one in exported if inspect.isclass(one) and issubclass(one, Solver))
-    return [one for one in classes if not inspect.isabstract(one) and hasattr(one, "order")]
+    usable = (one for one in classes if not inspect.isabstract(one) and hasattr(one, "order"))
+    return sorted(usable, key=lambda one: one.__name__.lower())
 
 
 def solver_table() -> str:

@@ -1,5 +1,6 @@
 """Solvers: a numerical library for ODEs along a path from data to noise. It knows nothing of networks."""
 
+from solvers import testing
 from solvers.backends import Scipy, Torchdiffeq
 from solvers.dpm_solver_singlestep import DPMFast, DPMSolver2, DPMSolver3
 from solvers.exponential import DDIM, DDPM
@@ -71,4 +72,5 @@ __all__ = [
     "UniPC",
     "combine",
     "solve",
+    "testing",
 ]

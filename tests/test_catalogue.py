@@ -29,7 +29,7 @@ def test_the_table_has_a_row_for_every_exported_solver():
     [
         ("RK4", ["rk4", "4", "4", "4", "yes", "by flipping", "Kutta 1901"]),
         ("Heun", ["heun", "2", "2", "2", "yes", "by flipping", "Karras et al. 2022"]),
-        ("DDPM", ["ddpm", "weak 1", "weak 1", "1", "no", "no", "Ho, Jain & Abbeel 2020"]),
+        ("DDPM", ["ddpm, ddpm_large", "weak 1", "weak 1", "1", "no", "no", "Ho, Jain & Abbeel 2020"]),
         ("Scipy", ["scipy", "3 to 12", "3 to 12", "adaptive", "yes", "by flipping", "Virtanen et al. 2020"]),
     ],
 )
