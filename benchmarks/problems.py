@@ -1,40 +1,174 @@
-"""Problems with known answers: their parameters and seeds, fixed before any tuning."""
+"""The problems of the study: the standard exact ones, a kernel density over real images, and the embedded network.
+
+Parameters and seeds were fixed before any tuning. Methods and defaults are chosen on the problems whose purpose is
+"choosing"; the others are left for reporting.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
 import torch
+from torch import Tensor
 
-from odediff import zoo
-from odediff.problems import KernelDensity
-from solvers.testing import Gaussian, Mixture
+from odediff import grid, zoo
+from odediff.model import Model
+from odediff.problems import STANDARD, KernelDensity, Problem, exact_model, gaussian, mixture
+from odediff.problems.base import Flow, Purpose
+from odediff.problems.standard import COMPONENTS, MIXTURE_SEEDS
+from odediff.run import fingerprint
+from odediff.schedule import VPTable
+from odediff.zoo import dataset
+from solvers import RK4, Rotation
 
-MIXTURE_SEEDS = {2: 2001, 16: 2016, 64: 2064, 256: 2256}
-"""Dimension -> seed of the mixture's parameters."""
-COMPONENTS = 8
+__all__ = [
+    "COMPONENTS",
+    "KERNEL_WIDTH",
+    "MIXTURE_SEEDS",
+    "PROBLEMS",
+    "gaussian",
+    "kernel_density",
+    "mixture",
+    "problem",
+]
+
 KERNEL_WIDTH = 0.1
 """Deviation of the kernel around every image, in units where images span [-1, 1]."""
-
-
-def gaussian() -> Gaussian:
-    """One Gaussian per component of the state; its flow is a closed form."""
-    return Gaussian(mean=0.5, deviation=0.6)
-
-
-def mixture(dimension: int) -> Mixture:
-    """Eight components with uneven weights: means uniform in [-1, 1], deviations uniform in [0.1, 0.4]."""
-    if dimension not in MIXTURE_SEEDS:
-        raise ValueError(f"dimension={dimension} has no seed; use one of {', '.join(map(str, MIXTURE_SEEDS))}")
-    generator = torch.Generator().manual_seed(MIXTURE_SEEDS[dimension])
-
-    def uniform(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    weights = 0.5 + uniform(COMPONENTS)
-    means = 2 * uniform(COMPONENTS, dimension) - 1
-    return Mixture(weights / weights.sum(), means, 0.1 + 0.3 * uniform(COMPONENTS))
+KERNEL_MEMORY = 2**30
+"""Bytes that one call of the kernel density may use beside its images."""
+IMAGE_SHAPE = (1, 28, 28)
 
 
 def kernel_density() -> KernelDensity:
     """A kernel around each of the 1,000 embedded test images: the network that remembers them all."""
-    images, _ = zoo.test_images()
-    return KernelDensity(images, KERNEL_WIDTH)
+    return KernelDensity(_test_images(), KERNEL_WIDTH)
+
+
+@cache
+def training_images(root: str) -> Tensor | None:
+    """The 60,000 training images, float32 in [-1, 1], where they are installed."""
+    try:
+        images, _ = dataset.load(root, "train")
+    except ValueError:
+        return None
+    return dataset.to_network(images)
+
+
+class ImageProblem(Problem):
+    """Images of 28 x 28 pixels; the data are the embedded test images."""
+
+    shape = IMAGE_SHAPE
+    dtype = torch.float32
+    most_data = 1000
+
+    @property
+    def deviation(self) -> float:
+        """Of the embedded test images."""
+        return float(_test_images().double().var(0).mean().sqrt())
+
+    def data(self, count: int) -> Tensor:
+        images = _test_images()
+        if count > len(images):
+            raise ValueError(f"count={count} exceeds the {len(images)} embedded images; ask for at most {len(images)}")
+        return images[:count].double()
+
+
+@dataclass(frozen=True, eq=False)
+class KernelProblem(ImageProblem):
+    """A kernel around every training image, or around the embedded ones where those are not installed."""
+
+    name: str
+    purpose: Purpose
+    distribution: KernelDensity
+    family: str = "kernel"
+
+    def model(self, count: int) -> Model:
+        return exact_model(self.distribution, VPTable.linear())
+
+    def modes(self, x: Tensor) -> Tensor:
+        """The nearest image."""
+        return self.distribution.nearest(x)
+
+    def fingerprint(self) -> str:
+        content = self.distribution.images.numpy().tobytes() + repr(self.distribution.width).encode()
+        return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkProblem(ImageProblem):
+    """The embedded network, one image of every class in turn, at one guidance scale."""
+
+    name: str
+    purpose: Purpose
+    guidance: float
+    family: str = "network"
+    # A trained network is rough in time: higher orders and uniform angles gain nothing on it.
+    flow: Flow = Flow(RK4(Rotation()), grid.karras, 120)
+
+    def model(self, count: int) -> Model:
+        return _network().condition(label=self.labels(count), guidance=self.guidance)
+
+    def labels(self, count: int) -> Tensor:
+        """The classes asked for."""
+        return torch.arange(count) % len(zoo.LABELS)
+
+    def modes(self, x: Tensor) -> Tensor:
+        """The classifier's class."""
+        with torch.no_grad():
+            return torch.cat([classifier()(part).argmax(1) for part in x.float().clamp(-1, 1).split(250)])
+
+    def fingerprint(self) -> str:
+        return _network_fingerprint()
+
+
+@cache
+def _test_images() -> Tensor:
+    return zoo.test_images()[0]
+
+
+@cache
+def _network() -> Model:
+    return zoo.fashion_mnist()
+
+
+@cache
+def _network_fingerprint() -> str:
+    return fingerprint(_network().network)
+
+
+@cache
+def classifier() -> zoo.Classifier:
+    """The embedded classifier."""
+    return zoo.classifier()
+
+
+def _kernel_problem(root: str) -> KernelProblem:
+    images = training_images(root)
+    density = KernelDensity(_test_images() if images is None else images, KERNEL_WIDTH, KERNEL_MEMORY)
+    return KernelProblem("kernel_density", "reporting", density)
+
+
+def _network_problem(root: str, *, name: str, purpose: Purpose, guidance: float) -> NetworkProblem:
+    return NetworkProblem(name, purpose, guidance)
+
+
+def _standard(root: str, *, name: str) -> Problem:
+    return STANDARD[name]()
+
+
+PROBLEMS: dict[str, Callable[[str], Problem]] = {
+    **{name: partial(_standard, name=name) for name in STANDARD},
+    "kernel_density": _kernel_problem,
+    "network_1": partial(_network_problem, name="network_1", purpose="choosing", guidance=1.0),
+    "network_2": partial(_network_problem, name="network_2", purpose="reporting", guidance=2.0),
+}
+"""Name -> the problem, given the folder of the training images."""
+
+
+@cache
+def problem(name: str, root: str) -> Problem:
+    """The study's problem of that name; ``root`` is the folder of the training images."""
+    return PROBLEMS[name](root)

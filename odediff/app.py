@@ -42,7 +42,7 @@ def _run(config: DictConfig) -> None:
 
 
 @contextmanager
-def plain_failures() -> Iterator[None]:
+def plain_failures(config_name: str = "config") -> Iterator[None]:
     """Turn a wrong value, a failed solve and Ctrl-C into one line and an exit code: 2, 1 and 130."""
     try:
         yield
@@ -51,10 +51,10 @@ def plain_failures() -> Iterator[None]:
     except SolveError as error:
         sys.exit(_say(str(error), 1))
     except USER_ERRORS as error:
-        sys.exit(_say(explain(error), 2))
+        sys.exit(_say(explain(error, config_name), 2))
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, config_name: str = "config") -> str:
     """One line for the error of a wrong value, with the valid names where there are some."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
@@ -70,7 +70,7 @@ def explain(error: BaseException) -> str:
     text = ": ".join(dict.fromkeys(line for line in map(_line, configuration) if "$VALUE" not in line))
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return _unknown_key(unknown.group(1))
+        return _unknown_key(unknown.group(1), config_name)
     if isinstance(causes[0], InstantiationException) and len(causes) > 1:
         text = f"{text}: {_line(causes[-1])}"
     return text
@@ -83,9 +83,9 @@ def _line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, config_name: str) -> str:
     parent, _, name = key.rpartition(".")
-    valid = _keys_below(parent)
+    valid = _keys_below(parent, config_name)
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     where = f" of {parent}" if parent else ""
@@ -93,7 +93,7 @@ def _unknown_key(key: str) -> str:
     return f"{key} is no key of the configuration{hint}{listed}; +{key}=... would add it"
 
 
-def _keys_below(parent: str) -> list[str]:
+def _keys_below(parent: str, config_name: str) -> list[str]:
     """The keys of the configuration at ``parent``, with the groups that the command line chose."""
     chosen = [
         word for word in sys.argv[1:] if re.fullmatch(r"(\+experiment|model|solver|grid|schedule|task)=\w+", word)
@@ -101,7 +101,7 @@ def _keys_below(parent: str) -> list[str]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            config = hydra.compose("config", overrides=chosen)
+            config = hydra.compose(config_name, overrides=chosen)
         node = OmegaConf.select(config, parent) if parent else config
         return [str(name) for name in node if not str(name).startswith("_")]
     except (HydraException, OmegaConfBaseException, TypeError):

@@ -1,12 +1,20 @@
 """The schema of the application's configuration, and where the configuration tree lies."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.utils import instantiate
 from omegaconf import MISSING
+
+from solvers import Solver
 
 
 class Dtype(Enum):
@@ -151,3 +159,30 @@ def conf_folder() -> Path:
     package = Path(__file__).parent
     shipped = package / "conf"
     return shipped if shipped.is_dir() else package.parent / "conf"
+
+
+def configured_solvers() -> dict[str, Solver]:
+    """Every solver of the tree by the name of its file, those of the user's ``--config-dir`` among them."""
+    return _members("solver")
+
+
+def configured_grids() -> dict[str, Callable[..., Any]]:
+    """Every grid of the tree by the name of its file."""
+    return _members("grid")
+
+
+def _members(group: str) -> dict[str, Any]:
+    with _tree():
+        names = GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
+        return {name: instantiate(compose("config", [f"{group}={name}"])[group]) for name in sorted(names)}
+
+
+@contextmanager
+def _tree() -> Iterator[None]:
+    """The running application's configuration tree; the packaged one where none is running."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    register()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        yield

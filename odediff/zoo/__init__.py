@@ -13,7 +13,7 @@ from odediff.zoo.convnet import Classifier
 from odediff.zoo.dataset import LABELS, to_network
 from odediff.zoo.unet import NULL_LABEL, UNet
 
-__all__ = ["LABELS", "classifier", "fashion_mnist", "feature_statistics", "test_images"]
+__all__ = ["LABELS", "Classifier", "classifier", "fashion_mnist", "feature_statistics", "test_images"]
 
 
 def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:

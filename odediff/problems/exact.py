@@ -32,20 +32,29 @@ class KernelDensity:
 
     ``images`` are ``(K, ...)``; ``width`` is the kernel's deviation in the units of the images. Samples are treated one
     by one, in matrix-vector products: memory stays at one copy of the images, and a sample's bits do not depend on its
-    batch mates.
+    batch mates. With ``memory``, a bound in bytes on what a call needs beside the images, the whole batch meets one
+    chunk of images after another in matrix products, the softmax being carried on from chunk to chunk: many times
+    faster, and the bits of a sample depend on the size of its batch.
     """
 
-    def __init__(self, images: Tensor, width: float) -> None:
+    def __init__(self, images: Tensor, width: float, memory: int | None = None) -> None:
         if not 0 < width < math.inf:
             raise ValueError(f"width={width!r} must be positive and finite; it is the kernel's deviation")
+        if memory is not None and memory < 1:
+            raise ValueError(f"memory={memory!r} must be a number of bytes, such as 2**30, or None: sample by sample")
         self.images = images.reshape(len(images), -1)
         self.width = width
+        self.memory = memory
         self.square_norms = self.images.double().square().sum(1)
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """``E[x0 | x]`` and ``E[eps | x]``."""
-        alphas, sigmas = (per_row(v, x).double().reshape(-1).expand(len(x)).tolist() for v in (node.alpha, node.sigma))
-        means = torch.stack([self._mean(*sample) for sample in zip(alphas, sigmas, x, strict=True)]).to(x)
+        alphas, sigmas = (per_row(v, x.double()).reshape(-1).expand(len(x)) for v in (node.alpha, node.sigma))
+        if self.memory is None:
+            samples = zip(alphas.tolist(), sigmas.tolist(), x, strict=True)
+            means = torch.stack([self._mean(*sample) for sample in samples]).to(x)
+        else:
+            means = self._means(alphas[:, None], sigmas[:, None], x.flatten(1), self.memory).to(x).reshape(x.shape)
         variance = (node.alpha * self.width) ** 2 + node.sigma**2
         residual = combine((1.0, x), (-node.alpha, means))
         return Prediction(
@@ -59,6 +68,28 @@ class KernelDensity:
         energy = alpha * (alpha * self.square_norms - 2 * inner.double())
         weights = torch.softmax(-0.5 * energy / ((alpha * self.width) ** 2 + sigma**2), dim=0)
         return (self.images.T @ weights.to(self.images.dtype)).reshape(x.shape)
+
+    def _means(self, alphas: Tensor, sigmas: Tensor, x: Tensor, memory: int) -> Tensor:
+        """The means of all samples ``(B, D)``: softmax and weighted sum carried on over chunks of images."""
+        x = x.to(self.images.dtype)
+        scale = -0.5 / ((alphas * self.width) ** 2 + sigmas**2)
+        highest = torch.full((len(x), 1), -math.inf, dtype=torch.float64)
+        total, weighted = torch.zeros_like(highest), torch.zeros(x.shape, dtype=torch.float64)
+        # Products, energies and weights live at the same time: 4 values of 8 bytes for each pair.
+        rows = max(1, memory // (32 * len(x)))
+        for images, norms in zip(self.images.split(rows), self.square_norms.split(rows), strict=True):
+            logits = scale * alphas * (alphas * norms - 2 * (x @ images.T).double())
+            peak = torch.maximum(highest, logits.amax(1, keepdim=True))
+            weights = torch.exp(logits - peak)
+            kept = torch.exp(highest - peak)
+            total = kept * total + weights.sum(1, keepdim=True)
+            weighted = kept * weighted + (weights.to(x.dtype) @ images).double()
+            highest = peak
+        return weighted / total
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The index of the image that is nearest to each sample, int64 ``(B,)``."""
+        return torch.cat([torch.cdist(rows, self.images).argmin(1) for rows in x.flatten(1).to(self.images).split(64)])
 
 
 @dataclass(frozen=True)

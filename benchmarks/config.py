@@ -1,0 +1,52 @@
+"""The schema of the study's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+
+from odediff import config
+
+
+@dataclass
+class Samples:
+    """Samples of each seed, by family of problems."""
+
+    exact: int = 512
+    kernel: int = 128
+    network: int = 44
+
+
+@dataclass
+class StudyConfig:
+    """What is measured, and where the files are.
+
+    ``problem`` and ``worker`` are for sweeps: one of the problems, and the number of a worker, which sets nothing but
+    the order in which it visits the cells.
+    """
+
+    problems: list[str] | None = None
+    problem: str | None = None
+    solvers: list[str] | None = None
+    variants: bool = False
+    grids: list[str] | None = field(default_factory=lambda: ["karras", "log_snr"])
+    closings: list[str] = field(default_factory=lambda: ["denoise"])
+    peers: list[str] | None = None
+    peer_grids: list[str] | None = None
+    nfe: list[int] = field(default_factory=lambda: [5, 6, 8, 10, 15, 20])
+    tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    samples: Samples = field(default_factory=Samples)
+    folder: str = "outputs/nfe_quality"
+    worker: int = 0
+    threads: int = 1
+    compute: bool = True
+    progress: bool = True
+    data: config.Data = field(default_factory=config.Data)
+
+
+def register() -> None:
+    """Put the schema where Hydra's defaults list finds it."""
+    config.register()
+    ConfigStore.instance().store("schema_nfe_quality", StudyConfig)

@@ -1,0 +1,161 @@
+"""What is compared: one method on one grid, ours or a peer's, behind one face."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+import solvers
+from odediff import sampling
+from odediff.problem import probability_flow
+from odediff.problems import Problem
+from solvers import NoiseStream, Solution, SolveError, Solver, solve
+from solvers.solve import Closing
+
+ADAPTIVE_GRID = "adaptive"
+"""The label of methods that choose their own steps."""
+
+
+class Outcome(NamedTuple):
+    """End states, and what they cost: calls of the field for each sample, counted by the wrapper around it."""
+
+    x: Tensor
+    calls: float
+    calls_max: int
+    network_evaluations: int
+    steps: int
+
+
+class Method(ABC):
+    """A sampler with everything that belongs to it but the number of calls, which is a ceiling, or a tolerance."""
+
+    name: str
+    source: Literal["odediff", "diffusers", "k-diffusion"]
+    grid: str
+    closing: str
+    deterministic: bool
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it takes a tolerance instead of a number of calls."""
+        return False
+
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """All that its result depends on: a part of the cell's hash."""
+
+    @abstractmethod
+    def affordable(self, problem: Problem, nfe: int) -> bool:
+        """Whether ``nfe`` calls pay for a solve."""
+
+    @abstractmethod
+    def run(self, problem: Problem, noise: Tensor, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
+        """From the noise of the samples 0 to B - 1 of ``seed`` to the end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ours(Method):
+    """A solver of this package."""
+
+    name: str
+    solver: Solver
+    grid: str
+    place: Callable[..., Tensor]
+    rule: Closing = "denoise"
+    source: Literal["odediff"] = "odediff"
+
+    @property
+    def closing(self) -> str:  # type: ignore[override]
+        """The closing rule's name."""
+        return str(self.rule)
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.deterministic
+
+    @property
+    def adaptive(self) -> bool:
+        return self.solver.law == "tolerance"
+
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            "solver": f"{type(self.solver).__module__}.{self.solver!r}",
+            "grid": f"{getattr(self.place, 'func', self.place).__name__}{getattr(self.place, 'keywords', {})}",
+            "closing": self.closing,
+        }
+
+    def affordable(self, problem: Problem, nfe: int) -> bool:
+        try:
+            self._times(problem, nfe)
+        except ValueError:
+            return False
+        return True
+
+    def run(self, problem: Problem, noise: Tensor, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
+        ode = probability_flow(problem.model(len(noise)))
+        times, solver = self._times(problem, nfe), self.solver
+        if tolerance is not None:
+            solver = replace(solver, rtol=tolerance)  # type: ignore[call-arg]
+        with torch.no_grad():
+            try:
+                stream = NoiseStream(seed, counter=1)
+                solution: Solution = solve(ode, solver, noise, times, closing=self.rule, stream=stream)
+            except SolveError as error:
+                # Samples that failed are infinitely wrong; the others count.
+                solution = error.solution
+        stats = solution.stats
+        return Outcome(
+            solution.x, float(stats.evaluations.double().mean()), stats.nfe, stats.network_evaluations, stats.steps
+        )
+
+    def _times(self, problem: Problem, nfe: int | None) -> Tensor:
+        path = problem.model(1).path
+        if nfe is None:
+            # The nodes between the ends are the method's own.
+            return self.place(path, steps=1 if self.rule is None else 2)
+        return sampling.make_times(probability_flow(problem.model(1)), self.solver, self.place, None, nfe, self.rule)
+
+
+def ours(
+    configured: Mapping[str, Solver],
+    grids: Mapping[str, Callable[..., Tensor]],
+    closings: list[str],
+    variants: bool,
+) -> list[Ours]:
+    """Every configured solver on every grid and closing; with ``variants`` also every variant of every exported one."""
+    chosen = dict(configured)
+    if variants:
+        known = set(configured.values())
+        chosen |= {str(v): v for v in exported_variants() if v not in known}
+    methods = []
+    for name, solver in chosen.items():
+        if solver.law == "tolerance":
+            methods.append(Ours(name, _together(solver), ADAPTIVE_GRID, next(iter(grids.values()))))
+            continue
+        for grid, place in grids.items():
+            methods += [Ours(name, solver, grid, place, _rule(closing)) for closing in closings]
+    return methods
+
+
+def exported_variants() -> list[Solver]:
+    """The variants of every solver that `solvers` exports."""
+    exported = [getattr(solvers, name) for name in solvers.__all__]
+    classes = [c for c in exported if isinstance(c, type) and issubclass(c, Solver) and not c.__abstractmethods__]
+    return [v for c in classes if c is not solvers.RungeKutta for v in c.variants()]
+
+
+def _together(solver: Solver) -> Solver:
+    """A library's adaptive method on the whole batch at once: sample by sample takes minutes for what is a second."""
+    return replace(solver, batched=True) if hasattr(solver, "batched") else solver  # type: ignore[call-arg]
+
+
+def _rule(closing: str) -> Closing:
+    if closing not in ("denoise", "extrapolate", "None"):
+        raise ValueError(f"closings={closing} is unknown; use denoise, extrapolate or None")
+    return None if closing == "None" else closing  # type: ignore[return-value]

@@ -1,0 +1,102 @@
+"""NFE against quality, over solvers, grids, peers and problems: ``python -m benchmarks.nfe_quality``.
+
+Every finished cell is one small file in ``folder``; the same command resumes a run that was stopped, and any number of
+workers share the folder. At the end all of them become ``table.parquet``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from benchmarks.cells import References, measure
+from benchmarks.collect import TABLE, collect, ranks
+from benchmarks.config import register
+from benchmarks.plan import in_order, plan
+from benchmarks.store import Store
+from odediff.app import plain_failures
+from odediff.config import conf_folder
+from odediff.table import text_table
+
+CONFIG = "nfe_quality"
+BEST = 5
+"""Methods that the printed table shows for every problem and ceiling."""
+
+
+def main() -> None:
+    """Run the study, or print one clear line and exit with 2."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    register()
+    with plain_failures(CONFIG):
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=CONFIG)(_run)()
+
+
+def _run(config: DictConfig) -> None:
+    with plain_failures(CONFIG):
+        if config.compute:
+            compute(config)
+        if HydraConfig.get().mode == RunMode.RUN:
+            finish(config)
+
+
+class Finish(Callback):
+    """When a sweep has ended: one table."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra when all jobs have ended."""
+        finish(config)
+
+
+def compute(config: DictConfig) -> None:
+    """Compute the cells that are missing."""
+    torch.set_num_threads(config.threads)
+    folder = Path(config.folder)
+    cells, store = in_order(plan(config), config.worker), Store(folder / "cells")
+    references = References(Store(folder / "references"))
+    for cell in progress(cells, f"worker {config.worker}", config.progress):
+        if cell.key not in store or store.load(cell.key) is None:
+            store.save(cell.key, measure(cell, references))
+
+
+def finish(config: DictConfig) -> None:
+    """Collect the table and print the best methods."""
+    folder = Path(config.folder)
+    cells = in_order(plan(config), 0)
+    rows = collect(cells, Store(folder / "cells"), folder)
+    lost = [row for row in rows if row["status"] != "ok"]
+    best = [
+        (problem, nfe, place.rank, place.name, place.value, place.low, place.high)
+        for (problem, nfe), places in ranks(rows).items()
+        for place in places[:BEST]
+    ]
+    if best:
+        print(text_table(("problem", "nfe", "rank", "method | grid | closing", "median error", "low", "high"), best))
+    print(f"{len(rows)} of {len(cells)} cells are finished, {len(lost)} of them refused or broken: {folder / TABLE}")
+
+
+def progress(cells: list[Any], name: str, shown: bool) -> Any:
+    """A bar on a terminal, a line a minute elsewhere."""
+    if not shown or sys.stderr.isatty():
+        yield from tqdm(cells, desc=name, unit="cell", smoothing=0.02, disable=not shown)
+        return
+    began = said = time.monotonic()
+    for done, cell in enumerate(cells):
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            print(f"{name}: {done} of {len(cells)} cells, {(said - began) / 60:.0f} min", file=sys.stderr, flush=True)
+        yield cell
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Other libraries' samplers on the same network, from the same noise: diffusers' schedulers in all their grids."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.methods import Method, Outcome
+from odediff.problem import probability_flow
+from odediff.problems import Problem
+from solvers.counting import counted
+
+ENTRIES = 1000
+"""Entries of the table; ours and the schedulers' are the same: beta linear from 1e-4 to 0.02."""
+TABLE = {"num_train_timesteps": ENTRIES, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+GRIDS: dict[str, dict[str, Any]] = {
+    "linspace": {"timestep_spacing": "linspace"},
+    "leading": {"timestep_spacing": "leading"},
+    "trailing": {"timestep_spacing": "trailing"},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+    "lu": {"use_lu_lambdas": True},
+}
+"""Name -> the options that choose it; a scheduler has those whose options its constructor knows."""
+
+SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
+    "DDIM": {"": {}},
+    "DDPM": {"small": {"variance_type": "fixed_small"}, "large": {"variance_type": "fixed_large"}},
+    "EulerDiscrete": {"": {}},
+    "EulerAncestralDiscrete": {"": {}},
+    "HeunDiscrete": {"": {}},
+    "KDPM2Discrete": {"": {}},
+    "KDPM2AncestralDiscrete": {"": {}},
+    "LMSDiscrete": {"": {}},
+    "PNDM": {"prk": {"set_alpha_to_one": True}, "plms": {"skip_prk_steps": True, "set_alpha_to_one": True}},
+    "DPMSolverMultistep": {
+        "++2M midpoint": {},
+        "++2M heun": {"solver_type": "heun"},
+        "++2M euler at final": {"euler_at_final": True},
+        "++3M": {"solver_order": 3},
+        "2M": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        "3M": {"algorithm_type": "dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min"},
+        "sde ++2M": {"algorithm_type": "sde-dpmsolver++"},
+    },
+    "DPMSolverSinglestep": {
+        "++2S": {"lower_order_final": True},
+        "++3S": {"lower_order_final": True, "solver_order": 3},
+        "2S": {"lower_order_final": True, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        "3S": {
+            "lower_order_final": True,
+            "algorithm_type": "dpmsolver",
+            "solver_order": 3,
+            "final_sigmas_type": "sigma_min",
+        },
+    },
+    "UniPCMultistep": {
+        "2 bh2": {},
+        "2 bh1": {"solver_type": "bh1"},
+        "3 bh2": {"solver_order": 3},
+        "2 bh2 eps": {"predict_x0": False},
+        "3 bh2 eps": {"solver_order": 3, "predict_x0": False},
+    },
+    "DEISMultistep": {"2": {}, "3": {"solver_order": 3}},
+    "SASolver": {"": {}},
+}
+"""Class without its ending -> name of a setting -> its options. IPNDM is missing: it samples its own schedule only."""
+
+STOCHASTIC = {"DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "SASolver"}
+NO_CLIPPING = {"clip_sample": False}
+"""Thresholds are a setting of the model, and off for every method."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scheduler(Method):
+    """One scheduler of diffusers with its options.
+
+    The network is told what diffusers tells it: the scheduler's timestep n - 1, fractions included, and the scaled
+    state. ``nfe`` calls are never exceeded: the number of steps is the largest whose timesteps do not, and the wrapper
+    refuses any further call.
+    """
+
+    scheduler: str
+    setting: str
+    grid: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: Literal["diffusers"] = "diffusers"
+    closing: str = "its own"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The scheduler and its setting."""
+        return f"{self.scheduler} {self.setting}".strip()
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether it draws no noise."""
+        return self.scheduler not in STOCHASTIC and not self.options.get("algorithm_type", "").startswith("sde")
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"scheduler": self.scheduler, "options": dict(self.options), "diffusers": version("diffusers")}
+
+    def affordable(self, problem: Problem, nfe: int) -> bool:
+        return self._steps(nfe) is not None
+
+    def run(self, problem: Problem, noise: Tensor, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
+        steps = None if nfe is None else self._steps(nfe)
+        if steps is None:
+            raise ValueError(f"nfe={nfe} does not pay for one step of diffusers' {self.name}")
+        scheduler = self._make()
+        scheduler.set_timesteps(steps)
+        model = problem.model(len(noise))
+        ode = counted(probability_flow(model), len(noise), nfe)
+        known = inspect.signature(scheduler.step).parameters
+        noises = {"generator": torch.Generator().manual_seed(seed)} if "generator" in known else {}
+        x = noise * float(scheduler.init_noise_sigma)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for t in scheduler.timesteps:
+                seen = scheduler.scale_model_input(x, t)
+                eps = ode.predict(ode.node((float(t) + 1) / ENTRIES), seen).eps  # type: ignore[attr-defined]
+                x = scheduler.step(eps, t, x, **noises).prev_sample
+        calls = ode.ledger.nfe
+        return Outcome(x, float(calls), calls, calls * model.passes, steps)
+
+    def _make(self) -> Any:
+        import diffusers
+
+        return getattr(diffusers, f"{self.scheduler}Scheduler")(**TABLE, **self.options)
+
+    def _steps(self, nfe: int) -> int | None:
+        """The most steps whose calls do not exceed ``nfe``."""
+        return next((n for n in range(nfe, 0, -1) if self._calls(n) <= nfe), None)
+
+    @cache  # noqa: B019 -- a method lives as long as the study
+    def _calls(self, steps: int) -> float:
+        scheduler = self._make()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                scheduler.set_timesteps(steps)
+            except (ValueError, IndexError):
+                return float("inf")
+        return len(scheduler.timesteps)
+
+
+def peers(chosen: list[str] | None, grids: list[str] | None) -> list[Scheduler]:
+    """Every setting of the chosen schedulers (all of them unless given) on every chosen grid that they know."""
+    unknown = sorted(set(chosen or ()) - set(SCHEDULERS))
+    if unknown:
+        raise ValueError(f"peers={unknown[0]} is unknown; use one of {', '.join(SCHEDULERS)}, or [] for none")
+    unknown = sorted(set(grids or ()) - set(GRIDS))
+    if unknown:
+        raise ValueError(f"peer_grids={unknown[0]} is unknown; use one of {', '.join(GRIDS)}")
+    names = list(SCHEDULERS) if chosen is None else chosen
+    if not names or not available("diffusers"):
+        return []
+    return [
+        Scheduler(scheduler, setting, grid, {**_known(scheduler, NO_CLIPPING), **options, **GRIDS[grid]})
+        for scheduler in names
+        for setting, options in SCHEDULERS[scheduler].items()
+        for grid in (grids or GRIDS)
+        if _known(scheduler, GRIDS[grid])
+    ]
+
+
+def available(package: str) -> bool:
+    """Whether a peer's package is installed."""
+    return find_spec(package) is not None
+
+
+def _known(scheduler: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a scheduler's constructor knows."""
+    return {name: value for name, value in options.items() if name in _parameters(scheduler)}
+
+
+@cache
+def _parameters(scheduler: str) -> frozenset[str]:
+    import diffusers
+
+    return frozenset(inspect.signature(getattr(diffusers, f"{scheduler}Scheduler").__init__).parameters)

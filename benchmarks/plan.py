@@ -1,0 +1,87 @@
+"""From the configuration to the list of cells."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig
+
+from benchmarks import peers
+from benchmarks.cells import Cell
+from benchmarks.methods import Method, ours
+from benchmarks.problems import PROBLEMS, problem
+from odediff.config import configured_grids, configured_solvers
+
+T = TypeVar("T")
+
+
+def plan(config: DictConfig) -> list[list[Cell]]:
+    """The cells of the study, in groups that share a problem and a seed.
+
+    Raises:
+        ValueError: a name is unknown (the message lists the valid ones), or a number makes no sense.
+    """
+    names = list(select("problems", config.problems, PROBLEMS))
+    if config.problem is not None:
+        names = list(select("problem", [config.problem], PROBLEMS))
+    methods = methods_of(config)
+    for key in ("nfe", "tolerances", "seeds"):
+        values = list(config[key])
+        if not values and key != "tolerances":
+            raise ValueError(f"{key}=[] leaves nothing to do; give at least one, as in {key}=[0]")
+        if any(value < 0 or (value == 0 and key != "seeds") for value in values):
+            raise ValueError(f"{key}={values} must be positive")
+    for family, count in config.samples.items():
+        if count < 2:
+            raise ValueError(f"samples.{family}={count} must be at least 2")
+    groups = []
+    for name in names:
+        one = problem(name, config.data.root)
+        count = config.samples[one.family]
+        costs: list[tuple[Method, int | None, float | None]] = []
+        for method in methods:
+            if method.adaptive:
+                costs += [(method, None, tolerance) for tolerance in config.tolerances]
+            else:
+                costs += [(method, nfe, None) for nfe in config.nfe if method.affordable(one, nfe)]
+        groups += [[Cell(one, m, seed, count, nfe, tolerance) for m, nfe, tolerance in costs] for seed in config.seeds]
+    return groups
+
+
+def methods_of(config: DictConfig) -> list[Method]:
+    """Every chosen method on every chosen grid."""
+    solvers = select("solvers", config.solvers, configured_solvers())
+    grids = select("grids", config.grids, configured_grids())
+    if not solvers and not config.variants and config.peers == []:
+        raise ValueError("solvers=[] and peers=[] leave nothing to measure; name some, or null for all")
+    if config.peers != [] and not peers.available("diffusers"):
+        print("diffusers is not installed: its rows are skipped (pip install 'odediff[bench]')", file=sys.stderr)
+    others = peers.peers(
+        None if config.peers is None else list(config.peers),
+        None if config.peer_grids is None else list(config.peer_grids),
+    )
+    return [*ours(solvers, grids, list(config.closings), config.variants), *others]
+
+
+def select(key: str, chosen: Iterable[str] | None, known: Mapping[str, T]) -> dict[str, T]:
+    """The chosen entries; all of them for None."""
+    if chosen is None:
+        return dict(known)
+    for name in (chosen := list(chosen)):
+        if name not in known:
+            raise ValueError(f"{key}={name} is unknown; use one of {', '.join(known)}")
+    return {name: known[name] for name in chosen}
+
+
+def in_order(groups: Sequence[Sequence[Any]], worker: int) -> list[Any]:
+    """The cells in a worker's own order: worker 0 takes them as they come, the others shuffle groups and cells.
+
+    Groups stay together, for they share the exact flow.
+    """
+    if worker == 0:
+        return [cell for group in groups for cell in group]
+    own = random.Random(worker)
+    return [cell for group in own.sample(groups, len(groups)) for cell in own.sample(group, len(group))]
