@@ -19,6 +19,22 @@ class Samples:
 
 
 @dataclass
+class Images:
+    """Frechet distances and what else takes thousands of images.
+
+    On every one of ``problems``, at each of ``nfe``: the ``ours`` best solvers and the ``peers`` best schedulers by
+    median error there, and the solvers ``also``; one seed.
+    """
+
+    problems: list[str] = field(default_factory=lambda: ["network_2"])
+    samples: int = 2048
+    nfe: list[int] = field(default_factory=lambda: [5, 6, 8, 10, 20])
+    ours: int = 3
+    peers: int = 3
+    also: list[str] = field(default_factory=lambda: ["ddim"])
+
+
+@dataclass
 class StudyConfig:
     """What is measured, and where the files are.
 
@@ -38,6 +54,7 @@ class StudyConfig:
     tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     samples: Samples = field(default_factory=Samples)
+    images: Images = field(default_factory=Images)
     folder: str = "outputs/nfe_quality"
     worker: int = 0
     threads: int = 1

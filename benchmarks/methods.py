@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 import solvers
-from odediff import sampling
-from odediff.problem import probability_flow
 from odediff.problems import Problem
-from solvers import NoiseStream, Solution, SolveError, Solver, solve
+from solvers import Solver
 from solvers.solve import Closing
 
 ADAPTIVE_GRID = "adaptive"
@@ -35,6 +32,8 @@ class Method(ABC):
     """A sampler with everything that belongs to it but the number of calls, which is a ceiling, or a tolerance."""
 
     name: str
+    algorithm: str
+    """What it is a setting of."""
     source: Literal["odediff", "diffusers", "k-diffusion"]
     grid: str
     closing: str
@@ -54,8 +53,8 @@ class Method(ABC):
         """Whether ``nfe`` calls pay for a solve."""
 
     @abstractmethod
-    def run(self, problem: Problem, noise: Tensor, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
-        """From the noise of the samples 0 to B - 1 of ``seed`` to the end."""
+    def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
+        """From the noise of the samples ``rows`` of ``seed`` to the end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +67,11 @@ class Ours(Method):
     place: Callable[..., Tensor]
     rule: Closing = "denoise"
     source: Literal["odediff"] = "odediff"
+
+    @property
+    def algorithm(self) -> str:  # type: ignore[override]
+        """The solver's class."""
+        return type(self.solver).__name__
 
     @property
     def closing(self) -> str:  # type: ignore[override]
@@ -92,34 +96,16 @@ class Ours(Method):
 
     def affordable(self, problem: Problem, nfe: int) -> bool:
         try:
-            self._times(problem, nfe)
+            problem.times(self.solver, self.place, nfe, self.rule)
         except ValueError:
             return False
         return True
 
-    def run(self, problem: Problem, noise: Tensor, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
-        ode = probability_flow(problem.model(len(noise)))
-        times, solver = self._times(problem, nfe), self.solver
-        if tolerance is not None:
-            solver = replace(solver, rtol=tolerance)  # type: ignore[call-arg]
-        with torch.no_grad():
-            try:
-                stream = NoiseStream(seed, counter=1)
-                solution: Solution = solve(ode, solver, noise, times, closing=self.rule, stream=stream)
-            except SolveError as error:
-                # Samples that failed are infinitely wrong; the others count.
-                solution = error.solution
+    def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
+        solution = problem.solve(self.solver, seed, rows, grid=self.place, nfe=nfe, rtol=tolerance, closing=self.rule)
         stats = solution.stats
-        return Outcome(
-            solution.x, float(stats.evaluations.double().mean()), stats.nfe, stats.network_evaluations, stats.steps
-        )
-
-    def _times(self, problem: Problem, nfe: int | None) -> Tensor:
-        path = problem.model(1).path
-        if nfe is None:
-            # The nodes between the ends are the method's own.
-            return self.place(path, steps=1 if self.rule is None else 2)
-        return sampling.make_times(probability_flow(problem.model(1)), self.solver, self.place, None, nfe, self.rule)
+        calls = float(stats.evaluations.double().mean())
+        return Outcome(solution.x, calls, stats.nfe, stats.network_evaluations, stats.steps)
 
 
 def ours(

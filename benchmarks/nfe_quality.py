@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from benchmarks.cells import References, measure
+from benchmarks.cells import Cell
 from benchmarks.collect import TABLE, collect, ranks
 from benchmarks.config import register
-from benchmarks.plan import in_order, plan
+from benchmarks.measure import measure
+from benchmarks.plan import image_cells, in_order, plan
+from benchmarks.references import References
 from benchmarks.store import Store
 from odediff.app import plain_failures
 from odediff.config import conf_folder
@@ -62,18 +65,26 @@ def compute(config: DictConfig) -> None:
     """Compute the cells that are missing."""
     torch.set_num_threads(config.threads)
     folder = Path(config.folder)
-    cells, store = in_order(plan(config), config.worker), Store(folder / "cells")
-    references = References(Store(folder / "references"))
-    for cell in progress(cells, f"worker {config.worker}", config.progress):
-        if cell.key not in store or store.load(cell.key) is None:
-            store.save(cell.key, measure(cell, references))
+    store, references = Store(folder / "cells"), References(Store(folder / "references"))
+
+    def visit(groups: list[list[Cell]]) -> None:
+        cells = in_order(groups, config.worker)
+        for cell in progress(cells, f"{cells[0].kind}, worker {config.worker}" if cells else "", config.progress):
+            if store.load(cell.key) is None:
+                store.save(cell.key, measure(cell, references, config.data.root))
+
+    groups = plan(config)
+    visit(groups)
+    # Every cell above is finished by now, whoever computed it: all workers choose the same methods.
+    visit(image_cells(config, groups, store))
 
 
 def finish(config: DictConfig) -> None:
     """Collect the table and print the best methods."""
     folder = Path(config.folder)
-    cells = in_order(plan(config), 0)
-    rows = collect(cells, Store(folder / "cells"), folder)
+    store, groups = Store(folder / "cells"), plan(config)
+    cells = in_order([*groups, *image_cells(config, groups, store)], 0)
+    rows = collect(cells, store, folder)
     lost = [row for row in rows if row["status"] != "ok"]
     best = [
         (problem, nfe, place.rank, place.name, place.value, place.low, place.high)
@@ -85,7 +96,7 @@ def finish(config: DictConfig) -> None:
     print(f"{len(rows)} of {len(cells)} cells are finished, {len(lost)} of them refused or broken: {folder / TABLE}")
 
 
-def progress(cells: list[Any], name: str, shown: bool) -> Any:
+def progress(cells: list[Cell], name: str, shown: bool) -> Iterator[Cell]:
     """A bar on a terminal, a line a minute elsewhere."""
     if not shown or sys.stderr.isatty():
         yield from tqdm(cells, desc=name, unit="cell", smoothing=0.02, disable=not shown)

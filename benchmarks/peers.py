@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -12,7 +13,6 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from benchmarks.methods import Method, Outcome
 from odediff.problem import probability_flow
@@ -103,6 +103,11 @@ class Scheduler(Method):
         return f"{self.scheduler} {self.setting}".strip()
 
     @property
+    def algorithm(self) -> str:  # type: ignore[override]
+        """The scheduler's class."""
+        return self.scheduler
+
+    @property
     def deterministic(self) -> bool:  # type: ignore[override]
         """Whether it draws no noise."""
         return self.scheduler not in STOCHASTIC and not self.options.get("algorithm_type", "").startswith("sde")
@@ -113,19 +118,18 @@ class Scheduler(Method):
     def affordable(self, problem: Problem, nfe: int) -> bool:
         return self._steps(nfe) is not None
 
-    def run(self, problem: Problem, noise: Tensor, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
+    def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
         steps = None if nfe is None else self._steps(nfe)
         if steps is None:
             raise ValueError(f"nfe={nfe} does not pay for one step of diffusers' {self.name}")
-        scheduler = self._make()
-        scheduler.set_timesteps(steps)
-        model = problem.model(len(noise))
-        ode = counted(probability_flow(model), len(noise), nfe)
-        known = inspect.signature(scheduler.step).parameters
-        noises = {"generator": torch.Generator().manual_seed(seed)} if "generator" in known else {}
-        x = noise * float(scheduler.init_noise_sigma)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        model = problem.model(rows)
+        ode = counted(probability_flow(model), len(rows), nfe)
+        generator = torch.Generator().manual_seed(2**32 * seed + rows.start)
+        with torch.no_grad(), _quiet():
+            scheduler = self._make()
+            scheduler.set_timesteps(steps)
+            noises = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+            x = problem.noise(seed, rows) * float(scheduler.init_noise_sigma)
             for t in scheduler.timesteps:
                 seen = scheduler.scale_model_input(x, t)
                 eps = ode.predict(ode.node((float(t) + 1) / ENTRIES), seen).eps  # type: ignore[attr-defined]
@@ -144,9 +148,8 @@ class Scheduler(Method):
 
     @cache  # noqa: B019 -- a method lives as long as the study
     def _calls(self, steps: int) -> float:
-        scheduler = self._make()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
+            scheduler = self._make()
             try:
                 scheduler.set_timesteps(steps)
             except (ValueError, IndexError):
@@ -172,6 +175,14 @@ def peers(chosen: list[str] | None, grids: list[str] | None) -> list[Scheduler]:
         for grid in (grids or GRIDS)
         if _known(scheduler, GRIDS[grid])
     ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Diffusers announces with every object what it will rename one day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def available(package: str) -> bool:

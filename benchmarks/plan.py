@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,9 @@ from omegaconf import DictConfig
 
 from benchmarks import peers
 from benchmarks.cells import Cell
-from benchmarks.methods import Method, ours
+from benchmarks.methods import Method, Ours, ours
 from benchmarks.problems import PROBLEMS, problem
+from benchmarks.store import Store
 from odediff.config import configured_grids, configured_solvers
 
 T = TypeVar("T")
@@ -49,6 +51,42 @@ def plan(config: DictConfig) -> list[list[Cell]]:
                 costs += [(method, nfe, None) for nfe in config.nfe if method.affordable(one, nfe)]
         groups += [[Cell(one, m, seed, count, nfe, tolerance) for m, nfe, tolerance in costs] for seed in config.seeds]
     return groups
+
+
+def image_cells(config: DictConfig, groups: Sequence[Sequence[Cell]], store: Store) -> list[list[Cell]]:
+    """The cells of many images, for the methods that the finished cells show to be best."""
+    wanted = config.images
+    select("images.problems", wanted.problems, PROBLEMS)
+    chosen = []
+    for name in dict.fromkeys(group[0].problem.name for group in groups if group):
+        if name in wanted.problems:
+            cells = [cell for group in groups for cell in group if cell.problem.name == name]
+            for method in best(cells, store, wanted):
+                chosen += [
+                    Cell(cells[0].problem, method, config.seeds[0], wanted.samples, nfe, kind="images")
+                    for nfe in wanted.nfe
+                    if method.affordable(cells[0].problem, nfe)
+                ]
+    return [chosen]
+
+
+def best(cells: Iterable[Cell], store: Store, wanted: DictConfig) -> list[Method]:
+    """The best setting of each of the best algorithms, ours and the peers', by the mean log of the median error."""
+    logs: dict[Method, list[float]] = {}
+    for cell in cells:
+        if cell.nfe in wanted.nfe and cell.method.deterministic:
+            entry = store.load(cell.key)
+            median = entry.record.get("error_median") if entry else None
+            logs.setdefault(cell.method, []).append(math.log(median) if median else math.inf)
+    most = max(map(len, logs.values()), default=0)
+    order = sorted((m for m in logs if len(logs[m]) == most), key=lambda m: sum(logs[m]) / most)
+    leaders: dict[tuple[bool, str], Method] = {}
+    for method in order:
+        leaders.setdefault((isinstance(method, Ours), method.algorithm), method)
+    mine = [m for (is_ours, _), m in leaders.items() if is_ours]
+    others = [m for (is_ours, _), m in leaders.items() if not is_ours]
+    also = [next(m for m in order if m.name == name) for name in wanted.also if any(m.name == name for m in order)]
+    return list(dict.fromkeys([*mine[: wanted.ours], *also, *others[: wanted.peers]]))
 
 
 def methods_of(config: DictConfig) -> list[Method]:

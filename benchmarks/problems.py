@@ -29,10 +29,12 @@ __all__ = [
     "KERNEL_WIDTH",
     "MIXTURE_SEEDS",
     "PROBLEMS",
+    "classifier",
     "gaussian",
     "kernel_density",
     "mixture",
     "problem",
+    "training_images",
 ]
 
 KERNEL_WIDTH = 0.1
@@ -85,14 +87,14 @@ class KernelProblem(ImageProblem):
     distribution: KernelDensity
     family: str = "kernel"
 
-    def model(self, count: int) -> Model:
+    def model(self, rows: range) -> Model:
         return exact_model(self.distribution, VPTable.linear())
 
     def modes(self, x: Tensor) -> Tensor:
         """The nearest image."""
         return self.distribution.nearest(x)
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         content = self.distribution.images.numpy().tobytes() + repr(self.distribution.width).encode()
         return hashlib.sha256(content).hexdigest()
 
@@ -108,20 +110,20 @@ class NetworkProblem(ImageProblem):
     # A trained network is rough in time: higher orders and uniform angles gain nothing on it.
     flow: Flow = Flow(RK4(Rotation()), grid.karras, 120)
 
-    def model(self, count: int) -> Model:
-        return _network().condition(label=self.labels(count), guidance=self.guidance)
+    def model(self, rows: range) -> Model:
+        return _network().condition(label=self.labels(rows), guidance=self.guidance)
 
-    def labels(self, count: int) -> Tensor:
+    def labels(self, rows: range) -> Tensor:
         """The classes asked for."""
-        return torch.arange(count) % len(zoo.LABELS)
+        return torch.tensor(rows) % len(zoo.LABELS)
 
     def modes(self, x: Tensor) -> Tensor:
         """The classifier's class."""
         with torch.no_grad():
             return torch.cat([classifier()(part).argmax(1) for part in x.float().clamp(-1, 1).split(250)])
 
-    def fingerprint(self) -> str:
-        return _network_fingerprint()
+    def digest(self) -> str:
+        return fingerprint(_network().network)
 
 
 @cache
@@ -132,11 +134,6 @@ def _test_images() -> Tensor:
 @cache
 def _network() -> Model:
     return zoo.fashion_mnist()
-
-
-@cache
-def _network_fingerprint() -> str:
-    return fingerprint(_network().network)
 
 
 @cache

@@ -84,6 +84,15 @@ class JointTask(Task):
 
 
 @dataclass
+class CompareTask(Task):
+    """Rank the solver against all others on exact problems, by default those that methods may be chosen on."""
+
+    problems: list[str] | None = None
+    nfe: list[int] = field(default_factory=lambda: [6, 10, 20, 40])
+    samples: int = 256
+
+
+@dataclass
 class DoctorTask(Task):
     """Test a network against its declaration, on ``samples`` images."""
 
@@ -146,6 +155,7 @@ def register() -> None:
         ("sample", SampleTask),
         ("invert", InvertTask),
         ("joint", JointTask),
+        ("compare", CompareTask),
         ("doctor", DoctorTask),
         ("solvers", SolversTask),
         ("train", TrainTask),

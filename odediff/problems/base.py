@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from odediff import grid
+from odediff import grid as grids
 from odediff.model import Model
 from odediff.problem import probability_flow
-from odediff.sampling import initial_deviation
+from odediff.sampling import Grid, initial_deviation, make_times
 from odediff.schedule import Schedule
-from solvers import Dopri5, NoiseStream, Rotation, Solver, solve
+from solvers import Dopri5, NoiseStream, Rotation, Solution, Solver, solve
 from solvers.solve import Closing
 
 Purpose = Literal["choosing", "reporting"]
@@ -39,7 +41,7 @@ class Flow(NamedTuple):
 class Problem(ABC):
     """A problem of the benchmarks. States are ``(B, *shape)`` in ``dtype``."""
 
-    flow: Flow = Flow(Dopri5(Rotation()), grid.angle, 200)
+    flow: Flow = Flow(Dopri5(Rotation()), grids.angle, 200)
     """Analytic fields: order 5 on the line that is regular at both ends, uniform in its variable."""
 
     name: str
@@ -57,32 +59,75 @@ class Problem(ABC):
         """The data's deviation, the root of the mean variance of the components: the unit of errors."""
 
     @abstractmethod
-    def model(self, count: int) -> Model:
-        """The model, under the conditions of the samples 0 to ``count - 1``."""
+    def model(self, rows: range) -> Model:
+        """The model, under the conditions of the samples ``rows``."""
 
     @abstractmethod
     def data(self, count: int) -> Tensor:
-        """Samples of the data in float64, always the same; a longer list begins with a shorter one."""
+        """Samples of the data in float64, the same for the same ``count``."""
 
     @abstractmethod
     def modes(self, x: Tensor) -> Tensor:
         """The mode that each end state belongs to, int64 ``(B,)``: where a path switched, the pictures differ."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """A hash of everything that the flow depends on: parameters or weights."""
 
-    def noise(self, seed: int, count: int) -> Tensor:
-        """The states from which the samples 0 to ``count - 1`` of a seed start, the same for every method."""
-        like = torch.empty(count, *self.shape, dtype=self.dtype)
-        path = self.model(1).path
-        return NoiseStream(seed).draw(like)[0] * initial_deviation(path.node(path.start))
+    @cached_property
+    def fingerprint(self) -> str:
+        """The digest, computed once."""
+        return self.digest()
+
+    @property
+    def path(self) -> Schedule:
+        """The schedule."""
+        return self.model(range(1)).path
+
+    def noise(self, seed: int, rows: range) -> Tensor:
+        """The states from which the samples ``rows`` of a seed start, the same for every method."""
+        like = torch.empty(len(rows), *self.shape, dtype=self.dtype)
+        return NoiseStream(seed, rows).draw(like)[0] * initial_deviation(self.path.node(self.path.start))
 
     def reference(self, noise: Tensor, steps: int | None = None) -> Reference:
-        """The exact flow of ``noise``, by two solutions of which one has half of the ``steps``; states in float64."""
-        model, steps = self.model(len(noise)), steps or self.flow.steps
+        """The exact flow of the samples 0 to B - 1, by two solutions, one in half of the ``steps``; in float64."""
+        model, steps = self.model(range(len(noise))), steps or self.flow.steps
         coarse, fine = (exact_end(model, noise.double(), self.flow._replace(steps=n)) for n in (steps // 2, steps))
         return Reference(fine, float((fine - coarse).square().mean().sqrt()))
+
+    def solve(
+        self,
+        solver: Solver,
+        seed: int,
+        rows: range,
+        *,
+        grid: Grid,
+        nfe: int | None = None,
+        rtol: float | None = None,
+        closing: Closing = "denoise",
+    ) -> Solution:
+        """Solve from the noise of the samples ``rows`` of a seed with at most ``nfe`` calls.
+
+        A method that chooses its own steps gets a tolerance instead, and from the grid its two ends. Samples that fail
+        do not raise: the solution has their status.
+        """
+        ode = probability_flow(self.model(rows))
+        times = self.times(solver, grid, nfe, closing)
+        if rtol is not None:
+            solver = replace(solver, rtol=rtol)  # type: ignore[call-arg]
+        stream = NoiseStream(seed, rows, counter=1)
+        with torch.no_grad():
+            return solve(ode, solver, self.noise(seed, rows), times, closing=closing, stream=stream, throw=False)
+
+    def times(self, solver: Solver, grid: Grid, nfe: int | None, closing: Closing = "denoise") -> Tensor:
+        """The grid of `solve`.
+
+        Raises:
+            ValueError: ``nfe`` does not pay for one step.
+        """
+        if nfe is None:
+            return grid(self.path, steps=1 if closing is None else 2)
+        return make_times(probability_flow(self.model(range(1))), solver, grid, None, nfe, closing)
 
 
 def exact_end(model: Model, noise: Tensor, flow: Flow) -> Tensor:

@@ -71,7 +71,7 @@ class ExactProblem(Problem):
         spread = (weights * (means - (weights * means).sum(0)).square()).sum(0).mean()
         return math.sqrt(float(spread + (weights[:, 0] * self.distribution.deviations.square()).sum()))
 
-    def model(self, count: int) -> Model:
+    def model(self, rows: range) -> Model:
         return exact_model(self.distribution, VPTable.linear())
 
     def data(self, count: int) -> Tensor:
@@ -95,10 +95,10 @@ class ExactProblem(Problem):
         """The closed form where there is one."""
         if isinstance(self.distribution, Mixture):
             return super().reference(noise, steps)
-        path = self.model(1).path
-        return Reference(self.distribution.flow(path.node(path.start), path.node(0.0), noise), 0.0)
+        start, end = (self.path.node(t) for t in (self.path.start, 0.0))
+        return Reference(self.distribution.flow(start, end, noise), 0.0)
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         if isinstance(self.distribution, Gaussian):
             return hashlib.sha256(repr((self.distribution, self.dimension)).encode()).hexdigest()
         tensors = (self.distribution.weights, self.distribution.means, self.distribution.deviations)

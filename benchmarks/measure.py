@@ -1,0 +1,130 @@
+"""What is measured in a cell."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import images
+from benchmarks.cells import Cell
+from benchmarks.methods import Method, Ours, Outcome
+from benchmarks.problems import NetworkProblem
+from benchmarks.references import References
+from benchmarks.store import Entry
+from odediff.accuracy import accuracy, sample_errors
+from odediff.inversion import decode, encode
+from odediff.metrics import energy_distance, round_trip_error
+from odediff.problems import Problem
+from odediff.quality import sliced_wasserstein
+from solvers import SolveError
+
+DATA = 1024
+"""Samples of the data that distances are taken to; as many others give the floor."""
+PICTURES = 10
+"""Images that a cell keeps for the report."""
+ROUND_TRIPS = 16
+BATCH = 256
+
+BROKEN = (ValueError, TypeError, AssertionError, IndexError, RuntimeError)
+"""What a method raises that refuses its settings or breaks: its row says so, and the study goes on."""
+
+
+def measure(cell: Cell, references: References, root: str) -> Entry:
+    """Run the method and compare its end with the exact flow and with data."""
+    began = time.perf_counter()
+    try:
+        outcome = _run(cell)
+    except BROKEN as error:
+        refused = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return Entry({**cell.description(), "status": refused}, {})
+    record = {
+        **cell.description(),
+        "status": "ok",
+        "seconds": time.perf_counter() - began,
+        **{name: value for name, value in outcome._asdict().items() if name != "x"},
+    }
+    arrays: dict[str, np.ndarray] = {}
+    whole = bool(torch.isfinite(outcome.x).all())
+    if cell.kind == "images":
+        assert isinstance(cell.problem, NetworkProblem)
+        record |= images.many(cell.problem, outcome.x, cell.rows, root) if whole else {}
+    else:
+        if cell.method.deterministic:
+            found, arrays["errors"] = _errors(cell, outcome.x, references)
+            record |= found
+        if isinstance(cell.problem, NetworkProblem):
+            record |= images.few(cell.problem, outcome.x, cell.rows) if whole else {}
+        else:
+            record |= distances(cell.problem, outcome.x) if whole else {}
+        record["round_trip"] = round_trip(cell.problem, cell.method, cell.nfe) if cell.seed == 0 else None
+    if len(cell.problem.shape) == 3:
+        pixels = (_finite(outcome.x[:PICTURES]).float().clamp(-1, 1) + 1) * 127.5
+        arrays["images"] = pixels.round().to(torch.uint8).flatten().numpy()
+    return Entry(record, arrays)
+
+
+def _run(cell: Cell) -> Outcome:
+    """In batches, which no sample notices: `solvers.NoiseStream` knows it by its number."""
+    parts = [
+        cell.method.run(cell.problem, rows, cell.seed, cell.nfe, cell.tolerance)
+        for rows in (cell.rows[i : i + BATCH] for i in range(0, cell.samples, BATCH))
+    ]
+    calls = sum(part.calls * len(part.x) for part in parts) / cell.samples
+    most = max(parts, key=lambda part: part.calls_max)
+    return most._replace(x=torch.cat([part.x for part in parts]), calls=calls)
+
+
+def _errors(cell: Cell, x: Tensor, references: References) -> tuple[dict[str, float], np.ndarray]:
+    problem = cell.problem
+    reference = references.get(problem, cell.seed, cell.rows)
+    errors = sample_errors(x, reference.x, problem.deviation)
+    summary = accuracy(errors, problem.modes(_finite(x)), reference.modes)
+    return {
+        "error_rms": summary.rms,
+        "error_median": summary.median,
+        "error_p90": summary.p90,
+        "switched": summary.switched,
+        "reference_error": reference.error / problem.deviation,
+    }, errors.numpy()
+
+
+def distances(problem: Problem, x: Tensor) -> dict[str, float]:
+    """Sliced Wasserstein and energy distance to samples of the data, with the floors: other data in place of x."""
+    data, floors = _data(problem, len(x))
+    return {
+        "sliced_wasserstein": sliced_wasserstein(x.flatten(1), data),
+        "energy_distance": energy_distance(x.flatten(1), data),
+        **floors,
+    }
+
+
+@cache
+def _data(problem: Problem, count: int) -> tuple[Tensor, dict[str, float]]:
+    known = min(DATA + count, problem.most_data)
+    points = problem.data(known).flatten(1)
+    data, others = points[: min(DATA, known // 2)], points[min(DATA, known // 2) :][:count]
+    return data, {
+        "sliced_wasserstein_floor": sliced_wasserstein(others, data),
+        "energy_distance_floor": energy_distance(others, data),
+    }
+
+
+def round_trip(problem: Problem, method: Method, nfe: int | None) -> float | None:
+    """The rms error of data that the method encoded and decoded in ``nfe`` calls each way, in the data's deviation."""
+    if not isinstance(method, Ours) or not method.deterministic or nfe is None:
+        return None
+    data = problem.data(ROUND_TRIPS).to(problem.dtype)
+    model = problem.model(range(ROUND_TRIPS))
+    try:
+        again = decode(model, encode(model, data, solver=method.solver, grid=method.place, nfe=nfe))
+    except (ValueError, SolveError):
+        return None
+    return float(round_trip_error(data, again).square().mean().sqrt()) / problem.deviation
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
