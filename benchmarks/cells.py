@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -83,6 +83,7 @@ class Cell:
         }
 
 
+@cache
 def installed(package: str) -> str | None:
     """A package's version; None where it is not installed."""
     try:

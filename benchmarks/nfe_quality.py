@@ -28,11 +28,11 @@ from benchmarks.measure import measure
 from benchmarks.plan import image_cells, in_order, plan
 from benchmarks.references import References
 from benchmarks.store import Store
-from odediff.app import plain_failures
+from odediff.app import App, plain_failures
 from odediff.config import conf_folder
 from odediff.table import text_table
 
-CONFIG = "nfe_quality"
+APP = App("nfe_quality", "folder")
 BEST = 5
 """Methods that the printed table shows for every problem and ceiling."""
 
@@ -41,16 +41,17 @@ def main() -> None:
     """Run the study, or print one clear line and exit with 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register()
-    with plain_failures(CONFIG):
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=CONFIG)(_run)()
+    with plain_failures(APP):
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=APP.config_name)(_run)()
 
 
 def _run(config: DictConfig) -> None:
-    with plain_failures(CONFIG):
+    with plain_failures(APP):
+        groups = plan(config)
         if config.compute:
-            compute(config)
+            compute(config, groups)
         if HydraConfig.get().mode == RunMode.RUN:
-            finish(config)
+            finish(config, groups)
 
 
 class Finish(Callback):
@@ -58,10 +59,10 @@ class Finish(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all jobs have ended."""
-        finish(config)
+        finish(config, plan(config))
 
 
-def compute(config: DictConfig) -> None:
+def compute(config: DictConfig, groups: list[list[Cell]]) -> None:
     """Compute the cells that are missing."""
     torch.set_num_threads(config.threads)
     folder = Path(config.folder)
@@ -73,16 +74,15 @@ def compute(config: DictConfig) -> None:
             if store.load(cell.key) is None:
                 store.save(cell.key, measure(cell, references, config.data.root))
 
-    groups = plan(config)
     visit(groups)
     # Every cell above is finished by now, whoever computed it: all workers choose the same methods.
     visit(image_cells(config, groups, store))
 
 
-def finish(config: DictConfig) -> None:
+def finish(config: DictConfig, groups: list[list[Cell]]) -> None:
     """Collect the table and print the best methods."""
     folder = Path(config.folder)
-    store, groups = Store(folder / "cells"), plan(config)
+    store = Store(folder / "cells")
     cells = in_order([*groups, *image_cells(config, groups, store)], 0)
     rows = collect(cells, store, folder)
     lost = [row for row in rows if row["status"] != "ok"]

@@ -33,6 +33,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "lu": {"use_lu_lambdas": True},
 }
 """Name -> the options that choose it; a scheduler has those whose options its constructor knows."""
+GRID_OPTIONS = {name for options in GRIDS.values() for name in options}
 
 SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
     "DDIM": {"": {}},
@@ -66,15 +67,18 @@ SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "UniPCMultistep": {
         "2 bh2": {},
-        "2 bh1": {"solver_type": "bh1"},
+        "2 bh1": {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
         "3 bh2": {"solver_order": 3},
-        "2 bh2 eps": {"predict_x0": False},
-        "3 bh2 eps": {"solver_order": 3, "predict_x0": False},
+        "2 bh2 eps": {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+        "3 bh2 eps": {"solver_order": 3, "predict_x0": False, "final_sigmas_type": "sigma_min"},
     },
     "DEISMultistep": {"2": {}, "3": {"solver_order": 3}},
     "SASolver": {"": {}},
 }
-"""Class without its ending -> name of a setting -> its options. IPNDM is missing: it samples its own schedule only."""
+"""Class without its ending -> name of a setting -> its options.
+
+IPNDM is missing, which knows no schedule but its own. The settings that end at sigma_min are infinite at sigma = 0.
+"""
 
 STOCHASTIC = {"DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "SASolver"}
 NO_CLIPPING = {"clip_sample": False}
@@ -138,23 +142,12 @@ class Scheduler(Method):
         return Outcome(x, float(calls), calls, calls * model.passes, steps)
 
     def _make(self) -> Any:
-        import diffusers
-
-        return getattr(diffusers, f"{self.scheduler}Scheduler")(**TABLE, **self.options)
+        return _class(self.scheduler)(**TABLE, **self.options)
 
     def _steps(self, nfe: int) -> int | None:
         """The most steps whose calls do not exceed ``nfe``."""
-        return next((n for n in range(nfe, 0, -1) if self._calls(n) <= nfe), None)
-
-    @cache  # noqa: B019 -- a method lives as long as the study
-    def _calls(self, steps: int) -> float:
-        with _quiet():
-            scheduler = self._make()
-            try:
-                scheduler.set_timesteps(steps)
-            except (ValueError, IndexError):
-                return float("inf")
-        return len(scheduler.timesteps)
+        options = {name: value for name, value in self.options.items() if name not in GRID_OPTIONS}
+        return next((n for n in range(nfe, 0, -1) if _calls(self.scheduler, tuple(options.items()), n) <= nfe), None)
 
 
 def peers(chosen: list[str] | None, grids: list[str] | None) -> list[Scheduler]:
@@ -197,6 +190,22 @@ def _known(scheduler: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _parameters(scheduler: str) -> frozenset[str]:
+    return frozenset(inspect.signature(_class(scheduler).__init__).parameters)
+
+
+@cache
+def _calls(scheduler: str, options: tuple[tuple[str, Any], ...], steps: int) -> float:
+    """The calls of that many steps, which are the same on every grid."""
+    with _quiet():
+        made = _class(scheduler)(**TABLE, **dict(options))
+        try:
+            made.set_timesteps(steps)
+        except (ValueError, IndexError):
+            return float("inf")
+    return len(made.timesteps)
+
+
+def _class(scheduler: str) -> Any:
     import diffusers
 
-    return frozenset(inspect.signature(getattr(diffusers, f"{scheduler}Scheduler").__init__).parameters)
+    return getattr(diffusers, f"{scheduler}Scheduler")

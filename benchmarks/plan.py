@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from benchmarks import peers
 from benchmarks.cells import Cell
 from benchmarks.methods import Method, Ours, ours
-from benchmarks.problems import PROBLEMS, problem
+from benchmarks.problems import NETWORKS, PROBLEMS, problem
 from benchmarks.store import Store
 from odediff.config import configured_grids, configured_solvers
 
@@ -26,6 +27,7 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     Raises:
         ValueError: a name is unknown (the message lists the valid ones), or a number makes no sense.
     """
+    select("images.problems", config.images.problems, NETWORKS)
     names = list(select("problems", config.problems, PROBLEMS))
     if config.problem is not None:
         names = list(select("problem", [config.problem], PROBLEMS))
@@ -56,7 +58,6 @@ def plan(config: DictConfig) -> list[list[Cell]]:
 def image_cells(config: DictConfig, groups: Sequence[Sequence[Cell]], store: Store) -> list[list[Cell]]:
     """The cells of many images, for the methods that the finished cells show to be best."""
     wanted = config.images
-    select("images.problems", wanted.problems, PROBLEMS)
     chosen = []
     for name in dict.fromkeys(group[0].problem.name for group in groups if group):
         if name in wanted.problems:
@@ -96,12 +97,17 @@ def methods_of(config: DictConfig) -> list[Method]:
     if not solvers and not config.variants and config.peers == []:
         raise ValueError("solvers=[] and peers=[] leave nothing to measure; name some, or null for all")
     if config.peers != [] and not peers.available("diffusers"):
-        print("diffusers is not installed: its rows are skipped (pip install 'odediff[bench]')", file=sys.stderr)
+        _say_once("diffusers is not installed: its rows are skipped (pip install 'odediff[bench]')")
     others = peers.peers(
         None if config.peers is None else list(config.peers),
         None if config.peer_grids is None else list(config.peer_grids),
     )
     return [*ours(solvers, grids, list(config.closings), config.variants), *others]
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def select(key: str, chosen: Iterable[str] | None, known: Mapping[str, T]) -> dict[str, T]:

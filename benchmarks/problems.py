@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "COMPONENTS",
     "KERNEL_WIDTH",
     "MIXTURE_SEEDS",
+    "NETWORKS",
     "PROBLEMS",
     "classifier",
     "gaussian",
@@ -88,6 +89,10 @@ class KernelProblem(ImageProblem):
     family: str = "kernel"
 
     def model(self, rows: range) -> Model:
+        return self._model
+
+    @cached_property
+    def _model(self) -> Model:
         return exact_model(self.distribution, VPTable.linear())
 
     def modes(self, x: Tensor) -> Tensor:
@@ -156,11 +161,14 @@ def _standard(root: str, *, name: str) -> Problem:
     return STANDARD[name]()
 
 
+NETWORKS: dict[str, Callable[[str], Problem]] = {
+    "network_1": partial(_network_problem, name="network_1", purpose="choosing", guidance=1.0),
+    "network_2": partial(_network_problem, name="network_2", purpose="reporting", guidance=2.0),
+}
 PROBLEMS: dict[str, Callable[[str], Problem]] = {
     **{name: partial(_standard, name=name) for name in STANDARD},
     "kernel_density": _kernel_problem,
-    "network_1": partial(_network_problem, name="network_1", purpose="choosing", guidance=1.0),
-    "network_2": partial(_network_problem, name="network_2", purpose="reporting", guidance=2.0),
+    **NETWORKS,
 }
 """Name -> the problem, given the folder of the training images."""
 

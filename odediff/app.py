@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,13 +25,23 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OS
 traceback."""
 
 
+class App(NamedTuple):
+    """What messages need to know of an application: its primary configuration, and the key of its output folder."""
+
+    config_name: str
+    folder_key: str
+
+
+APP = App("config", "hydra.run.dir")
+
+
 def main() -> None:
     """The console script: run, or print one clear line and exit with 2."""
     # Without this Hydra prints failures itself, over many lines, and exits with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register()
     with plain_failures():
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_run)()
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=APP.config_name)(_run)()
 
 
 def _run(config: DictConfig) -> None:
@@ -42,7 +53,7 @@ def _run(config: DictConfig) -> None:
 
 
 @contextmanager
-def plain_failures(config_name: str = "config") -> Iterator[None]:
+def plain_failures(app: App = APP) -> Iterator[None]:
     """Turn a wrong value, a failed solve and Ctrl-C into one line and an exit code: 2, 1 and 130."""
     try:
         yield
@@ -51,13 +62,13 @@ def plain_failures(config_name: str = "config") -> Iterator[None]:
     except SolveError as error:
         sys.exit(_say(str(error), 1))
     except USER_ERRORS as error:
-        sys.exit(_say(explain(error, config_name), 2))
+        sys.exit(_say(explain(error, app), 2))
 
 
-def explain(error: BaseException, config_name: str = "config") -> str:
+def explain(error: BaseException, app: App = APP) -> str:
     """One line for the error of a wrong value, with the valid names where there are some."""
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
+        return f"{error.filename}: {error.strerror}; choose another folder with {app.folder_key}=FOLDER"
     causes = list(_chain(error))
     configuration = [c for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     if isinstance(causes[0], InstantiationException) and len(causes) > 1 and "Error in call" in str(causes[0]):
@@ -70,7 +81,7 @@ def explain(error: BaseException, config_name: str = "config") -> str:
     text = ": ".join(dict.fromkeys(line for line in map(_line, configuration) if "$VALUE" not in line))
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return _unknown_key(unknown.group(1), config_name)
+        return _unknown_key(unknown.group(1), app)
     if isinstance(causes[0], InstantiationException) and len(causes) > 1:
         text = f"{text}: {_line(causes[-1])}"
     return text
@@ -83,9 +94,9 @@ def _line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _unknown_key(key: str, config_name: str) -> str:
+def _unknown_key(key: str, app: App) -> str:
     parent, _, name = key.rpartition(".")
-    valid = _keys_below(parent, config_name)
+    valid = _keys_below(parent, app)
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     where = f" of {parent}" if parent else ""
@@ -93,7 +104,7 @@ def _unknown_key(key: str, config_name: str) -> str:
     return f"{key} is no key of the configuration{hint}{listed}; +{key}=... would add it"
 
 
-def _keys_below(parent: str, config_name: str) -> list[str]:
+def _keys_below(parent: str, app: App) -> list[str]:
     """The keys of the configuration at ``parent``, with the groups that the command line chose."""
     chosen = [
         word for word in sys.argv[1:] if re.fullmatch(r"(\+experiment|model|solver|grid|schedule|task)=\w+", word)
@@ -101,7 +112,7 @@ def _keys_below(parent: str, config_name: str) -> list[str]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            config = hydra.compose(config_name, overrides=chosen)
+            config = hydra.compose(app.config_name, overrides=chosen)
         node = OmegaConf.select(config, parent) if parent else config
         return [str(name) for name in node if not str(name).startswith("_")]
     except (HydraException, OmegaConfBaseException, TypeError):

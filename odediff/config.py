@@ -184,7 +184,9 @@ def configured_grids() -> dict[str, Callable[..., Any]]:
 def _members(group: str) -> dict[str, Any]:
     with _tree():
         names = GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
-        return {name: instantiate(compose("config", [f"{group}={name}"])[group]) for name in sorted(names)}
+        # One composition for all: composing the whole configuration takes a good part of a second each time.
+        config = compose(None, [f"+{group}@{name}={name}" for name in sorted(names)])
+        return {str(name): instantiate(member) for name, member in config.items()}
 
 
 @contextmanager

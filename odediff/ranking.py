@@ -9,6 +9,8 @@ import numpy as np
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+SAME = 1e-6
+"""Relative differences below this are round-off, not rank: one method written in two ways stays one method."""
 
 
 class Ranked(NamedTuple):
@@ -60,7 +62,7 @@ def rank(
     leader, current = order[0], 1
     for place, i in enumerate(order, start=1):
         low, high = np.quantile(_ratio(samples[i], samples[leader]), tails, method="nearest")
-        if not low <= 1 <= high:
+        if not low <= 1 + SAME or not high >= 1 - SAME:
             leader, current = i, place
             low = high = 1.0
         own = np.quantile(samples[i], tails, method="nearest")

@@ -53,6 +53,11 @@ def test_samples_that_failed_are_the_worst_and_make_no_nan():
     assert not any(np.isnan(place[2:]).any() for place in places)
 
 
+def test_one_method_written_in_two_ways_has_one_rank():
+    errors = lognormal(50, 7)
+    assert ranks({"a": errors, "b": errors * (1 + 1e-12), "c": errors * (1 + 1e-4)}) == {"a": 1, "b": 1, "c": 3}
+
+
 def test_exact_methods_share_the_first_rank():
     assert ranks({"a": np.zeros(9), "b": np.zeros(9), "c": np.ones(9)}) == {"a": 1, "b": 1, "c": 3}
 

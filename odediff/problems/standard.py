@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -72,6 +72,10 @@ class ExactProblem(Problem):
         return math.sqrt(float(spread + (weights[:, 0] * self.distribution.deviations.square()).sum()))
 
     def model(self, rows: range) -> Model:
+        return self._model
+
+    @cached_property
+    def _model(self) -> Model:
         return exact_model(self.distribution, VPTable.linear())
 
     def data(self, count: int) -> Tensor:

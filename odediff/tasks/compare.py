@@ -20,6 +20,7 @@ from odediff.ranking import rank
 from odediff.run import Run, build
 from odediff.table import text_table
 from solvers import Solver
+from solvers.solve import Closing
 
 TOLERANCES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
 """What methods that choose their own steps are run at: a ceiling on calls is met by the tightest that does."""
@@ -70,13 +71,16 @@ def _field(run: Run) -> tuple[str, dict[str, Solver]]:
 def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int], exact: Any) -> dict[int, Result]:
     """The result at each ceiling that pays for a solve."""
     rows = range(len(exact))
+    adaptive = solver.law == "tolerance"
+    # Extrapolation reads the predictions at the nodes of a grid, and adaptive methods have nodes of their own.
+    closing: Closing = "denoise" if adaptive else run.closing
 
     def result(**how: Any) -> Result:
-        solution = problem.solve(solver, run.config.seed, rows, grid=run.grid, closing=run.closing, **how)
+        solution = problem.solve(solver, run.config.seed, rows, grid=run.grid, closing=closing, **how)
         errors = sample_errors(solution.x, exact, problem.deviation).numpy()
         return Result(errors, float(solution.stats.evaluations.double().mean()))
 
-    if solver.law == "tolerance":
+    if adaptive:
         # A library's method solves sample by sample unless it is told otherwise: minutes instead of seconds.
         solver = replace(solver, batched=True) if hasattr(solver, "batched") else solver  # type: ignore[call-arg]
         tried = [result(rtol=rtol) for rtol in TOLERANCES]
@@ -85,7 +89,7 @@ def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int],
     ladder = {}
     for n in nfe:
         try:
-            problem.times(solver, run.grid, n, run.closing)
+            problem.times(solver, run.grid, n, closing)
         except ValueError:
             continue
         ladder[n] = result(nfe=n)
