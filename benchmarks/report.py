@@ -1,0 +1,140 @@
+"""What people look at: plots as SVG and PNG, and one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from benchmarks import summary
+from benchmarks.collect import label
+from benchmarks.sections import Sections, counted
+from benchmarks.series import Problem, Row, floor, name_of
+from benchmarks.store import writable
+from benchmarks.study import Study
+from benchmarks.theme import figure_style
+from odediff.files import replacing
+
+PAGE = "report.html"
+FIGURES = "figures"
+TEMPLATES = Path(__file__).parent / "page"
+COMMAND = "python -m benchmarks.nfe_quality"
+
+
+def write(rows: Sequence[Row], folder: Path, command: str = COMMAND) -> None:
+    """Draw the table into ``folder/figures`` and write ``folder/report.html``.
+
+    ``rows`` are `collect.collect`'s; ``command`` is the one that measured them, for the page's head.
+
+    Raises:
+        ValueError: no row has a result, or the folder cannot be written.
+    """
+    if not any(row["status"] == "ok" for row in rows):
+        what = (
+            f"rows hold no result, the first of {len(rows)} says: {rows[0]['status']}" if rows else "rows=[] is empty"
+        )
+        raise ValueError(f"{what}; measure some first: {COMMAND}")
+    with writable(folder), replacing(folder / PAGE) as partial:
+        study = Study(rows)
+        partial.write_text(_page(study, Sections(study, folder / FIGURES), command), encoding="utf-8")
+
+
+def _page(study: Study, sections: Sections, command: str) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": summary.shown, "against": summary.against}
+    return environment.get_template("report.html").render(
+        head=_head(study, command),
+        ceilings=study.ceilings,
+        sentences=study.sentences(),
+        judged=study.judged(),
+        glance=[
+            (problem, [study.verdict(problem.name, nfe) for nfe in study.ceilings])
+            for problem in study.problems
+            if problem.name in study.ranked
+        ],
+        sections=sections.all(),
+        standings=_standings(study),
+        many=_many(study),
+        problems=_problems(study),
+        refused=_refused(study),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8") + figure_style()),
+    )
+
+
+def _head(study: Study, command: str) -> dict[str, Any]:
+    """What was measured, on what, with which command and versions."""
+    done = [row for problem in study.problems for row in problem.rows]
+    methods = {(row["source"], row["method"]) for row in done}
+    mine = sum(source == "odediff" for source, _ in methods)
+    versions: dict[str, list[str]] = {}
+    for column in (column for column in done[0] if column.startswith("version_")):
+        found = sorted({row[column] for row in done if row.get(column) is not None})
+        if found:
+            versions[column.removeprefix("version_")] = found
+    return {
+        "title": f"Calls against quality: {counted(mine, 'solver')} of odediff and "
+        f"{counted(len(methods) - mine, 'peer')} on {counted(len(study.problems), 'problem')}",
+        "command": command,
+        "versions": {package: " and ".join(found) for package, found in versions.items()},
+        "cells": len(done),
+        "refused": len(study.rows) - len(done),
+        "seeds": counted(len({row["seed"] for row in done}), "seed"),
+        "minutes": sum(row["seconds"] for row in done) / 60,
+    }
+
+
+def _standings(study: Study) -> list[tuple[Problem, list[summary.Standing], int]]:
+    """Every problem's rank table, and how many methods it leaves out."""
+    found = []
+    for problem in study.problems:
+        ranked = study.ranked.get(problem.name, {})
+        if ranked:
+            some = summary.standings(ranked, study.names(problem.name), study.ceilings)
+            total = len({place.name for places in ranked.values() for place in places})
+            found.append((problem, some, total - len(some)))
+    return found
+
+
+def _many(study: Study) -> list[tuple[str, list[dict[str, Any]]]]:
+    """By problem the rows of thousands of images, the best first under every ceiling."""
+    found = []
+    for problem in study.problems:
+        rows = [{**row, "name": name_of(row)} for row in problem.rows if row.get("frechet") is not None]
+        if rows:
+            found.append((problem.title, sorted(rows, key=lambda row: (row["nfe"], row["frechet"]))))
+    return found
+
+
+def _problems(study: Study) -> list[dict[str, Any]]:
+    """What each problem's rows have in common."""
+    return [
+        {
+            "title": problem.title,
+            "name": problem.name,
+            "purpose": problem.purpose,
+            "samples": min(row["samples"] for row in problem.rows),
+            "reference": floor(problem.rows, "reference_error"),
+            "schedule": problem.rows[0]["schedule"],
+            "dtype": problem.rows[0]["dtype"],
+        }
+        for problem in study.problems
+    ]
+
+
+def _refused(study: Study) -> list[tuple[str, str, int]]:
+    """Methods that refused or broke, with their reason and the number of cells."""
+    found: dict[tuple[str, str], int] = {}
+    for row in study.rows:
+        if row["status"] != "ok":
+            at = label(row), row["status"]
+            found[at] = found.get(at, 0) + 1
+    return [(*at, count) for at, count in found.items()]
