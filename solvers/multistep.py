@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -129,11 +129,19 @@ class ExponentialAdams(Solver):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """Every line and variable, and what the corrector changes."""
-        lines = (Noise(), Data(), Rotation(), Rotation(0.5))
-        plain = [cls(3, line, variable) for line in lines[:3] for variable in get_args(Variable)]
-        corrected = [cls(order, line, "q", corrector=True) for line in lines[2:] for order in (3, 4)]
-        return [*plain, *corrected, *(cls(order) for order in (1, 2, 4, 5)), cls(lower_order_below=10)]
+        """Every line and every variable, the corrector where no named method has it, and other orders."""
+        noise, data, rotation = Noise(), Data(), Rotation()
+        return [
+            *(cls(3, line) for line in (noise, data, rotation)),
+            *(cls(3, line, "q") for line in (noise, data, rotation)),
+            cls(3, noise, "t"),
+            cls(3, noise, "index"),
+            cls(3, data, "s"),
+            cls(3, rotation, "angle"),
+            *(cls(4, line, "q", corrector=True) for line in (rotation, Rotation(0.5))),
+            *(cls(order) for order in (1, 5)),
+            cls(lower_order_below=10),
+        ]
 
     def start(
         self,
