@@ -5,10 +5,10 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel
+.PHONY: help demo test lint wheel bench bench-full
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'PYTHON=python3.12 names the interpreter of a new $(VENV) (3.10 or newer)'
 
 demo: $(INSTALLED) ## sample, invert and compare solvers on the embedded network
@@ -16,6 +16,18 @@ demo: $(INSTALLED) ## sample, invert and compare solvers on the embedded network
 
 test: $(INSTALLED) ## run the tests
 	$(RUN) -m pytest --numprocesses auto
+
+WORKERS ?= 0,1
+STUDY := $(RUN) -m benchmarks.nfe_quality -m worker=$(WORKERS) hydra/launcher=joblib
+
+bench: $(INSTALLED) ## NFE against quality over all solvers, diffusers and problems; resumes where it was stopped
+	$(STUDY)
+
+bench-full: $(INSTALLED) ## the same with every variant, grid, closing and long rows; days, resumable
+	$(STUDY) folder=outputs/nfe_quality_full variants=true grids=null 'closings=[denoise,extrapolate,None]' peer_grids=null \
+	    networks.grids=null networks.peer_grids=null networks.nfe=null \
+	    'nfe=[2,3,4,5,6,8,10,12,15,20,25,30,40,50,75,100,200,500,1000]' 'tolerances=[1e-1,1e-2,1e-3,1e-4,1e-5]' \
+	    'images.problems=[network_1,network_2]' 'images.nfe=[5,6,8,10,15,20,50,100]' images.ours=5 images.peers=5
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(RUN) -m ruff check

@@ -26,12 +26,24 @@ class Images:
     median error there, and the solvers ``also``; one seed.
     """
 
-    problems: list[str] = field(default_factory=lambda: ["network_2"])
+    problems: list[str] = field(default_factory=lambda: ["network_1"])
     samples: int = 2048
     nfe: list[int] = field(default_factory=lambda: [5, 6, 8, 10, 20])
     ours: int = 3
     peers: int = 3
     also: list[str] = field(default_factory=lambda: ["ddim"])
+
+
+@dataclass
+class Networks:
+    """Limits for the networks, which cost most: the first ``grids`` and ``peer_grids`` alone, at most ``nfe`` calls.
+
+    Null is no limit.
+    """
+
+    grids: int | None = 1
+    peer_grids: int | None = 2
+    nfe: int | None = 20
 
 
 @dataclass
@@ -49,8 +61,9 @@ class StudyConfig:
     grids: list[str] | None = field(default_factory=lambda: ["karras", "log_snr"])
     closings: list[str] = field(default_factory=lambda: ["denoise"])
     peers: list[str] | None = None
-    peer_grids: list[str] | None = None
-    nfe: list[int] = field(default_factory=lambda: [5, 6, 8, 10, 15, 20])
+    peer_grids: list[str] | None = field(default_factory=lambda: ["karras", "trailing", "linspace"])
+    nfe: list[int] = field(default_factory=lambda: [5, 6, 8, 10, 20, 40])
+    networks: Networks = field(default_factory=Networks)
     tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     samples: Samples = field(default_factory=Samples)

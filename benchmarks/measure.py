@@ -17,7 +17,7 @@ from benchmarks.references import References
 from benchmarks.store import Entry
 from odediff.accuracy import accuracy, sample_errors
 from odediff.inversion import decode, encode
-from odediff.metrics import energy_distance, round_trip_error
+from odediff.metrics import energy_distance, mean_distance, round_trip_error
 from odediff.problems import Problem
 from odediff.quality import sliced_wasserstein
 from solvers import SolveError
@@ -94,23 +94,29 @@ def _errors(cell: Cell, x: Tensor, references: References) -> tuple[dict[str, fl
 
 def distances(problem: Problem, x: Tensor) -> dict[str, float]:
     """Sliced Wasserstein and energy distance to samples of the data, with the floors: other data in place of x."""
-    data, floors = _data(problem, len(x))
+    data, within, floors = _data(problem, len(x))
     return {
         "sliced_wasserstein": sliced_wasserstein(x.flatten(1), data),
-        "energy_distance": energy_distance(x.flatten(1), data),
+        "energy_distance": energy_distance(x.flatten(1), data, within),
         **floors,
     }
 
 
 @cache
-def _data(problem: Problem, count: int) -> tuple[Tensor, dict[str, float]]:
+def _data(problem: Problem, count: int) -> tuple[Tensor, float, dict[str, float]]:
+    """The data, the mean distance between them, and the distances of other data."""
     known = min(DATA + count, problem.most_data)
     points = problem.data(known).flatten(1)
     data, others = points[: min(DATA, known // 2)], points[min(DATA, known // 2) :][:count]
-    return data, {
-        "sliced_wasserstein_floor": sliced_wasserstein(others, data),
-        "energy_distance_floor": energy_distance(others, data),
-    }
+    within = mean_distance(data, data)
+    return (
+        data,
+        within,
+        {
+            "sliced_wasserstein_floor": sliced_wasserstein(others, data),
+            "energy_distance_floor": energy_distance(others, data, within),
+        },
+    )
 
 
 def round_trip(problem: Problem, method: Method, nfe: int | None) -> float | None:

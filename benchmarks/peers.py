@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -146,18 +147,19 @@ class Scheduler(Method):
 
     def _steps(self, nfe: int) -> int | None:
         """The most steps whose calls do not exceed ``nfe``."""
-        options = {name: value for name, value in self.options.items() if name not in GRID_OPTIONS}
-        return next((n for n in range(nfe, 0, -1) if _calls(self.scheduler, tuple(options.items()), n) <= nfe), None)
+        options = tuple((name, value) for name, value in self.options.items() if name not in GRID_OPTIONS)
+        steps = nfe
+        while steps > 0 and (calls := _calls(self.scheduler, options, steps)) > nfe:
+            # One step more costs at most two calls: half of the excess in steps never goes too far.
+            steps -= max(1, int(calls - nfe) // 2) if calls < math.inf else 1
+        return steps or None
 
 
-def peers(chosen: list[str] | None, grids: list[str] | None) -> list[Scheduler]:
+def peers(chosen: list[str] | None, grids: list[str]) -> list[Scheduler]:
     """Every setting of the chosen schedulers (all of them unless given) on every chosen grid that they know."""
     unknown = sorted(set(chosen or ()) - set(SCHEDULERS))
     if unknown:
         raise ValueError(f"peers={unknown[0]} is unknown; use one of {', '.join(SCHEDULERS)}, or [] for none")
-    unknown = sorted(set(grids or ()) - set(GRIDS))
-    if unknown:
-        raise ValueError(f"peer_grids={unknown[0]} is unknown; use one of {', '.join(GRIDS)}")
     names = list(SCHEDULERS) if chosen is None else chosen
     if not names or not available("diffusers"):
         return []
@@ -165,7 +167,7 @@ def peers(chosen: list[str] | None, grids: list[str] | None) -> list[Scheduler]:
         Scheduler(scheduler, setting, grid, {**_known(scheduler, NO_CLIPPING), **options, **GRIDS[grid]})
         for scheduler in names
         for setting, options in SCHEDULERS[scheduler].items()
-        for grid in (grids or GRIDS)
+        for grid in grids
         if _known(scheduler, GRIDS[grid])
     ]
 
@@ -201,7 +203,7 @@ def _calls(scheduler: str, options: tuple[tuple[str, Any], ...], steps: int) -> 
         try:
             made.set_timesteps(steps)
         except (ValueError, IndexError):
-            return float("inf")
+            return math.inf
     return len(made.timesteps)
 
 

@@ -31,7 +31,8 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     names = list(select("problems", config.problems, PROBLEMS))
     if config.problem is not None:
         names = list(select("problem", [config.problem], PROBLEMS))
-    methods = methods_of(config)
+    every = methods_of(config, None, None)
+    limited = methods_of(config, config.networks.grids, config.networks.peer_grids)
     for key in ("nfe", "tolerances", "seeds"):
         values = list(config[key])
         if not values and key != "tolerances":
@@ -45,12 +46,14 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     for name in names:
         one = problem(name, config.data.root)
         count = config.samples[one.family]
+        network = one.family == "network"
+        most = config.networks.nfe if network and config.networks.nfe is not None else math.inf
         costs: list[tuple[Method, int | None, float | None]] = []
-        for method in methods:
+        for method in limited if network else every:
             if method.adaptive:
                 costs += [(method, None, tolerance) for tolerance in config.tolerances]
             else:
-                costs += [(method, nfe, None) for nfe in config.nfe if method.affordable(one, nfe)]
+                costs += [(method, nfe, None) for nfe in config.nfe if nfe <= most and method.affordable(one, nfe)]
         groups += [[Cell(one, m, seed, count, nfe, tolerance) for m, nfe, tolerance in costs] for seed in config.seeds]
     return groups
 
@@ -90,17 +93,17 @@ def best(cells: Iterable[Cell], store: Store, wanted: DictConfig) -> list[Method
     return list(dict.fromkeys([*mine[: wanted.ours], *also, *others[: wanted.peers]]))
 
 
-def methods_of(config: DictConfig) -> list[Method]:
-    """Every chosen method on every chosen grid."""
+def methods_of(config: DictConfig, first: int | None, first_of_peers: int | None) -> list[Method]:
+    """Every chosen method on every chosen grid, or on the first few of the grids."""
     solvers = select("solvers", config.solvers, configured_solvers())
-    grids = select("grids", config.grids, configured_grids())
+    grids = dict(list(select("grids", config.grids, configured_grids()).items())[:first])
     if not solvers and not config.variants and config.peers == []:
         raise ValueError("solvers=[] and peers=[] leave nothing to measure; name some, or null for all")
     if config.peers != [] and not peers.available("diffusers"):
         _say_once("diffusers is not installed: its rows are skipped (pip install 'odediff[bench]')")
     others = peers.peers(
         None if config.peers is None else list(config.peers),
-        None if config.peer_grids is None else list(config.peer_grids),
+        list(select("peer_grids", config.peer_grids, peers.GRIDS))[:first_of_peers],
     )
     return [*ours(solvers, grids, list(config.closings), config.variants), *others]
 

@@ -80,15 +80,23 @@ def convergence_slope(steps: Sequence[int], errors: Sequence[float], floor: floa
     return float(np.polynomial.Polynomial.fit(longest[:, 0], longest[:, 1], deg=1).convert().coef[1])
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
+def energy_distance(x: Tensor, y: Tensor, within: float | None = None) -> float:
     """Root of ``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Székely & Rizzo 2013) between two empirical laws.
 
     ``x`` is ``(N, D)`` and ``y`` ``(M, D)``, or ``(N,)`` and ``(M,)``, where it equals scipy.stats.energy_distance. It
-    is zero exactly when the two laws are equal.
+    is zero exactly when the two laws are equal. ``within`` is ``mean_distance(y, y)`` where it is known, as of data
+    that many sets of samples are compared with.
     """
     x, y = _points(x, y)
-    squared = 2 * _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y)
+    squared = 2 * mean_distance(x, y) - mean_distance(x, x) - (mean_distance(y, y) if within is None else within)
     return math.sqrt(max(0.0, squared))
+
+
+def mean_distance(x: Tensor, y: Tensor) -> float:
+    """The mean Euclidean distance between the points of ``x`` ``(N, D)`` and those of ``y`` ``(M, D)``."""
+    x, y = _points(x, y)
+    total = sum(_distances(rows, y).sum().item() for rows in x.split(1024))
+    return total / (len(x) * len(y))
 
 
 def energy_test(x: Tensor, y: Tensor, permutations: int = 500, seed: int = 0, block: int = 2000) -> float:
@@ -172,11 +180,6 @@ def _points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _distances(x: Tensor, y: Tensor) -> Tensor:
     # The default mode forms |x|^2 + |y|^2 - 2 x y, which loses half of the digits of small distances.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _mean_distance(x: Tensor, y: Tensor) -> float:
-    total = sum(_distances(rows, y).sum().item() for rows in x.split(1024))
-    return total / (len(x) * len(y))
 
 
 def _square_root(covariance: Tensor) -> Tensor:

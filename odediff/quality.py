@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odediff.metrics import _distances, _points
 
-PROJECTIONS = 256
+PROJECTIONS = 128
 NEIGHBOURS = 3
 BLOCK = 1024
 
