@@ -1,15 +1,16 @@
 """NFE against quality, over solvers, grids, peers and problems: ``python -m benchmarks.nfe_quality``.
 
 Every finished cell is one small file in ``folder``; the same command resumes a run that was stopped, and any number of
-workers share the folder. At the end all of them become ``table.parquet``.
+workers share the folder. At the end all of them become ``table.parquet`` and ``report.html``.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from benchmarks import report
 from benchmarks.cells import Cell
 from benchmarks.collect import TABLE, collect, ranks
 from benchmarks.config import register
@@ -51,15 +53,16 @@ def _run(config: DictConfig) -> None:
         if config.compute:
             compute(config, groups)
         if HydraConfig.get().mode == RunMode.RUN:
-            finish(config, groups)
+            finish(config, groups, HydraConfig.get().overrides.task)
 
 
 class Finish(Callback):
-    """When a sweep has ended: one table."""
+    """When a sweep has ended: one table and one report."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all jobs have ended."""
-        finish(config, plan(config))
+        given = config.hydra.overrides
+        finish(config, plan(config), ["-m", *given.task, *given.hydra])
 
 
 def compute(config: DictConfig, groups: list[list[Cell]]) -> None:
@@ -79,8 +82,8 @@ def compute(config: DictConfig, groups: list[list[Cell]]) -> None:
     visit(image_cells(config, groups, store))
 
 
-def finish(config: DictConfig, groups: list[list[Cell]]) -> None:
-    """Collect the table and print the best methods."""
+def finish(config: DictConfig, groups: list[list[Cell]], arguments: Sequence[str]) -> None:
+    """Collect the table, print the best methods and write the report, which quotes the command's ``arguments``."""
     folder = Path(config.folder)
     store = Store(folder / "cells")
     cells = in_order([*groups, *image_cells(config, groups, store)], 0)
@@ -94,6 +97,9 @@ def finish(config: DictConfig, groups: list[list[Cell]]) -> None:
     if best:
         print(text_table(("problem", "nfe", "rank", "method | grid | closing", "median error", "low", "high"), best))
     print(f"{len(rows)} of {len(cells)} cells are finished, {len(lost)} of them refused or broken: {folder / TABLE}")
+    if len(rows) > len(lost):
+        report.write(rows, folder, shlex.join(["python", "-m", "benchmarks.nfe_quality", *arguments]))
+        print(f"report: {folder / report.PAGE}")
 
 
 def progress(cells: list[Cell], name: str, shown: bool) -> Iterator[Cell]:
