@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.fusion import fused, fusing
 from solvers.real import Real, divide, log, native
 
 
@@ -123,6 +124,8 @@ def combine(*terms: tuple[Real, Tensor]) -> Tensor:
     Coefficients are floats or ``(B,)`` float64 arrays; an array scales the rows of its tensor. The result keeps the
     dtype and device of the tensors, whatever the precision of the coefficients.
     """
+    if fusing.get() and all(isinstance(coefficient, float) for coefficient, _ in terms):
+        return fused(*zip(*terms, strict=True))
     (first, x), *rest = terms
     total = x * (first if isinstance(first, float) else per_row(first, x))
     for coefficient, x in rest:

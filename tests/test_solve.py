@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from solvers import (
     Rotation,
     SolveError,
     Status,
+    UniPC,
     combine,
+    fusion,
     solve,
 )
 from solvers.counting import counted
@@ -530,3 +533,28 @@ def test_rows_at_singular_nodes_are_counted_by_sample():
     starts, ends = WITH_SINGULAR
     RK4(Data()).step(wrapped, problem.node(starts), problem.node(ends), x)
     assert wrapped.ledger.evaluations.tolist() == [1, 1, 4, 4]
+
+
+# Compiled combinations
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("solver", [DDIM(), UniPC(), RK4(Noise())], ids=str)
+def test_compiled_combinations_give_the_same_states(solver):
+    for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        x = starting_points(dtype)
+        plain, compiled = (solved(solver, x, compile=compile).x for compile in (False, True))
+        assert compiled.dtype == dtype
+        torch.testing.assert_close(compiled, plain, rtol=0, atol=tolerance)
+
+
+def test_without_a_compiler_compile_is_refused_before_the_first_call(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found\nin many lines")
+
+    fusion.require_compiler.cache_clear()
+    monkeypatch.setattr(fusion, "fused", broken)
+    problem = Untouched(mild_mixture().distribution)
+    with pytest.raises(ValueError, match=r"compile=True needs a C\+\+ .*\(InvalidCxxCompiler[^\n]*leave it out"):
+        solve(problem, DDIM(), starting_points(), TIMES, compile=True)
+    assert not fusion.fusing.get()
