@@ -1,7 +1,8 @@
 """odediff: a diffusion model as an ODE. Sampling integrates it from noise to data, inversion from data to noise."""
 
 from odediff import grid, problems, zoo
-from odediff.inversion import Code, decode, encode
+from odediff.code import Code
+from odediff.inversion import decode, encode, mix_codes, slerp
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.sampling import sample
@@ -39,9 +40,11 @@ __all__ = [
     "__version__",
     "decode",
     "encode",
+    "mix_codes",
     "grid",
     "probability_flow",
     "problems",
     "sample",
+    "slerp",
     "zoo",
 ]

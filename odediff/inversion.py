@@ -1,37 +1,21 @@
-"""From data to noise, and back: the same solve with the grid flipped."""
+"""From data to noise, and back: the same solve with the grid flipped, or the exact inverse of a reversible method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from odediff.code import Code, grid_nodes
 from odediff.model import Model
-from odediff.problem import probability_flow
+from odediff.problem import ProbabilityFlow, probability_flow
+from odediff.replay import NullSchedule, Recorded
 from odediff.sampling import DEFAULT_SOLVER, Grid, make_times
-from odediff.schedule import Schedule
-from solvers import Node, Solver, Stats, solve
-
-
-@dataclass(frozen=True)
-class Code:
-    """The noise of an image, with all that its way back needs.
-
-    ``x`` is the state at ``times[-1]``; ``times`` ascend from the end nearest to the data. ``path``, ``prediction`` and
-    ``guidance`` are those of the model that encoded: `decode` refuses another.
-    """
-
-    x: Tensor
-    times: Tensor
-    solver: Solver
-    state: Any
-    stats: Stats
-    path: Schedule
-    prediction: str
-    guidance: float | Tensor
+from solvers import Inverse, Node, ReversibleSolver, Solution, Solver, solve
+from solvers.implicit_inverse import Effort
 
 
 def encode(
@@ -44,30 +28,89 @@ def encode(
     nfe: int | None = None,
     callback: Callable[[Node, Tensor], None] | None = None,
     progress: bool = False,
+    throw: bool = True,
 ) -> Code:
     """Integrate ``images`` from the data to noise (DDIM inversion, for DDIM) on the flipped sampling grid.
 
-    The 0 of the grid is dropped and the image taken as the state at the node before it: a denoising step cannot be
-    undone. ``grid``, ``steps`` and ``nfe`` mean the same as in `odediff.sample`, so that one description of a grid
-    serves both directions; ``nfe`` bounds the calls of the encoding.
+    A reversible solver is inverted: decoding returns to the images, for any network and any guidance, up to rounding
+    or, for an implicit inverse, its tolerance. The 0 of the grid is dropped and the image taken as the state at the
+    node before it: a denoising step cannot be undone. ``grid``, ``steps`` and ``nfe`` mean the same as in
+    `odediff.sample`, so that one description of a grid serves both directions; ``nfe`` bounds the calls of the
+    encoding. With ``throw=False`` samples that fail have their status in the code instead of raising.
 
     Raises:
         TypeError, ValueError: an argument cannot be used, among them a stochastic solver and a model with a threshold;
             nothing has been computed.
-        solvers.SolveError: samples became infinite or NaN.
+        solvers.SolveError: samples became infinite or NaN, or an implicit inverse did not converge.
     """
     solver = DEFAULT_SOLVER if solver is None else solver
-    ode = probability_flow(model)
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
     if not solver.deterministic:
         raise ValueError(
             f"solver={solver} is stochastic and has no inverse; use a deterministic one, such as DDIM(eta=0)"
         )
+    ode = probability_flow(model)
+    times = inversion_times(
+        model, Inverse(solver) if isinstance(solver, ReversibleSolver) else solver, grid, steps, nfe
+    )
+    if isinstance(solver, ReversibleSolver):
+        _require_reversible(solver, ode, times)
+    solution = climb(ode, solver, images, times, callback=callback, progress=progress, throw=throw)
+    effort = solution.state if isinstance(solution.state, Effort) else None
+    return Code.of(
+        model,
+        grid_nodes(model, times),
+        x=solution.x,
+        solver=solver,
+        stats=solution.stats,
+        status=solution.status,
+        state=solution.state if isinstance(solver, ReversibleSolver) and effort is None else None,
+        effort=effort,
+    )
+
+
+def decode(
+    model: Model,
+    code: Code,
+    *,
+    edit: bool = False,
+    callback: Callable[[Node, Tensor], None] | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> Tensor:
+    """Integrate a code back to the node where its encoding began: the image, up to the solver's error.
+
+    ``edit=True`` decodes under another condition or guidance: what comes is no reconstruction, but the image that the
+    same code gives there, such as one of another class (a dual diffusion implicit bridge, Su et al. 2023).
+
+    Raises:
+        ValueError: ``model`` differs from the encoder in schedule, prediction form, weights, guidance, condition or by
+            a threshold; or the code holds samples that were not encoded.
+        solvers.SolveError: samples became infinite or NaN.
+    """
+    code.require_model(model, edit)
+    if throw and bool(code.status.any()):
+        failed = torch.nonzero(code.status).ravel().tolist()
+        raise ValueError(f"code.status: samples {failed} were not encoded; leave them out, or pass throw=False")
+    times = code.times.flip(0)
+    ode = NullSchedule(model, times, code.nulls) if code.nulls else probability_flow(model)
+    solver = code.solver if code.offsets is None else Recorded(code.solver)
+    state = code.state if code.offsets is None else code.offsets
+    with torch.no_grad():
+        return solve(ode, solver, code.x, times, state=state, callback=callback, progress=progress, throw=throw).x
+
+
+def inversion_times(
+    model: Model, solver: Solver, grid: Grid | Tensor | None, steps: int | None, nfe: int | None
+) -> Tensor:
+    """The ascending times of an inversion, for a model that can be inverted."""
+    if not isinstance(model, Model):
+        probability_flow(model)
     if model.threshold is not None:
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
     # As if the last interval cost nothing: it is dropped below, so all of nfe goes into the encoding.
-    times = make_times(ode, solver, grid, steps, nfe, "extrapolate")
+    times = make_times(probability_flow(model), solver, grid, steps, nfe, "extrapolate")
     if times[-1] == 0:
         times = times[:-1]
     if len(times) < 2:
@@ -75,35 +118,69 @@ def encode(
             f"grid has one time above 0, {float(times[0]):g}, and inversion needs at least 2, since the last interval "
             "belongs to the closing rule; give steps >= 2"
         )
-    times = times.flip(0)
-    with torch.no_grad():
-        solution = solve(ode, solver, images, times, callback=callback, progress=progress)
-    return Code(solution.x, times, solver, solution.state, solution.stats, model.path, model.prediction, model.guidance)
+    return times.flip(0)
 
 
-def decode(
-    model: Model,
-    code: Code,
+def climb(
+    ode: ProbabilityFlow,
+    solver: Solver,
+    images: Tensor,
+    times: Tensor,
     *,
     callback: Callable[[Node, Tensor], None] | None = None,
     progress: bool = False,
-) -> Tensor:
-    """Integrate a code back to the node where its encoding began: the image, up to the solver's error.
+    throw: bool = True,
+    trajectory: bool = False,
+) -> Solution:
+    """Solve from the data to the noise: along ascending times, by the inverse of a reversible solver."""
+    upwards = Inverse(solver) if isinstance(solver, ReversibleSolver) else solver
+    with torch.no_grad():
+        return solve(
+            ode, upwards, images, times, callback=callback, progress=progress, throw=throw, trajectory=trajectory
+        )
+
+
+def mix_codes(one: Code, other: Code, weight: float) -> Code:
+    """The code on the great circle between two, sample by sample: 0 gives the first, 1 the second.
+
+    Decoding follows the condition of the first. Codes with a companion or a record have no mean: encode with a plain
+    solver such as RK4.
 
     Raises:
-        ValueError: ``model`` differs from the encoder in schedule, prediction form, guidance or by a threshold.
-        solvers.SolveError: samples became infinite or NaN.
+        ValueError: the codes differ in grid, solver or model, or carry more than their states.
     """
-    ode = probability_flow(model)
-    for name, mine, stored in (
-        ("path", model.path, code.path),
-        ("prediction", model.prediction, code.prediction),
-        ("guidance", model.guidance, code.guidance),
-    ):
-        same = torch.equal(*map(torch.as_tensor, (mine, stored))) if name == "guidance" else mine == stored
-        if not same:
-            raise ValueError(f"model.{name}={mine} differs from the encoder's {stored}; decode with the same model")
-    if model.threshold is not None:
-        raise ValueError(f"model.threshold={model.threshold} does not decode; use Model(..., threshold=None)")
-    with torch.no_grad():
-        return solve(ode, code.solver, code.x, code.times.flip(0), callback=callback, progress=progress).x
+    for code in (one, other):
+        if code.state is not None or code.offsets is not None or code.nulls:
+            raise ValueError(f"code: a code of {code.solver} carries more than its states; encode with a plain solver")
+    same = replace(one, conditions=other.conditions, guidance=other.guidance, digest="")
+    if same.digest != other.digest:
+        raise ValueError("code: the two differ in grid, solver, dtype, shape or model; encode both alike")
+    return replace(one, x=slerp(one.x, other.x, weight), status=torch.maximum(one.status, other.status))
+
+
+def slerp(x: Tensor, y: Tensor, weight: float) -> Tensor:
+    """``(sin((1 - w) theta) x + sin(w theta) y) / sin(theta)`` for the angle theta of each sample (Shoemake 1985).
+
+    Where x and y are nearly parallel, and sin(theta) has no digits left, it is the straight line.
+    """
+    if x.shape != y.shape or x.ndim < 2:
+        raise ValueError(f"y has shape {tuple(y.shape)}; pass that of x, {tuple(x.shape)}, (B, ...)")
+    flat_x, flat_y = x.double().flatten(1), y.double().flatten(1)
+    norms = (flat_x.norm(dim=1) * flat_y.norm(dim=1)).clamp(min=torch.finfo(torch.float64).tiny)
+    theta = torch.arccos(((flat_x * flat_y).sum(1) / norms).clamp(-1, 1))[:, None]
+    sine = torch.sin(theta)
+    straight = sine < 1e-6
+    safe = torch.where(straight, 1.0, sine)
+    of_x = torch.where(straight, 1 - weight, torch.sin((1 - weight) * theta) / safe)
+    of_y = torch.where(straight, weight, torch.sin(weight * theta) / safe)
+    return (of_x * flat_x + of_y * flat_y).reshape(x.shape).to(x.dtype)
+
+
+def _require_reversible(solver: ReversibleSolver, ode: ProbabilityFlow, times: Tensor) -> None:
+    for a, b in pairwise(ode.nodes(times.tolist())):
+        if not solver.reverses(b, a):
+            raise ValueError(
+                f"grid: nothing undoes the step of {solver} between t={a.t:g} (alpha={a.alpha:g}, sigma={a.sigma:g}) "
+                f"and t={b.t:g} (alpha={b.alpha:g}, sigma={b.sigma:g}); end the grid before, or use a method on "
+                "solvers.Rotation() or solvers.BDIA(), which are regular there"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Mapping
@@ -16,9 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from odediff.files import write_json
+from odediff.fingerprint import fingerprint
 from odediff.model import Model
 from odediff.sampling import Grid
 from odediff.schedule import Schedule
@@ -123,17 +123,6 @@ def build(config: DictConfig) -> Run:
         grid=instantiate(config.grid),
         folder=Path(HydraConfig.get().runtime.output_dir),
     )
-
-
-def fingerprint(network: Any) -> str:
-    """SHA-256 of a network's weights; its name if it has none."""
-    if not isinstance(network, nn.Module):
-        return type(network).__name__
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _on_schedule(model: Model, config: DictConfig) -> Model:

@@ -2,39 +2,48 @@
 
 from solvers import testing
 from solvers.backends import Scipy, Torchdiffeq
+from solvers.coupled import EDICT, AsynchronousLeapfrog, Reversible, ReversibleHeun
 from solvers.dpm_solver_singlestep import DPMFast, DPMSolver2, DPMSolver3
 from solvers.exponential import DDIM, DDPM
 from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S, HochbruckOstermann4
 from solvers.implicit import GaussLegendre
+from solvers.implicit_inverse import FixedPoint, NewtonKrylov
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction, combine
 from solvers.pndm import PNDM
 from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
+from solvers.reversible import Companion, Inverse, ReversibleSolver
 from solvers.runge_kutta import RK4, SSPRK3, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
 from solvers.sa_solver import SASolver
 from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solve import solve
 from solvers.solver import Solver, Step
 from solvers.stochastic import EDMHeun, EulerMaruyama
+from solvers.two_step import BDIA, OBELM, Leapfrog
 
 __all__ = [
+    "BDIA",
     "DDIM",
     "DDPM",
     "DEIS",
+    "EDICT",
     "ETDRK2",
     "ETDRK3",
     "ETDRK4",
     "IPNDM",
     "LMS",
+    "OBELM",
     "ODE",
     "PNDM",
     "RES2S",
     "RES3S",
     "RK4",
     "SSPRK3",
+    "AsynchronousLeapfrog",
     "Bosh3",
+    "Companion",
     "DPMFast",
     "DPMSolver",
     "DPMSolver2",
@@ -46,17 +55,24 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "ExponentialAdams",
+    "FixedPoint",
     "GaussLegendre",
     "Heun",
     "HochbruckOstermann4",
+    "Inverse",
+    "Leapfrog",
     "Line",
     "Midpoint",
+    "NewtonKrylov",
     "Node",
     "Noise",
     "NoiseStream",
     "PathODE",
     "Prediction",
     "Ralston",
+    "Reversible",
+    "ReversibleHeun",
+    "ReversibleSolver",
     "Rotation",
     "RungeKutta",
     "SASolver",

@@ -35,7 +35,8 @@ class Status(IntEnum):
             ),
             Status.NOT_CONVERGED: (
                 "the equations of an implicit step were not solved to its tolerance; use more steps (shorter ones "
-                "converge faster), another line, more iterations or a looser tolerance"
+                "converge faster), another line, more iterations, solvers.NewtonKrylov for an inverse, or a tolerance "
+                "above the network's rounding (1e-6 for float32); guidance may leave no solution"
             ),
         }[self]
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from odediff import zoo
 from odediff.files import replacing
+from odediff.fingerprint import fingerprint
 from odediff.metrics import class_accuracy
 from odediff.model import Model
 from odediff.pictures import labelled_grid, montage
 from odediff.reference import reference_end
-from odediff.run import Run, build, fingerprint, rms
+from odediff.run import Run, build, rms
 from odediff.sampling import initial_deviation, sample
 from odediff.table import text_table
 from odediff.zoo.evaluate import frechet

@@ -1,0 +1,297 @@
+"""The code of an image: its noise, and all that the way back needs; a file that is whole or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import solvers
+from odediff.files import replacing
+from odediff.fingerprint import fingerprint, tensors_hash
+from odediff.model import Model
+from solvers import Companion, Solver, Stats
+from solvers.implicit_inverse import Effort
+
+FORMAT = 1
+HEADER = "odediff"
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """The noise of images, with all that their way back needs.
+
+    Args:
+        x: the states at the noisiest node, ``(B, ...)``.
+        nodes: time, alpha and sigma of the grid, ``(N + 1, 3)`` in float64; the times ascend from the end nearest to
+            the data.
+        solver: the method that decodes.
+        path, prediction, guidance, conditions, null, weights: those of the model that encoded; the path by its `repr`,
+            the weights by their hash.
+        stats: what encoding cost.
+        status: how it ended for each sample, ``(B,)``, values of `solvers.Status`.
+        state: the companion of a reversible method.
+        effort: residuals and iterations of an implicit inverse.
+        offsets: what to add after each step of the way back, ``(N, B, ...)``, noise first.
+        nulls: the null condition of each step of the way back, ``(N, B, ...)`` or ``(1, B, ...)``, noise first.
+        digest: the hash of all that must not change. It is computed when it is not given; a code whose description was
+            altered afterwards refuses to exist.
+    """
+
+    x: Tensor
+    nodes: Tensor
+    solver: Solver
+    path: str
+    prediction: str
+    guidance: float | Tensor
+    conditions: Mapping[str, Any]
+    null: Mapping[str, Any]
+    weights: str
+    stats: Stats
+    status: Tensor
+    state: Companion | None = None
+    effort: Effort | None = None
+    offsets: Tensor | None = None
+    nulls: Mapping[str, Tensor] = field(default_factory=dict)
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        found = self._description_hash()
+        if self.digest and self.digest != found:
+            raise ValueError(
+                "code: its grid, solver, dtype, shape, model or condition differs from what was encoded; encode again, "
+                "or pass edit=True to decode under another condition"
+            )
+        object.__setattr__(self, "digest", found)
+
+    @classmethod
+    def of(cls, model: Model, nodes: Tensor, **fields: Any) -> Code:
+        """A code made by ``model``."""
+        return cls(nodes=nodes, **describe_model(model), **fields)
+
+    @property
+    def times(self) -> Tensor:
+        """The times of the nodes, ascending, float64."""
+        return self.nodes[:, 0]
+
+    def require_model(self, model: Model, edit: bool = False) -> None:
+        """Raise `ValueError` unless ``model`` is the one that encoded; an edit may change condition and guidance."""
+        remedy = "decode with the same model"
+        for name, given in describe_model(model).items():
+            stored = getattr(self, name)
+            editable = name in ("guidance", "conditions")
+            if (edit and editable) or (name == "null" and not model.guided) or _same(given, stored):
+                continue
+            hint = " (edit=True changes condition and guidance on purpose)" if editable else ""
+            raise ValueError(
+                f"model.{name}={_shown(given)} differs from the encoder's {_shown(stored)}; {remedy}{hint}"
+            )
+        if model.threshold is not None:
+            raise ValueError(f"model.threshold={model.threshold} does not decode; use Model(..., threshold=None)")
+        here = grid_nodes(model, self.times)
+        if not torch.allclose(here, self.nodes, rtol=1e-12, atol=0):
+            raise ValueError("model.path has other nodes at the code's times; decode with the same model")
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the code to one safetensors file, atomically: tensors, and JSON in the file's metadata.
+
+        Raises:
+            TypeError: a part of the code, such as a solver that `solvers` does not export, has no safe written form.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+        guidance = None if isinstance(self.guidance, Tensor) else float(self.guidance)
+        header = {
+            "format": FORMAT,
+            "solver": written(self.solver),
+            "path": self.path,
+            "prediction": self.prediction,
+            "guidance": guidance,
+            "conditions": _plain_part("condition", self.conditions),
+            "null": _plain_part("null condition", self.null),
+            "weights": self.weights,
+            "stats": [self.stats.nfe, self.stats.network_evaluations, self.stats.steps],
+            "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
+            "digest": self.digest,
+            "tensors": tensors_hash(tensors),
+        }
+        with replacing(Path(path)) as partial:
+            save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, solver: Solver | None = None) -> Code:
+        """Read a code that `save` wrote; give ``solver`` when its class is your own, and the same as saved.
+
+        Raises:
+            ValueError: the file is no code, is truncated or altered, or was made by a solver that is not known here.
+        """
+        tensors, header = _read(Path(path))
+        partner = header["partner"]
+        node = None if partner is None else solvers.Node(*partner)
+        pair = _named(tensors, "state.")
+        effort = [tensors.get(f"effort.{name}") for name in Effort._fields]
+        nfe, network_evaluations, steps = header["stats"]
+        if solver is not None and written(solver) != header["solver"]:
+            raise ValueError(
+                f"solver={solver} differs from the encoder's {header['solver']}; pass the one that encoded"
+            )
+        return cls(
+            x=tensors["x"],
+            nodes=tensors["nodes"],
+            solver=solver or read_back(header["solver"]),
+            path=header["path"],
+            prediction=header["prediction"],
+            guidance=tensors["guidance"] if header["guidance"] is None else header["guidance"],
+            conditions=header["conditions"] | _named(tensors, "conditions."),
+            null=header["null"] | _named(tensors, "null."),
+            weights=header["weights"],
+            stats=Stats(nfe, network_evaluations, tensors["evaluations"], steps),
+            status=tensors["status"],
+            state=Companion(**pair, node=node) if pair else None,
+            effort=None if effort[0] is None else Effort(*effort),  # type: ignore[arg-type]
+            offsets=tensors.get("offsets"),
+            nulls=_named(tensors, "nulls."),
+            digest=header["digest"],
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {"x": self.x, "nodes": self.nodes, "status": self.status, "evaluations": self.stats.evaluations}
+        if isinstance(self.guidance, Tensor):
+            found["guidance"] = self.guidance
+        for prefix, values in (("conditions.", self.conditions), ("null.", self.null), ("nulls.", self.nulls)):
+            found |= {prefix + name: value for name, value in values.items() if isinstance(value, Tensor)}
+        if self.state is not None:
+            found |= {f"state.{n}": v for n, v in self.state._asdict().items() if isinstance(v, Tensor)}
+        if self.effort is not None:
+            found |= {f"effort.{name}": value for name, value in self.effort._asdict().items()}
+        return found if self.offsets is None else found | {"offsets": self.offsets}
+
+    def _description_hash(self) -> str:
+        """Over everything but the states' values and what encoding cost."""
+        companions = [] if self.state is None else [v for v in self.state[:3] if v is not None]
+        stored = [self.x, *companions, *([] if self.offsets is None else [self.offsets[0]])]
+        described = {
+            "solver": repr(self.solver),
+            "path": self.path,
+            "prediction": self.prediction,
+            "weights": self.weights,
+            "guidance": _hashable(self.guidance),
+            "conditions": {name: _hashable(value) for name, value in sorted(self.conditions.items())},
+            "null": {name: _hashable(value) for name, value in sorted(self.null.items())},
+            "nodes": _hashable(self.nodes),
+            "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
+            "states": [[str(v.dtype), list(v.shape)] for v in stored],
+        }
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Those fields of a `Code` that say which model encoded."""
+    return {
+        "path": repr(model.path),
+        "prediction": model.prediction,
+        "guidance": model.guidance,
+        "conditions": dict(model.conditions),
+        "null": dict(model.null),
+        "weights": fingerprint(model.network),
+    }
+
+
+def grid_nodes(model: Model, times: Tensor) -> Tensor:
+    """Time, alpha and sigma at ``times``, ``(N + 1, 3)`` in float64."""
+    return torch.tensor([tuple(node) for node in model.path.nodes(times.tolist())], dtype=torch.float64)
+
+
+def written(value: Any) -> Any:
+    """A solver as JSON: the names of classes and their fields; plain values as they are.
+
+    Raises:
+        TypeError: a part is neither a dataclass nor a plain value.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [written(one) for one in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"code.solver holds {value!r}, which has no written form; use numbers, strings and dataclasses")
+    fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {"class": type(value).__name__, **fields}
+
+
+def read_back(description: Any) -> Any:
+    """What `written` wrote, of the classes that `solvers` exports and no others: a file names no code to run."""
+    if isinstance(description, list):
+        return tuple(read_back(one) for one in description)
+    if not isinstance(description, dict):
+        return description
+    fields = dict(description)
+    name = fields.pop("class")
+    if name not in solvers.__all__:
+        raise ValueError(
+            f"the code was made by {name}, which solvers does not export; pass Code.load(path, solver=...)"
+        )
+    return getattr(solvers, name)(**{key: read_back(value) for key, value in fields.items()})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of a file, both as they were written."""
+    remedy = "encode again, and save with code.save(path)"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}); {remedy}") from error
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} holds tensors and no code; {remedy}") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {header.get('format')}, this version reads {FORMAT}; {remedy}")
+    if tensors_hash(tensors) != header["tensors"]:
+        raise ValueError(f"{path} is altered: its tensors are not those that were written; {remedy}")
+    return tensors, header
+
+
+def _plain_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+    for key, value in plain.items():
+        if value is not None and not isinstance(value, bool | int | float | str):
+            raise TypeError(f"{name} {key!r} is a {type(value).__name__}, which has no written form; use a tensor")
+    return plain
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _hashable(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value if isinstance(value, bool | int | float | str) else repr(value)
+    return [str(value.dtype), list(value.shape), tensors_hash({"": value})]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two conditions or guidances are equal; numbers and tensors of one value are."""
+    if isinstance(one, Mapping):
+        return set(one) == set(other) and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        one, other = (torch.as_tensor(value).detach().cpu() for value in (one, other))
+        one, other = (value.squeeze(0) if value.shape == (1,) else value for value in (one, other))
+        return one.shape == other.shape and bool((one == other).all())
+    return bool(one == other)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, Tensor) and value.numel() > 10:
+        return f"tensor of shape {tuple(value.shape)}"
+    return str(value.tolist() if isinstance(value, Tensor) else value)

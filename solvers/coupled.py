@@ -1,0 +1,293 @@
+"""Reversible one-step methods: the state and its companion move by turns, each by what the other says.
+
+All of them work on a `Lattice`: the way to the noise and back returns every bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from solvers.exponential import DDIM, Law
+from solvers.lines import Data, Line, Noise, Rotation
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, combine
+from solvers.real import Real
+from solvers.reversible import FINE, FINEST, WIDE, Companion, Lattice, ReversibleSolver, meets_singular
+from solvers.runge_kutta import RK4, Heun
+from solvers.solver import Past, Solver, Step, require_path
+
+
+@dataclass(frozen=True)
+class Pair(ReversibleSolver):
+    """A method that moves a pair along a line, and makes a DDIM step, which nothing undoes, at its singular nodes."""
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Companion | None = None,
+    ) -> Companion | None:
+        """The companion of an earlier run; the first regular step makes one."""
+        require_path(self, ode)
+        return state
+
+    def reverses(self, a: Node, b: Node) -> bool:
+        """Where neither node is singular on the line."""
+        return not meets_singular(self.along, a, b)
+
+    @property
+    def along(self) -> Line:
+        """The line."""
+        return Noise()
+
+    @property
+    def lattice(self) -> Lattice:
+        """On the rotation line z is as large as x; on the others it grows at one end."""
+        return FINE if isinstance(self.along, Rotation) else WIDE
+
+    def digits(self, node: Node, x: Tensor, state: Companion | None) -> Tensor:
+        """The state in the line's coordinates."""
+        return self.lattice.digits(self.along.scale(node), x, None if state is None else state.z)
+
+    def slope(self, ode: Any, node: Node, z: Tensor, like: Tensor, scale: Real | None = None) -> Tensor:
+        """The line's slope at z, on the lattice; the network sees the dtype of ``like``."""
+        x = combine((self.along.scale(node) if scale is None else scale, z)).to(like.dtype)
+        return self.lattice.snap(self.along.slope(node, ode.predict(node, x)))
+
+    def landed(self, node: Node, like: Tensor, z: Tensor, other: Tensor | None, slope: Tensor | None = None) -> Step:
+        """The step that ends with z."""
+        return Step(combine((self.along.scale(node), z)).to(like.dtype), state=Companion(z, other, slope))
+
+
+@dataclass(frozen=True)
+class EDICT(Pair):
+    """Exact inversion via coupled transformations (Wallace, Gokul & Naik 2023, "EDICT", eqs. 11 to 14).
+
+    With ``M(x; y) = (alpha_b/alpha_a) x + (sigma_b - sigma_a alpha_b/alpha_a) eps(y)``, the DDIM step of x with the
+    noise seen in y, for which the network is told node a:
+
+        x' = M(x; y),  y' = M(y; x'),  x_b = p x' + (1 - p) y',  y_b = p y' + (1 - p) x_b
+
+    It starts with y = x and makes two calls. Averaging pulls the pair together, and the inverse pushes it apart by
+    ``p^-2`` in every step: 1e3 in 50 steps, and 2e6 in 100, where the latent is no longer noise; 4e12 in 200, where it
+    is no longer a number of use.
+    """
+
+    order: ClassVar[int] = 1
+    p: float = 0.93
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise ValueError(f"EDICT: p={self.p!r} must lie in (0, 1]; the paper's is 0.93")
+
+    def calls(self, n_steps: int) -> int:
+        """Two for each step."""
+        return 2 * n_steps
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
+        """Move x by y, y by the new x, and average."""
+        if not self.reverses(a, b):
+            return Step(DDIM().step(ode, a, b, x).x)
+        z, y = self._pair(a, x, state)
+        snap, h = self.lattice.snap, b.s - a.s
+        z = z + snap(combine((h, self.slope(ode, a, y, x))))
+        y = y + snap(combine((h, self.slope(ode, a, z, x, b.alpha))))
+        z = y + snap(combine((self.p, z - y)))
+        return self.landed(b, x, z, z + snap(combine((self.p, y - z))))
+
+    def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
+        """Undo the average, then move y back by x and x back by y."""
+        if not self.reverses(a, b):
+            return Step(DDIM().step(ode, a, b, x).x)
+        z, y = self._pair(a, x, state)
+        snap, h = self.lattice.snap, a.s - b.s
+        y = z + snap(combine((1 / self.p, y - z)))
+        z = y + snap(combine((1 / self.p, z - y)))
+        y = y - snap(combine((h, self.slope(ode, b, z, x, a.alpha))))
+        z = z - snap(combine((h, self.slope(ode, b, y, x))))
+        return self.landed(b, x, z, y)
+
+    def _pair(self, node: Node, x: Tensor, state: Companion | None) -> tuple[Tensor, Tensor]:
+        z = self.digits(node, x, state)
+        return z, z if state is None or state.other is None else state.other
+
+
+@dataclass(frozen=True)
+class LinePair(Pair):
+    """A method that is its own inverse with the step's sign changed, which the nodes give: `unstep` is `step`.
+
+    It carries a slope from step to step: the start costs one call, and every step one.
+    """
+
+    order: ClassVar[int] = 2
+    line: Line = field(default_factory=Noise)
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """The three lines."""
+        return [cls(line) for line in (Noise(), Data(), Rotation())]
+
+    @property
+    def along(self) -> Line:
+        """The line."""
+        return self.line
+
+    def calls(self, n_steps: int) -> int:
+        """One for each step, and one for the start."""
+        return n_steps + 1
+
+    def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
+        """The step."""
+        return self.step(ode, a, b, x, state)
+
+
+@dataclass(frozen=True)
+class AsynchronousLeapfrog(LinePair):
+    """Asynchronous leapfrog (Mutze 2013; Zhuang et al. 2021, "MALI", algorithm 2), with a slope v beside z.
+
+    With ``h = q_b - q_a``:
+
+        m = z_a + h/2 v_a,  u = slope(m) at (q_a + q_b)/2,  v_b = 2 u - v_a,  z_b = m + h/2 v_b
+
+    The middle is in the line's variable. It starts with the slope at the first node.
+    """
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
+        """Half a step by the old slope, half by the new one."""
+        if not self.reverses(a, b):
+            return Step(DDIM().step(ode, a, b, x).x)
+        z, snap = self.digits(a, x, state), self.lattice.snap
+        slope = self.slope(ode, a, z, x) if state is None or state.slope is None else state.slope
+        q_a, q_b = self.line.q(a), self.line.q(b)
+        half = (q_b - q_a) / 2
+        # The same middle from either side, to the last bit: q_a + half is not.
+        middle = self.line.node(ode, (q_a + q_b) / 2)
+        z = z + snap(combine((half, slope)))
+        slope = 2 * self.slope(ode, middle, z, x) - slope
+        return self.landed(b, x, z + snap(combine((half, slope))), None, slope)
+
+
+@dataclass(frozen=True)
+class ReversibleHeun(LinePair):
+    """The reversible Heun method (Kidger et al. 2021, "Efficient and accurate gradients for neural SDEs", algorithm 1).
+
+    Beside z a second state Z, at which alone the network is called; with ``h = q_b - q_a`` and ``v = slope(Z)``:
+
+        Z_b = 2 z_a - Z_a + h v_a,  z_b = z_a + h/2 (v_a + v_b)
+
+    It starts with Z = z. The difference of the two changes its sign in every step and nothing damps it: what is put
+    into it grows like the exponential of the field's Lipschitz constant times the way, faster than in the other pairs.
+    """
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
+        """Reflect the second state, and integrate the first by the trapezoidal rule over the second's slopes."""
+        if not self.reverses(a, b):
+            return Step(DDIM().step(ode, a, b, x).x)
+        z, snap = self.digits(a, x, state), self.lattice.snap
+        if state is None or state.other is None or state.slope is None:
+            other, slope = z, self.slope(ode, a, z, x)
+        else:
+            other, slope = state.other, state.slope
+        half = (self.line.q(b) - self.line.q(a)) / 2
+        before = snap(combine((half, slope)))
+        other = 2 * (z + before) - other
+        slope = self.slope(ode, b, other, x)
+        return self.landed(b, x, z + before + snap(combine((half, slope))), other, slope)
+
+
+@dataclass(frozen=True)
+class Reversible(ReversibleSolver):
+    """Any one-step method, made reversible (McCallum & Foster 2024, "Efficient, accurate and stable gradients ...").
+
+    With ``Psi(a->b, x)`` the increment of ``base`` and c the ``coupling``:
+
+        y_b = c y_a + (1 - c) z_a + Psi(a->b, z_a),     z_b = z_a - Psi(b->a, y_b)
+        z_a = z_b + Psi(b->a, y_b),     y_a = z_a + (y_b - z_a - Psi(a->b, z_a)) / c
+
+    The result is y, z its companion; it starts with z = y, keeps the order of ``base`` and costs twice its calls. In x
+    it divides by nothing and is reversible wherever ``base`` is finite; in x/alpha over sigma/alpha it is known as Rex.
+    The smaller c, the more stable the way, and the more the way back amplifies: by 1/c in every step.
+    """
+
+    base: Solver = field(default_factory=lambda: RK4(Noise()))
+    coupling: float = 0.999
+
+    def __post_init__(self) -> None:
+        require_one_step(self, self.base)
+        if not 0 < self.coupling <= 1:
+            raise ValueError(f"Reversible: coupling={self.coupling!r} must lie in (0, 1]; the paper's is 0.999")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """That of the base method."""
+        return self.base.order
+
+    @property
+    def law(self) -> Law:  # type: ignore[override]
+        """That of the base method."""
+        return self.base.law
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """Around methods of order 2 and 4."""
+        return [cls(Heun(Rotation())), cls()]
+
+    def calls(self, n_steps: int) -> int:
+        """Twice those of the base method."""
+        return 2 * self.base.calls(n_steps)
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Companion | None = None,
+    ) -> Companion | None:
+        """The companion of an earlier run; the first step makes one."""
+        return state
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
+        """Move y by z, then z by the new y."""
+        y, z = self._pair(x, state)
+        y = z + self._increment(ode, a, b, z, x) + FINEST.snap(combine((self.coupling, y - z)))
+        return Step(y.to(x.dtype), state=Companion(y, z - self._increment(ode, b, a, y, x)))
+
+    def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
+        """Move z back by y, then y by the old z."""
+        y, z = self._pair(x, state)
+        z = z + self._increment(ode, a, b, y, x)
+        y = z + FINEST.snap(combine((1 / self.coupling, y - z - self._increment(ode, b, a, z, x))))
+        return Step(y.to(x.dtype), state=Companion(y, z))
+
+    def _pair(self, x: Tensor, state: Companion | None) -> tuple[Tensor, Tensor]:
+        y = FINEST.digits(1.0, x, None if state is None else state.z)
+        return y, y if state is None or state.other is None else state.other
+
+    def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor) -> Tensor:
+        x = z.to(like.dtype)
+        return FINEST.snap(one_step(self.base, ode, a, b, x).double() - x.double())
+
+
+def one_step(solver: Solver, ode: Any, a: Node, b: Node, x: Tensor) -> Tensor:
+    """One step of a method from its own start."""
+    return solver.step(ode, a, b, x, solver.start(ode, (a, b), x)).x
+
+
+def require_one_step(outer: Solver, base: Solver) -> None:
+    """Raise unless ``base`` is deterministic and its steps are steps: no tolerance, no library's own stepping."""
+    name = type(outer).__name__
+    if not isinstance(base, Solver):
+        raise TypeError(f"{name}: base={base!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+    if not base.deterministic:
+        raise ValueError(f"{name}: base={base} is stochastic; use a deterministic one, such as DDIM(eta=0)")
+    if type(base).solve is not Solver.solve:
+        raise ValueError(f"{name}: base={base} chooses its own steps; use a one-step method, such as DDIM() or RK4()")

@@ -1,0 +1,311 @@
+"""Exact inverses of methods that have no algebraic one, by solving for the state that the method would carry here."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from solvers.coupled import one_step, require_one_step
+from solvers.exponential import DDIM, Law
+from solvers.krylov import anderson, gmres, largest
+from solvers.lines import Data, Noise
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, combine
+from solvers.real import Real, native
+from solvers.reversible import ReversibleSolver, meets_singular
+from solvers.solution import Status
+from solvers.solver import Past, Solver, Step
+
+
+class Effort(NamedTuple):
+    """What an implicit inverse did for each sample, ``(B,)``: the record in its `Solution.state`.
+
+    ``residual`` is the largest one accepted in any step, or the one that was reached where none was accepted: the
+    max-norm of what the method makes of the state that was found, less the state that it should have made, divided by
+    the larger of 1 and the max-norm of the latter. ``iterations`` counts those of all steps; ``status`` is
+    `Status.NOT_CONVERGED` for the samples that a step was not solved for: from there on they are NaN.
+    """
+
+    residual: Tensor
+    iterations: Tensor
+    status: Tensor
+
+
+@dataclass(frozen=True)
+class ImplicitInverse(ReversibleSolver):
+    """A one-step method whose steps are undone by iteration.
+
+    `unstep` from a to b finds the z at b with
+
+        G(z) = base(b->a, z) - x = 0,
+
+    sample by sample: each stops by its own residual. ``tolerance`` bounds the residual relative to the larger of 1 and
+    the state's max-norm; None is 100 times the rounding of the state's dtype. Around a network in float32 it cannot be
+    met much below 1e-6, whatever the dtype of the state.
+
+    The iterations start from z = x and use ``P = min(alpha_b/alpha_a, sigma_b/sigma_a)`` for the inverse of the step's
+    Jacobian J. Where the noise's Jacobian lies between 0 and 1/sigma, as an exact posterior's does, a DDIM step's lies
+    between these two ratios, inverted: the eigenvalues of ``1 - P J`` lie between 0 and 1, and the iteration contracts
+    for every step. Guidance leaves that range, and beyond some step the iteration has no reason to converge.
+
+    A step that leaves or reaches alpha = 0 or sigma = 0 is a DDIM step, which nothing undoes: what denoising merges has
+    no one origin.
+    """
+
+    base: Solver = field(default_factory=DDIM)
+    tolerance: float | None = None
+    max_iterations: int = 50
+
+    def __post_init__(self) -> None:
+        require_one_step(self, self.base)
+        name = type(self).__name__
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"{name}: tolerance={self.tolerance!r} must be positive, or None for round-off")
+        whole = isinstance(self.max_iterations, int) and not isinstance(self.max_iterations, bool)
+        if not whole or self.max_iterations < 0:
+            raise ValueError(f"{name}: max_iterations={self.max_iterations!r} must be a whole number of at least 0")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """That of the base method."""
+        return self.base.order
+
+    @property
+    def law(self) -> Law:  # type: ignore[override]
+        """That of the base method."""
+        return self.base.law
+
+    def calls(self, n_steps: int) -> int:
+        """Those of the base method."""
+        return self.base.calls(n_steps)
+
+    def reverses(self, a: Node, b: Node) -> bool:
+        """Away from alpha = 0 and sigma = 0."""
+        return not (meets_singular(Noise(), a, b) or meets_singular(Data(), a, b))
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Any:
+        """The base method's; what the inverse did is of no use to it."""
+        return self.base.start(ode, nodes, x, past=past, state=None if isinstance(state, Effort) else state)
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """The base method's."""
+        return self.base.step(ode, a, b, x, state)
+
+    def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> Effort:
+        """Nothing done yet."""
+        if isinstance(state, Effort):
+            return state
+        none = torch.zeros(len(x), dtype=torch.int64)
+        return Effort(torch.zeros(len(x), dtype=torch.float64), none, none)
+
+    def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Effort | None = None) -> Step:
+        """Solve for the state at b."""
+        effort = state or self.unstart(ode, (a, b), x)
+        if not self.reverses(a, b):
+            return Step(DDIM().step(ode, a, b, x).x, state=effort)
+        index = torch.nonzero(effort.status == Status.SUCCESS).ravel()
+        if not len(index):
+            return Step(torch.full_like(x, float("nan")), state=effort, status=effort.status)
+        # A sample that was lost costs no further calls.
+        rows = index.to(x.device)
+        given = x[rows]
+        found, residual, iterations, converged = self.invert(_rows(ode, rows, len(x)), a, b, given)
+        lost = given.new_full((), float("nan"))
+        column = converged.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+        status = torch.where(converged, int(Status.SUCCESS), int(Status.NOT_CONVERGED))
+        effort = Effort(
+            effort.residual.index_copy(0, index, torch.maximum(effort.residual[index], residual)),
+            effort.iterations.index_add(0, index, iterations),
+            effort.status.index_copy(0, index, status),
+        )
+        end = torch.full_like(x, float("nan")).index_copy(0, rows, torch.where(column, found, lost))
+        return Step(end, state=effort, status=effort.status)
+
+    @abstractmethod
+    def invert(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The states at b, their residuals, iterations and whether they converged, a row for each of ``x``."""
+
+    def bound(self, x: Tensor) -> float:
+        """The tolerance for states like ``x``."""
+        return 100 * torch.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
+
+    def defect(self, ode: Any, a: Node, b: Node, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """``-P G(z)`` for some of the samples, as a function of z and of their rows."""
+        ratio = _preconditioner(a, b)
+
+        def function(z: Tensor, rows: Tensor) -> Tensor:
+            there, here = _node_rows(b, rows, len(x)), _node_rows(a, rows, len(x))
+            scale = ratio if isinstance(ratio, float) else ratio[rows.cpu().numpy()]
+            return combine((scale, x[rows] - one_step(self.base, _rows(ode, rows, len(x)), there, here, z)))
+
+        return function
+
+    def relative(self, a: Node, b: Node, x: Tensor) -> Tensor:
+        """What turns the max-norm of ``-P G`` into the relative residual, ``(B,)`` in float64."""
+        ratio = torch.as_tensor(_preconditioner(a, b), dtype=torch.float64)
+        return 1 / (ratio * largest(x).clamp(min=1))
+
+
+@dataclass(frozen=True)
+class FixedPoint(ImplicitInverse):
+    """Undo a step by ``z <- z + damping * P (x - base(b->a, z))``, with Anderson's acceleration for ``history > 0``.
+
+    For DDIM this is ``z = (x - k eps(z))/r`` with ``base(z) = r z + k eps(z)``: fixed-point DDIM inversion (Pan et al.
+    2023, "AIDI", with ``history`` its Anderson acceleration; Garibi et al. 2024, "ReNoise"). ``damping`` below 1 helps
+    where guidance makes the plain iteration overshoot.
+
+    ``max_iterations=0`` makes no claim to be an inverse: it is the iteration's first value, DDIM inversion with the
+    network told the node that it goes to (Hertz et al. 2022, "Prompt-to-prompt"), at one call.
+    """
+
+    damping: float = 1.0
+    history: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"FixedPoint: damping={self.damping!r} must lie in (0, 1]; 1 is the plain iteration")
+        if isinstance(self.history, bool) or not isinstance(self.history, int) or not 0 <= self.history <= 20:
+            raise ValueError(f"FixedPoint: history={self.history!r} must be a whole number from 0 to 20; 0 is none")
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """The base method shows nothing new; its inverse is measured as `Inverse`."""
+        return [cls()]
+
+    def uncalls(self, n_steps: int) -> int:
+        """As many as the iterations allow, and one to begin with."""
+        return self.base.calls(n_steps) * (self.max_iterations + 1)
+
+    def invert(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Iterate; each sample stops by its own residual."""
+        defect, relative, bound = self.defect(ode, a, b, x), self.relative(a, b, x), self.bound(x)
+        if self.max_iterations == 0:
+            everyone = torch.arange(len(x), device=x.device)
+            unknown = torch.full((len(x),), float("nan"), dtype=torch.float64)
+            first = x + defect(x, everyone)
+            return first, unknown, torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), dtype=torch.bool)
+        return anderson(defect, x, relative, bound, self.max_iterations, self.damping, self.history)
+
+
+@dataclass(frozen=True)
+class NewtonKrylov(ImplicitInverse):
+    """Undo a step by Newton's method, each linear system solved by GMRES with Jacobian-vector products alone.
+
+    ``z <- z + d`` with ``P J d = -P G(z)`` to the residual ``0.1 |P G|`` at least, in at most ``krylov`` products by
+    forward-mode differentiation (Knoll & Keyes 2004, "Jacobian-free Newton-Krylov methods"). A step that does not
+    lower the residual is halved, up to five times. It converges where the fixed point does not contract, as under
+    guidance, and costs a product, about two calls, for each Krylov vector.
+    """
+
+    max_iterations: int = 20
+    krylov: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.krylov, bool) or not isinstance(self.krylov, int) or self.krylov < 1:
+            raise ValueError(f"NewtonKrylov: krylov={self.krylov!r} must be a whole number of at least 1")
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """The base method shows nothing new; its inverse is measured as `Inverse`."""
+        return [cls()]
+
+    def uncalls(self, n_steps: int) -> int:
+        """Residuals, halved steps included, and products, as many as the iterations allow."""
+        return self.base.calls(n_steps) * (1 + self.max_iterations * (self.krylov + HALVINGS + 1))
+
+    def invert(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Iterate; each sample stops by its own residual."""
+        defect, relative, bound = self.defect(ode, a, b, x), self.relative(a, b, x), self.bound(x)
+        z = x.clone()
+        rows = torch.arange(len(x), device=x.device)
+        value = defect(z, rows)
+        residual = largest(value) * relative
+        iterations = torch.zeros(len(x), dtype=torch.int64)
+        stuck = torch.zeros(len(x), dtype=torch.bool)
+        while True:
+            active = torch.nonzero((residual > bound) & ~stuck & (iterations < self.max_iterations)).ravel()
+            if not len(active):
+                # A NaN is not above the bound, and has not converged either.
+                return z, residual, iterations, residual <= bound
+            rows = active.to(x.device)
+            step = gmres(_product(defect, z[rows], rows), value[rows], self.krylov)
+            iterations[active] += 1
+            taken = self._search(defect, z, value, residual, step, active, relative)
+            stuck[active] = ~taken
+
+    def _search(
+        self,
+        defect: Callable[[Tensor, Tensor], Tensor],
+        z: Tensor,
+        value: Tensor,
+        residual: Tensor,
+        step: Tensor,
+        active: Tensor,
+        relative: Tensor,
+    ) -> Tensor:
+        """Take each sample's step, halved until it lowers the residual; in place. Whether one was found."""
+        taken = torch.zeros(len(active), dtype=torch.bool)
+        for halving in range(HALVINGS + 1):
+            left = torch.nonzero(~taken).ravel()
+            if not len(left):
+                break
+            index = active[left]
+            rows = index.to(z.device)
+            trial = z[rows] + step[left.to(z.device)] * 0.5**halving
+            there = defect(trial, rows)
+            size = largest(there) * relative[index]
+            better = size < residual[index]
+            good, keep = index[better].to(z.device), better.to(z.device)
+            z[good], value[good] = trial[keep], there[keep]
+            residual[index[better]] = size[better]
+            taken[left[better]] = True
+        return taken
+
+
+HALVINGS = 5
+
+
+def _preconditioner(a: Node, b: Node) -> Real:
+    return native(np.minimum(np.divide(b.alpha, a.alpha), np.divide(b.sigma, a.sigma)))
+
+
+def _product(defect: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """``P J v`` at z for some of its samples: the derivative of ``P G`` along v, by forward-mode differentiation."""
+
+    def product(v: Tensor, some: Tensor) -> Tensor:
+        at = some.to(z.device)
+        # Dual numbers, and not torch.func.jvp: the evaluations are counted in place, which its transforms forbid.
+        with forward_ad.dual_level():
+            image = forward_ad.unpack_dual(defect(forward_ad.make_dual(z[at], v), rows[at]))
+        return torch.zeros_like(v) if image.tangent is None else -image.tangent
+
+    return product
+
+
+def _rows(ode: Any, rows: Tensor, batch: int) -> Any:
+    """The problem for those samples; the problem itself for all of them."""
+    return ode if len(rows) == batch else ode.rows(rows)
+
+
+def _node_rows(node: Node, rows: Tensor, batch: int) -> Node:
+    """The node for those samples, where samples keep their own times."""
+    if isinstance(node.t, float) or len(rows) == batch:
+        return node
+    index = rows.cpu().numpy()
+    return Node(*(value if isinstance(value, float) else value[index] for value in node))
