@@ -4,7 +4,9 @@ from odediff import grid, problems, zoo
 from odediff.code import Code
 from odediff.inversion import decode, encode, mix_codes, slerp
 from odediff.model import Model
+from odediff.null_text import negative_prompt, null_text, shared_null
 from odediff.problem import ProbabilityFlow, probability_flow
+from odediff.recorders import cycle_diffusion, direct_inversion, edit_friendly
 from odediff.sampling import sample
 from odediff.schedule import (
     VE,
@@ -38,13 +40,19 @@ __all__ = [
     "VPSigmoid",
     "VPTable",
     "__version__",
+    "cycle_diffusion",
     "decode",
+    "direct_inversion",
+    "edit_friendly",
     "encode",
     "mix_codes",
     "grid",
+    "negative_prompt",
+    "null_text",
     "probability_flow",
     "problems",
     "sample",
+    "shared_null",
     "slerp",
     "zoo",
 ]

@@ -109,6 +109,22 @@ class Model:
             guidance=self.guidance if guidance is None else guidance,
         )
 
+    def null_embedding(self) -> dict[str, Tensor]:
+        """The null condition as floating-point tensors, which `odediff.null_text` optimises: one row, ``(...)``, each.
+
+        Raises:
+            TypeError: the null condition holds none.
+        """
+        found = {
+            name: value for name, value in self.null.items() if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        if not found:
+            raise TypeError(
+                f"null={dict(self.null)!r} holds no floating-point tensor to optimise; give the null condition as an "
+                "embedding that the network accepts"
+            )
+        return found
+
     def remap(self, path: Schedule) -> Model:
         """The same network on another schedule: it is asked at equal signal-to-noise ratio, on rescaled states.
 

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from solvers.coupled import one_step, require_one_step
 from solvers.exponential import DDIM, Law
-from solvers.krylov import anderson, gmres, largest
+from solvers.krylov import anderson, dot, gmres, largest
 from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
@@ -59,7 +59,7 @@ class ImplicitInverse(ReversibleSolver):
 
     base: Solver = field(default_factory=DDIM)
     tolerance: float | None = None
-    max_iterations: int = 50
+    max_iterations: int = 100
 
     def __post_init__(self) -> None:
         require_one_step(self, self.base)
@@ -208,7 +208,7 @@ class NewtonKrylov(ImplicitInverse):
 
     ``z <- z + d`` with ``P J d = -P G(z)`` to the residual ``0.1 |P G|`` at least, in at most ``krylov`` products by
     forward-mode differentiation (Knoll & Keyes 2004, "Jacobian-free Newton-Krylov methods"). A step that does not
-    lower the residual is halved, up to five times. It converges where the fixed point does not contract, as under
+    lower the defect's norm is halved, up to five times. It converges where the fixed point does not contract, as under
     guidance, and costs a product, about two calls, for each Krylov vector.
     """
 
@@ -246,20 +246,18 @@ class NewtonKrylov(ImplicitInverse):
             rows = active.to(x.device)
             step = gmres(_product(defect, z[rows], rows), value[rows], self.krylov)
             iterations[active] += 1
-            taken = self._search(defect, z, value, residual, step, active, relative)
-            stuck[active] = ~taken
+            stuck[active] = ~self._search(defect, z, value, step, active)
+            residual[active] = largest(value[rows]) * relative[active]
 
     def _search(
         self,
         defect: Callable[[Tensor, Tensor], Tensor],
         z: Tensor,
         value: Tensor,
-        residual: Tensor,
         step: Tensor,
         active: Tensor,
-        relative: Tensor,
     ) -> Tensor:
-        """Take each sample's step, halved until it lowers the residual; in place. Whether one was found."""
+        """Take each sample's step, halved until it lowers the defect's norm; in place. Whether one was found."""
         taken = torch.zeros(len(active), dtype=torch.bool)
         for halving in range(HALVINGS + 1):
             left = torch.nonzero(~taken).ravel()
@@ -269,12 +267,10 @@ class NewtonKrylov(ImplicitInverse):
             rows = index.to(z.device)
             trial = z[rows] + step[left.to(z.device)] * 0.5**halving
             there = defect(trial, rows)
-            size = largest(there) * relative[index]
-            better = size < residual[index]
-            good, keep = index[better].to(z.device), better.to(z.device)
-            z[good], value[good] = trial[keep], there[keep]
-            residual[index[better]] = size[better]
-            taken[left[better]] = True
+            keep = dot(there, there) < dot(value[rows], value[rows])
+            better = rows[keep]
+            z[better], value[better] = trial[keep], there[keep]
+            taken[left[keep.cpu()]] = True
         return taken
 
 

@@ -46,6 +46,10 @@ class ClassConditional(Model):
             )
         return super().condition(guidance=guidance, **conditions)
 
+    def null_embedding(self) -> dict[str, Tensor]:
+        """The embedding of "no class": the network takes it in place of a label."""
+        return {"label": self.network.label.weight[NULL_LABEL]}  # type: ignore[attr-defined]
+
 
 def classifier(device: str | torch.device = "cpu") -> Classifier:
     """Return the embedded classifier: ``logits = network(images)``, ``features = network.features(images)``."""

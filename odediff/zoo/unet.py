@@ -76,7 +76,8 @@ class UNet(nn.Module):
     full resolution would cost four times the work and add little.
 
     ``x`` is ``(B, 1, 28, 28)``; ``time`` is ``(B,)``, an index into the training table, whole or not; ``label`` is
-    ``(B,)`` integer classes, `NULL_LABEL` for none. Returns epsilon in the shape of ``x``.
+    ``(B,)`` integer classes, `NULL_LABEL` for none, or their embeddings, ``(B, embedding)``. Returns epsilon in the
+    shape of ``x``.
     """
 
     def __init__(self, width: int = 48, embedding: int = 192) -> None:
@@ -100,7 +101,8 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        embedding = F.silu(self.time(self.time_features(time).to(x.dtype)) + self.label(label))
+        condition = label if label.is_floating_point() else self.label(label)
+        embedding = F.silu(self.time(self.time_features(time).to(x.dtype)) + condition)
         stem = self.stem(F.pixel_unshuffle(x, 2))
         down1 = self.down1(stem, embedding)
         down2 = self.down2(down1, embedding)

@@ -1,0 +1,243 @@
+"""Null-text inversion and its shortcuts: reconstruct at high guidance by choosing what "no condition" means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from odediff.code import Code, grid_nodes
+from odediff.inversion import climb, inversion_times
+from odediff.model import Model
+from odediff.problem import probability_flow
+from odediff.recorders import pivots
+from odediff.replay import NullSchedule
+from odediff.sampling import Grid
+from solvers import DDIM, Node, Stats
+from solvers.ode import per_row
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+def null_text(
+    model: Model,
+    images: Tensor,
+    *,
+    grid: Grid | Tensor | None = None,
+    steps: int | None = None,
+    iterations: int = 10,
+    learning_rate: float = 1e-2,
+    tolerance: float = 1e-5,
+    progress: bool = False,
+) -> Code:
+    """Optimise the null condition of every step and sample, so that guided DDIM follows the unguided encoding.
+
+    Mokady et al. 2022, "Null-text inversion for editing real images using guided diffusion models", algorithm 1. The
+    pivot is DDIM's encoding at guidance 1. From its noise down, step i of N takes at most ``iterations`` steps of Adam
+    on ``|x_b - pivot_b|^2`` per component, with the rate ``learning_rate (1 - i/(2N))``, moments that start anew, and
+    the null of the step before as the first guess; a sample stops when its error is at most ``tolerance (1 + 2 i)``.
+    The network's weights stay as they are. Every sample has its own null, moments and end, so that none depends on its
+    batch mates.
+
+    The guidance is the model's. The null condition is ``model.null_embedding()``, floating-point tensors that take the
+    place of ``model.null``.
+
+    Raises:
+        TypeError, ValueError: the model is not guided, has no embedding to optimise, or cannot be inverted.
+    """
+    times, pivot, nulls = _prepare(model, images, grid, steps, progress)
+    ode = probability_flow(model)
+    nodes = ode.nodes(times.flip(0).tolist())
+    count = len(nodes) - 1
+    x, stored, passes = pivot[0], [], 0
+    for i, (a, b) in enumerate(tqdm(list(pairwise(nodes)), desc="null-text", unit="step", disable=not progress)):
+        rate, bound = learning_rate * (1 - i / (2 * count)), tolerance * (1 + 2 * i)
+        nulls, used = _optimise(model, a, b, x, pivot[i + 1], nulls, iterations, rate, bound)
+        stored.append(nulls)
+        passes += used
+        with torch.no_grad():
+            x = _guided_step(model, a, b, x, nulls)
+    rows = {name: torch.stack([step[name] for step in stored]) for name in nulls}
+    return _code(model, times, pivot[0], rows, calls=3 * count, passes=passes + 3 * count)
+
+
+def shared_null(
+    model: Model,
+    images: Tensor,
+    *,
+    grid: Grid | Tensor | None = None,
+    steps: int | None = None,
+    iterations: int = 10,
+    learning_rate: float = 1e-2,
+    progress: bool = False,
+) -> Code:
+    """Optimise one null condition for each sample and all steps: what null-text inversion is without its steps.
+
+    Mokady et al. 2022, section 4, "global null-text". Each of ``iterations`` rounds of Adam sums the gradients of all
+    steps, each from the pivot's own state to the pivot's next.
+    """
+    times, pivot, nulls = _prepare(model, images, grid, steps, progress)
+    nodes = probability_flow(model).nodes(times.flip(0).tolist())
+    adam, passes = _Adam(nulls), 0
+    with torch.no_grad():
+        wanted = [_landing(_conditional(model), a, b, pivot[i]) for i, (a, b) in enumerate(pairwise(nodes))]
+    for _ in tqdm(range(iterations), desc="shared null", unit="round", disable=not progress):
+        gradients = {name: torch.zeros_like(value) for name, value in nulls.items()}
+        for i, (a, b) in enumerate(pairwise(nodes)):
+            _, found = _loss_and_gradient(model, a, b, pivot[i], pivot[i + 1], wanted[i], nulls)
+            gradients = {name: gradients[name] + found[name] for name in nulls}
+            passes += 1
+        nulls = adam.step(nulls, gradients, torch.arange(len(images)), learning_rate)
+    rows = {name: value[None] for name, value in nulls.items()}
+    calls = 2 * (len(nodes) - 1)
+    return _code(model, times, pivot[0], rows, calls=calls, passes=passes + calls)
+
+
+def negative_prompt(
+    model: Model,
+    images: Tensor,
+    *,
+    grid: Grid | Tensor | None = None,
+    steps: int | None = None,
+    progress: bool = False,
+) -> Code:
+    """Encode with DDIM at guidance 1, and decode with the condition in place of the null.
+
+    Miyake et al. 2023, "Negative-prompt inversion". The two predictions that guidance compares are then one, and its
+    scale does not matter: the reconstruction is that of guidance 1, bit for bit. It is of use for edits.
+    """
+    _require_guided(model)
+    times = inversion_times(model, DDIM(), grid, steps, None)
+    solution = climb(probability_flow(model.condition(guidance=1.0)), DDIM(), images, times, progress=progress)
+    batch = len(images)
+    rows = {}
+    for name in model.null:
+        value = torch.as_tensor(model.conditions.get(name, model.null[name]))
+        rows[name] = (value if value.ndim and len(value) == batch else value.expand(batch, *value.shape[1:]))[None]
+    calls = len(times) - 1
+    return _code(model, times, solution.x, rows, calls=calls, passes=calls)
+
+
+class _Adam:
+    """Adam (Kingma & Ba 2015) whose moments and counts belong to the samples."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.first = {name: torch.zeros_like(value) for name, value in values.items()}
+        self.second = {name: torch.zeros_like(value) for name, value in values.items()}
+        self.count = torch.zeros(len(next(iter(values.values()))), dtype=torch.float64)
+
+    def step(
+        self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rows: Tensor, rate: float
+    ) -> dict[str, Tensor]:
+        """The values after one step of the samples ``rows``, to which the gradients belong."""
+        self.count[rows] += 1
+        corrections = [per_row((1 - beta ** self.count[rows]).numpy(), gradients[next(iter(values))]) for beta in BETAS]
+        moved = {}
+        for name, value in values.items():
+            gradient, at = gradients[name], rows.to(value.device)
+            self.first[name][at] = BETAS[0] * self.first[name][at] + (1 - BETAS[0]) * gradient
+            self.second[name][at] = BETAS[1] * self.second[name][at] + (1 - BETAS[1]) * gradient.square()
+            size = (self.second[name][at] / corrections[1]).sqrt() + EPSILON
+            moved[name] = value.clone()
+            moved[name][at] = value[at] - rate * self.first[name][at] / corrections[0] / size
+        return moved
+
+
+def _prepare(
+    model: Model, images: Tensor, grid: Grid | Tensor | None, steps: int | None, progress: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The times, the pivot, and the first null of every sample."""
+    _require_guided(model)
+    start = model.null_embedding()
+    times = inversion_times(model, DDIM(), grid, steps, None)
+    nulls = {name: value.detach().expand(len(images), *value.shape).clone() for name, value in start.items()}
+    return times, pivots(model, images, times, DDIM(), progress), nulls
+
+
+def _require_guided(model: Model) -> None:
+    if not isinstance(model, Model) or not model.guided:
+        raise ValueError(
+            f"model.guidance={getattr(model, 'guidance', None)!r}: the null condition matters under guidance only; "
+            "use model.condition(guidance=7.5), or odediff.encode"
+        )
+
+
+def _optimise(
+    model: Model,
+    a: Node,
+    b: Node,
+    x: Tensor,
+    target: Tensor,
+    nulls: Mapping[str, Tensor],
+    iterations: int,
+    rate: float,
+    bound: float,
+) -> tuple[dict[str, Tensor], int]:
+    """The nulls after one node, and the passes of the network that were made for them."""
+    with torch.no_grad():
+        wanted = _landing(_conditional(model), a, b, x)
+    adam, values = _Adam(nulls), dict(nulls)
+    active, passes = torch.arange(len(x)), 1
+    for _ in range(iterations):
+        at = active.to(x.device)
+        some = {name: value[active.to(value.device)] for name, value in values.items()}
+        loss, gradients = _loss_and_gradient(model.rows(at), a, b, x[at], target[at], wanted[at], some)
+        passes += 1
+        left = loss > bound
+        active = active[left]
+        if not len(active):
+            break
+        kept = {name: gradient[left.to(gradient.device)] for name, gradient in gradients.items()}
+        values = adam.step(values, kept, active, rate)
+    return values, passes
+
+
+def _loss_and_gradient(
+    model: Model, a: Node, b: Node, x: Tensor, target: Tensor, wanted: Tensor, nulls: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean squared error of each sample's guided step, ``(B,)``, and its gradient by the null condition.
+
+    The step is affine in the prediction, so guidance may mix where the two predictions land:
+    ``u + w (c - u)`` for ``wanted``, the landing c of the conditional one.
+    """
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in nulls.items()}
+        bare = replace(model, conditions={**model.conditions, **model.null, **leaves}, guidance=1.0)
+        free = _landing(bare, a, b, x)
+        weight = per_row(torch.as_tensor(model.guidance, dtype=torch.float64).numpy(), x)
+        loss = (free + weight * (wanted - free) - target).square().flatten(1).mean(1)
+        gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
+    return loss.detach().cpu(), dict(zip(leaves, gradients, strict=True))
+
+
+def _conditional(model: Model) -> Model:
+    return model.condition(guidance=1.0)
+
+
+def _landing(model: Model, a: Node, b: Node, x: Tensor) -> Tensor:
+    """Where DDIM lands."""
+    return model.predict(a, x).mix(b.alpha, b.sigma)
+
+
+def _guided_step(model: Model, a: Node, b: Node, x: Tensor, nulls: Mapping[str, Tensor]) -> Tensor:
+    """One step as decoding will make it."""
+    schedule = NullSchedule(model, [float(a.t), float(b.t)], {k: v[None] for k, v in nulls.items()})
+    return DDIM().step(schedule, a, b, x).x
+
+
+def _code(model: Model, times: Tensor, x: Tensor, nulls: dict[str, Any], calls: int, passes: int) -> Code:
+    return Code.of(
+        model,
+        grid_nodes(model, times),
+        x=x,
+        solver=DDIM(),
+        stats=Stats(calls, passes, torch.full((len(x),), calls), len(times) - 1),
+        status=torch.zeros(len(x), dtype=torch.int64),
+        nulls=nulls,
+    )

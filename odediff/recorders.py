@@ -1,0 +1,139 @@
+"""Exact by storage: what a step misses on the way back is recorded, and added again when the code is decoded.
+
+Each function returns a `Code` with offsets. Decoded under the same condition it gives the images back, to rounding, at
+any guidance; decoded under another one, with ``edit=True``, it gives an edit that keeps what the offsets hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from odediff.code import Code, grid_nodes
+from odediff.inversion import climb, inversion_times
+from odediff.model import Model
+from odediff.problem import probability_flow
+from odediff.replay import mean_step
+from odediff.sampling import Grid
+from solvers import DDIM, Node, NoiseStream, Solver, Stats, combine
+from solvers.exponential import direction, posterior_std
+
+
+def direct_inversion(
+    model: Model,
+    images: Tensor,
+    *,
+    solver: Solver | None = None,
+    grid: Grid | Tensor | None = None,
+    steps: int | None = None,
+    progress: bool = False,
+) -> Code:
+    """Record what each step at the model's guidance misses of the way that was encoded without guidance.
+
+    Ju et al. 2023, "Direct inversion: boosting diffusion-based editing with 3 lines of code". ``solver`` is DDIM unless
+    given, and one-step; ``grid`` and ``steps`` are those of `odediff.encode`.
+    """
+    solver = DDIM() if solver is None else solver
+    times = inversion_times(model, solver, grid, steps, None)
+    pivot = pivots(model, images, times, solver, progress)
+    return _record(model, solver, times, pivot[0], pivot[1:], climbing=len(times) - 1)
+
+
+def edit_friendly(
+    model: Model,
+    images: Tensor,
+    *,
+    eta: float = 1.0,
+    grid: Grid | Tensor | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    samples: Sequence[int] | None = None,
+) -> Code:
+    """Record the noises of a stochastic sampler that passes through the images, noised independently at every node.
+
+    Huberman-Spiegelglas et al. 2024, "An edit friendly DDPM noise space": ``x_t = alpha x0 + sigma eps_t`` with fresh
+    eps_t; the offset is ``x_b - mean(x_a)``, the paper's sigma z. ``eta = 1`` is DDPM.
+    """
+    times = inversion_times(model, DDIM(), grid, steps, None)
+    nodes = probability_flow(model).nodes(times.flip(0).tolist())
+    stream = NoiseStream(seed, None if samples is None else tuple(samples))
+    states = []
+    for node in nodes[:-1]:
+        noise, stream = stream.draw(images)
+        states.append(combine((node.alpha, images), (node.sigma, noise)))
+    return _record(model, _stochastic(eta), times, states[0], [*states[1:], images])
+
+
+def cycle_diffusion(
+    model: Model,
+    images: Tensor,
+    *,
+    eta: float = 1.0,
+    grid: Grid | Tensor | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    samples: Sequence[int] | None = None,
+) -> Code:
+    """Record the noises of a stochastic sampler along one draw of its own posterior chain, given the images.
+
+    Wu & De la Torre 2023, "A latent space of stochastic diffusion models" (CycleDiffusion): ``x_a`` at pure noise is
+    drawn once, then ``x_b ~ q(x_b | x_a, x0)``, so that the states are as strongly related as a sampler's are.
+    """
+    times = inversion_times(model, DDIM(), grid, steps, None)
+    nodes = probability_flow(model).nodes(times.flip(0).tolist())
+    stream = NoiseStream(seed, None if samples is None else tuple(samples))
+    noise, stream = stream.draw(images)
+    states = [combine((nodes[0].alpha, images), (nodes[0].sigma, noise))]
+    for a, b in pairwise(nodes[:-1]):
+        noise, stream = stream.draw(images)
+        states.append(_posterior_draw(a, b, states[-1], images, noise, eta))
+    return _record(model, _stochastic(eta), times, states[0], [*states[1:], images])
+
+
+def pivots(model: Model, images: Tensor, times: Tensor, solver: Solver, progress: bool = False) -> Tensor:
+    """The states of an encoding without guidance at all nodes, noise first: ``(N + 1, B, ...)``."""
+    plain = probability_flow(model.condition(guidance=1.0))
+    trajectory = climb(plain, solver, images, times, progress=progress, trajectory=True).trajectory
+    assert trajectory is not None
+    return trajectory.flip(0)
+
+
+def _record(
+    model: Model, solver: Solver, times: Tensor, first: Tensor, targets: Iterable[Tensor], climbing: int = 0
+) -> Code:
+    """Go down from ``first`` and note what each step misses of its target; ``climbing`` calls were made before."""
+    ode = probability_flow(model)
+    nodes = ode.nodes(times.flip(0).tolist())
+    x, offsets = first, []
+    with torch.no_grad():
+        for (a, b), target in zip(pairwise(nodes), targets, strict=True):
+            mean = mean_step(solver, ode, a, b, x)
+            offsets.append(target - mean)
+            # From the state that decoding will be in, rounding included, and not from the target.
+            x = mean + offsets[-1]
+    calls = climbing + len(offsets)
+    return Code.of(
+        model,
+        grid_nodes(model, times),
+        x=first,
+        solver=solver,
+        stats=Stats(calls, climbing + len(offsets) * ode.passes, torch.full((len(first),), calls), len(offsets)),
+        status=torch.zeros(len(first), dtype=torch.int64),
+        offsets=torch.stack(offsets),
+    )
+
+
+def _posterior_draw(a: Node, b: Node, x: Tensor, data: Tensor, noise: Tensor, eta: float) -> Tensor:
+    """``alpha_b x0 + sqrt(sigma_b^2 - std^2) eps + std z`` with the true noise ``eps = (x - alpha_a x0)/sigma_a``."""
+    kept = direction(a, b, eta) / a.sigma
+    return combine((b.alpha - kept * a.alpha, data), (kept, x), (eta * posterior_std(a, b), noise))
+
+
+def _stochastic(eta: float) -> DDIM:
+    solver = DDIM(eta)
+    if solver.deterministic:
+        raise ValueError("eta=0 has no noise to record; give eta in (0, 1], or use odediff.direct_inversion")
+    return solver
