@@ -14,7 +14,7 @@ from solvers.lines import Data, Line, Noise, Rotation
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.real import Real
-from solvers.reversible import FINE, FINEST, WIDE, Companion, Lattice, ReversibleSolver, meets_singular
+from solvers.reversible import FINEST, WIDE, Companion, ReversibleSolver, meets_singular
 from solvers.runge_kutta import RK4, Heun
 from solvers.solver import Past, Solver, Step, require_path
 
@@ -46,19 +46,14 @@ class Pair(ReversibleSolver):
         """The line."""
         return Noise()
 
-    @property
-    def lattice(self) -> Lattice:
-        """On the rotation line z is as large as x; on the others it grows at one end."""
-        return FINE if isinstance(self.along, Rotation) else WIDE
-
     def digits(self, node: Node, x: Tensor, state: Companion | None) -> Tensor:
         """The state in the line's coordinates."""
-        return self.lattice.digits(self.along.scale(node), x, None if state is None else state.z)
+        return WIDE.digits(self.along.scale(node), x, None if state is None else state.z)
 
     def slope(self, ode: Any, node: Node, z: Tensor, like: Tensor, scale: Real | None = None) -> Tensor:
         """The line's slope at z, on the lattice; the network sees the dtype of ``like``."""
         x = combine((self.along.scale(node) if scale is None else scale, z)).to(like.dtype)
-        return self.lattice.snap(self.along.slope(node, ode.predict(node, x)))
+        return WIDE.snap(self.along.slope(node, ode.predict(node, x)))
 
     def landed(self, node: Node, like: Tensor, z: Tensor, other: Tensor | None, slope: Tensor | None = None) -> Step:
         """The step that ends with z."""
@@ -95,20 +90,20 @@ class EDICT(Pair):
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
         z, y = self._pair(a, x, state)
-        snap, h = self.lattice.snap, b.s - a.s
+        snap, h = WIDE.snap, b.s - a.s
         z = z + snap(combine((h, self.slope(ode, a, y, x))))
         y = y + snap(combine((h, self.slope(ode, a, z, x, b.alpha))))
-        z = y + snap(combine((self.p, z - y)))
-        return self.landed(b, x, z, z + snap(combine((self.p, y - z))))
+        z = y + WIDE.shrink(z - y, 1 / self.p)
+        return self.landed(b, x, z, z + WIDE.shrink(y - z, 1 / self.p))
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Undo the average, then move y back by x and x back by y."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
         z, y = self._pair(a, x, state)
-        snap, h = self.lattice.snap, a.s - b.s
-        y = z + snap(combine((1 / self.p, y - z)))
-        z = y + snap(combine((1 / self.p, z - y)))
+        snap, h = WIDE.snap, a.s - b.s
+        y = z + WIDE.grow(y - z, 1 / self.p)
+        z = y + WIDE.grow(z - y, 1 / self.p)
         y = y - snap(combine((h, self.slope(ode, b, z, x, a.alpha))))
         z = z - snap(combine((h, self.slope(ode, b, y, x))))
         return self.landed(b, x, z, y)
@@ -162,7 +157,7 @@ class AsynchronousLeapfrog(LinePair):
         """Half a step by the old slope, half by the new one."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
-        z, snap = self.digits(a, x, state), self.lattice.snap
+        z, snap = self.digits(a, x, state), WIDE.snap
         slope = self.slope(ode, a, z, x) if state is None or state.slope is None else state.slope
         q_a, q_b = self.line.q(a), self.line.q(b)
         half = (q_b - q_a) / 2
@@ -189,7 +184,7 @@ class ReversibleHeun(LinePair):
         """Reflect the second state, and integrate the first by the trapezoidal rule over the second's slopes."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
-        z, snap = self.digits(a, x, state), self.lattice.snap
+        z, snap = self.digits(a, x, state), WIDE.snap
         if state is None or state.other is None or state.slope is None:
             other, slope = z, self.slope(ode, a, z, x)
         else:
@@ -258,14 +253,14 @@ class Reversible(ReversibleSolver):
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Move y by z, then z by the new y."""
         y, z = self._pair(x, state)
-        y = z + self._increment(ode, a, b, z, x) + FINEST.snap(combine((self.coupling, y - z)))
+        y = z + self._increment(ode, a, b, z, x) + FINEST.shrink(y - z, 1 / self.coupling)
         return Step(y.to(x.dtype), state=Companion(y, z - self._increment(ode, b, a, y, x)))
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Move z back by y, then y by the old z."""
         y, z = self._pair(x, state)
         z = z + self._increment(ode, a, b, y, x)
-        y = z + FINEST.snap(combine((1 / self.coupling, y - z - self._increment(ode, b, a, z, x))))
+        y = z + FINEST.grow(y - z - self._increment(ode, b, a, z, x), 1 / self.coupling)
         return Step(y.to(x.dtype), state=Companion(y, z))
 
     def _pair(self, x: Tensor, state: Companion | None) -> tuple[Tensor, Tensor]:

@@ -143,8 +143,8 @@ class Lattice:
     Sums of such numbers are exact, so what one step adds the step back subtracts, to the last bit, and the network is
     asked the same questions. Rounding alone would not do: a change in the last digit of a float64 state crosses, once
     in a while, a rounding boundary of a float32 network, and a difference of 1e-7 in its answer grows on the way. A
-    factor r >= 1 is undone as well, ``round(round(r n) / r) = n`` for whole n: the way to the noise and back is exact
-    where the way there expands, as it does in every method here. Levesque & Verlet 1993, "Molecular dynamics and time
+    factor r >= 1 is undone as well, by `grow` and `shrink`: the way to the noise and back is exact where the way there
+    expands, as it does in every method here. Levesque & Verlet 1993, "Molecular dynamics and time
     reversibility", made the leapfrog method exact in this way.
 
     Exactness ends where a state exceeds ``2^53 spacing``, ordinary float64 rounding takes over there.
@@ -156,6 +156,18 @@ class Lattice:
     def snap(self, z: Tensor) -> Tensor:
         """The nearest multiples of the spacing, in float64."""
         return torch.round(z.double() / self.spacing).mul_(self.spacing)
+
+    def grow(self, z: Tensor, r: Real) -> Tensor:
+        """``r z`` for r >= 1, on the lattice: ``n + round((r - 1) n)`` for z = n times the spacing."""
+        return z + self.snap(combine((r - 1, z)))
+
+    def shrink(self, z: Tensor, r: Real) -> Tensor:
+        """``z / r`` for r >= 1, which undoes `grow`: ``m - round((1 - 1/r) m)``.
+
+        With ``(r - 1) n = k + e``, k whole and |e| <= 1/2, the number rounded here is ``k + e/r``. A product
+        ``r n`` rounded as a whole would be undone just so, were it not for the digits that a large n leaves for it.
+        """
+        return z - self.snap(combine((1 - 1 / r, z)))
 
     def digits(self, scale: Real, x: Tensor, carried: Tensor | None) -> Tensor:
         """The z of ``x = scale z``: what was carried on, wherever it rounds to x, and x itself elsewhere."""
@@ -170,7 +182,7 @@ FINE = Lattice(2.0**-44)
 FINEST = Lattice(2.0**-49)
 """For x in methods of high order: exact up to 16, accurate to 2e-15."""
 WIDE = Lattice(2.0**-38)
-"""For x/alpha and x/sigma, which grow large at one end of the path: exact up to 32,768, accurate to 4e-12."""
+"""For the lines, whose x/alpha or x0 may grow large at one end: exact up to 32,768, accurate to 4e-12."""
 
 
 def meets_singular(line: Line, *nodes: Node) -> bool:

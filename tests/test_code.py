@@ -1,0 +1,195 @@
+"""A code file is whole or refused, and a code is decoded by what encoded it, or not at all."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import odediff
+import solvers
+from odediff import Code
+from solvers import BDIA, DDIM, EDICT, OBELM, AsynchronousLeapfrog, FixedPoint, Heun, Noise, Reversible, Rotation
+
+TABLE = odediff.VPTable.linear()
+
+
+class Network(torch.nn.Module):
+    """One weight, one label: other weights give other pictures."""
+
+    def __init__(self, weight: float = 0.3) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.weight * x + 0.1 * label.reshape(-1, 1).to(x.dtype))
+
+
+def model(weight: float = 0.3, label=1, guidance=2.0, path: odediff.Schedule = TABLE, **options) -> odediff.Model:
+    conditions = {"label": label}
+    return odediff.Model(
+        Network(weight), path, conditions=conditions, null={"label": 0}, guidance=guidance, **options
+    )
+
+
+def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.linspace(-1, 1, 12, dtype=dtype).reshape(4, 3)
+
+
+SOLVERS = [
+    DDIM(),
+    Heun(Rotation(0.5)),
+    BDIA(),
+    EDICT(),
+    OBELM(),
+    AsynchronousLeapfrog(Rotation()),
+    Reversible(Heun(Noise()), 0.99),
+    FixedPoint(tolerance=1e-5, history=2),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("guidance", [2.0, torch.tensor([1.0, 2.0, 3.0, 4.0])], ids=["one", "each"])
+def test_a_code_comes_back_from_its_file(tmp_path: Path, solver, guidance):
+    labels = torch.tensor([1, 2, 1, 0])
+    mine = model(label=labels, guidance=guidance)
+    code = odediff.encode(mine, images(), solver=solver, steps=8)
+    code.save(tmp_path / "code.safetensors")
+    loaded = Code.load(tmp_path / "code.safetensors")
+    assert loaded.solver == solver and loaded.digest == code.digest
+    assert torch.equal(loaded.times, code.times)
+    assert (loaded.stats.nfe, loaded.stats.evaluations.tolist()) == (code.stats.nfe, code.stats.evaluations.tolist())
+    assert torch.equal(odediff.decode(mine, loaded), odediff.decode(mine, code))
+    assert (loaded.effort is None) == (code.effort is None)
+    assert [file.name for file in tmp_path.iterdir()] == ["code.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["offsets", "nulls"])
+def test_what_was_recorded_comes_back_from_its_file(tmp_path: Path, kind):
+    record = odediff.direct_inversion if kind == "offsets" else odediff.negative_prompt
+    code = record(model(), images(), steps=8)
+    code.save(tmp_path / "code.safetensors")
+    loaded = Code.load(tmp_path / "code.safetensors")
+    assert torch.equal(odediff.decode(model(), loaded), odediff.decode(model(), code))
+
+
+def test_a_solver_of_the_users_own_is_read_only_when_it_is_given(tmp_path: Path):
+    @dataclass(frozen=True)
+    class Mine(DDIM):
+        pass
+
+    odediff.encode(model(), images(), solver=Mine(), steps=5).save(tmp_path / "code")
+    with pytest.raises(ValueError, match=r"made by Mine, which solvers does not export.*solver="):
+        Code.load(tmp_path / "code")
+    with pytest.raises(ValueError, match="solver=DDIM.* differs from the encoder's"):
+        Code.load(tmp_path / "code", solver=DDIM())
+    assert Code.load(tmp_path / "code", solver=Mine()).solver == Mine()
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, length):
+    file = tmp_path / "code.safetensors"
+    odediff.encode(model(), images(), steps=5).save(file)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match="truncated"):
+        Code.load(file)
+
+
+def test_an_altered_or_foreign_file_is_refused(tmp_path: Path):
+    file = tmp_path / "code.safetensors"
+    odediff.encode(model(), images(), steps=5).save(file)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="altered"):
+        Code.load(file)
+    save_file(load_file(file), tmp_path / "bare")
+    with pytest.raises(ValueError, match="no code"):
+        Code.load(tmp_path / "bare")
+    with pytest.raises(FileNotFoundError):
+        Code.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (model(weight=0.4), "model.weights=.* differs"),
+        (model(guidance=3.0), "model.guidance=3.0 differs from the encoder's 2.0.*edit=True"),
+        (model(label=2), "model.conditions=.*label: 2.* differs from the encoder's .*label: 1.*edit=True"),
+        (model(label=torch.tensor([1, 1, 1, 2])), "model.conditions="),
+        (model(path=odediff.VPTable.scaled_linear()), "model.path="),
+        (model(prediction="v"), "model.prediction=v"),
+        (replace(model(), null={"label": 3}), "model.null="),
+        (model(threshold=odediff.StaticThreshold()), "threshold"),
+    ],
+)
+def test_another_model_does_not_decode(other, message):
+    code = odediff.encode(model(), images(), steps=5)
+    with pytest.raises(ValueError, match=message):
+        odediff.decode(other, code)
+
+
+def test_an_edit_changes_condition_and_guidance_on_purpose_and_nothing_else():
+    code = odediff.encode(model(), images(), steps=5)
+    assert torch.isfinite(odediff.decode(model(label=2, guidance=5.0), code, edit=True)).all()
+    with pytest.raises(ValueError, match=r"model\.weights="):
+        odediff.decode(model(weight=0.4, label=2), code, edit=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda code: {"nodes": code.nodes * 1.01},
+        lambda code: {"nodes": code.nodes[1:]},
+        lambda code: {"solver": Heun()},
+        lambda code: {"x": code.x.double()},
+        lambda code: {"x": code.x[:2]},
+        lambda code: {"guidance": 1.0},
+        lambda code: {"weights": ""},
+        lambda code: {"state": code.state._replace(node=solvers.Node(0.5, 0.5, 0.5))},
+        lambda code: {"state": None},
+    ],
+    ids=["grid", "shorter grid", "solver", "dtype", "batch", "guidance", "weights", "partner", "no pair"],
+)
+def test_a_code_whose_description_was_changed_does_not_exist(change):
+    code = odediff.encode(model(), images(), solver=OBELM(), steps=6)
+    with pytest.raises(ValueError, match="differs from what was encoded"):
+        replace(code, **change(code))
+
+
+def test_samples_that_were_not_encoded_do_not_decode():
+    code = odediff.encode(model(), images(), solver=FixedPoint(tolerance=1e-12, max_iterations=1), steps=5, throw=False)
+    assert code.status.tolist() == [solvers.Status.NOT_CONVERGED] * 4
+    assert torch.isnan(code.x).all() and (code.effort.residual > 1e-12).all()
+    with pytest.raises(ValueError, match=r"samples \[0, 1, 2, 3\] were not encoded"):
+        odediff.decode(model(), code)
+    assert torch.isnan(odediff.decode(model(), code, throw=False)).all()
+    with pytest.raises(solvers.SolveError, match="4 of 4 samples NOT_CONVERGED.*NewtonKrylov"):
+        odediff.encode(model(), images(), solver=FixedPoint(tolerance=1e-12, max_iterations=1), steps=5)
+
+
+# --- between codes ------------------------------------------------------------------------------------------------
+
+
+def test_slerp_is_the_great_circle_of_each_sample():
+    x, y = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    found = odediff.slerp(x, y, 1 / 3)
+    expected = torch.tensor([[3**0.5 / 2, 0.5], [3**0.5, 1.0]])
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(odediff.slerp(x, y, 0.0), x)
+    torch.testing.assert_close(odediff.slerp(x, y, 1.0), y)
+    # Where the angle vanishes it is the straight line, and nothing is divided by its sine.
+    torch.testing.assert_close(odediff.slerp(x, 2 * x, 0.25), 1.25 * x)
+    assert torch.isfinite(odediff.slerp(torch.zeros_like(x), y, 0.5)).all()
+
+
+def test_codes_are_mixed_when_they_are_alike():
+    first, second = (odediff.encode(model(label=k), images() * k, solver=DDIM(), steps=8) for k in (1, 2))
+    middle = odediff.mix_codes(first, second, 0.5)
+    assert torch.equal(middle.x, odediff.slerp(first.x, second.x, 0.5))
+    assert torch.isfinite(odediff.decode(model(label=1), middle)).all()
+    with pytest.raises(ValueError, match="differ in grid"):
+        odediff.mix_codes(first, odediff.encode(model(), images(), solver=DDIM(), steps=9), 0.5)
+    with pytest.raises(ValueError, match="carries more than its states"):
+        odediff.mix_codes(first, odediff.encode(model(), images(), solver=BDIA(), steps=8), 0.5)
