@@ -93,6 +93,22 @@ class CompareTask(Task):
 
 
 @dataclass
+class EditTask(Task):
+    """Move real images to the class ``shift`` further on, by ``method``; see `odediff.tasks.edit.run`."""
+
+    method: str = "null_text"
+    shift: int = 1
+
+
+@dataclass
+class InversionTableTask(Task):
+    """Compare ways to the noise and back: ``methods`` are solvers by name."""
+
+    methods: Any = MISSING
+    reference_steps: int = 100
+
+
+@dataclass
 class DoctorTask(Task):
     """Test a network against its declaration, on ``samples`` images."""
 
@@ -156,6 +172,8 @@ def register() -> None:
         ("invert", InvertTask),
         ("joint", JointTask),
         ("compare", CompareTask),
+        ("edit", EditTask),
+        ("inversion_table", InversionTableTask),
         ("doctor", DoctorTask),
         ("solvers", SolversTask),
         ("train", TrainTask),

@@ -60,6 +60,24 @@ def psnr(images: Tensor, again: Tensor) -> Tensor:
     return 20 * torch.log10(2 / round_trip_error(images, again))
 
 
+def gaussianity(noise: Tensor) -> dict[str, float]:
+    """How much a latent ``(N, C, H, W)`` is like white noise: 0, 1 and 0 are its mean, deviation and autocorrelation.
+
+    The autocorrelation is between neighbours in the last two axes, over all samples.
+    """
+    if noise.ndim != 4:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}; pass (N, C, H, W)")
+    noise = _samples("noise", noise)
+    centred = noise - noise.mean()
+    pairs = (centred[..., 1:] * centred[..., :-1]).mean() + (centred[..., 1:, :] * centred[..., :-1, :]).mean()
+    variance = centred.square().mean()
+    return {
+        "mean": float(noise.mean()),
+        "std": float(variance.sqrt()),
+        "autocorrelation": float(pairs / (2 * variance)),
+    }
+
+
 def convergence_slope(steps: Sequence[int], errors: Sequence[float], floor: float) -> float:
     """Least-squares slope of log(error) over log(steps), on the longest run of doublings above 10 times ``floor``.
 

@@ -28,9 +28,7 @@ class Network(torch.nn.Module):
 
 def model(weight: float = 0.3, label=1, guidance=2.0, path: odediff.Schedule = TABLE, **options) -> odediff.Model:
     conditions = {"label": label}
-    return odediff.Model(
-        Network(weight), path, conditions=conditions, null={"label": 0}, guidance=guidance, **options
-    )
+    return odediff.Model(Network(weight), path, conditions=conditions, null={"label": 0}, guidance=guidance, **options)
 
 
 def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -40,7 +40,7 @@ PAIRS = [
     OBELM(),
     *(kind(line) for kind in (Leapfrog, AsynchronousLeapfrog, ReversibleHeun) for line in (Noise(), Rotation())),
     Reversible(),
-    Reversible(Heun(), coupling=0.999),
+    Reversible(RK4(), coupling=0.9999),
 ]
 
 

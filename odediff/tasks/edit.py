@@ -1,0 +1,138 @@
+"""``task=edit``: real images of one class, moved to another; between them, on the great circle of their codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from odediff import zoo
+from odediff.code import Code
+from odediff.images import load_images
+from odediff.inversion import decode, encode, mix_codes
+from odediff.metrics import psnr
+from odediff.model import Model
+from odediff.null_text import negative_prompt, null_text
+from odediff.pictures import labelled_grid, montage
+from odediff.recorders import cycle_diffusion, direct_inversion, edit_friendly
+from odediff.run import Run, build
+from odediff.table import text_table
+
+RECORDERS: dict[str, Callable[..., Code]] = {
+    "null_text": null_text,
+    "negative_prompt": negative_prompt,
+    "direct_inversion": direct_inversion,
+    "edit_friendly": edit_friendly,
+    "cycle_diffusion": cycle_diffusion,
+}
+WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def run(config: DictConfig, method: str, shift: int) -> None:
+    """Encode, reconstruct and edit ``samples`` images by ``method``; write edit.png, edit.safetensors and run.json.
+
+    The edit asks for the class ``shift`` further on. ``bridge`` is a dual diffusion implicit bridge (Su et al. 2023):
+    encode under one class, decode under the other, by the configured solver. ``slerp`` interpolates between each image
+    and the next one of its class. The other methods are functions of `odediff` that record what guidance needs.
+    """
+    if method not in (*RECORDERS, "bridge", "slerp"):
+        raise ValueError(f"task.method={method} is unknown; use bridge, slerp or one of {', '.join(RECORDERS)}")
+    run, begun = build(config), time.perf_counter()
+    if config.nfe is not None:
+        raise ValueError(f"nfe={config.nfe}: task=edit counts steps; give steps=...")
+    if method == "slerp":
+        _interpolate(run)
+        return
+    pictures, labels = load_images(None, config.samples, run.shape)
+    assert labels is not None
+    given = pictures.to(device=config.device, dtype=run.dtype)
+    targets = (labels + shift) % len(zoo.LABELS)
+    model = run.conditioned(config.samples, label=labels.tolist())
+    other = run.conditioned(config.samples, label=targets.tolist())
+    code = _encode(run, model, given, method)
+    code.save(run.folder / "code.safetensors")
+    again = decode(model, code, progress=run.progress)
+    edited = decode(other, code, edit=True, progress=run.progress)
+    quality = psnr(given, again)
+    hits = _hits(edited, targets)
+    columns = min(config.samples, 10)
+    labelled_grid(
+        run.folder / "edit.png",
+        [[montage(v, columns)] for v in (given, again, (again - given) * 4, edited, edited - given)],
+        ["image", "reconstruction", "difference x 4", "edit", "edit - image"],
+        [f"reconstruction {quality.median():.1f} dB (median), {hits:.0%} of the edits classified as asked"],
+        f"Class swap by {method}, guidance {run.model.guidance:g}",
+        inches=0.55 * -(-config.samples // columns),
+    )
+    run.record(
+        {
+            "nfe": code.stats.nfe,
+            "network_evaluations": code.stats.network_evaluations,
+            "psnr": quality.tolist(),
+            "classified_as_asked": hits,
+            "labels": labels.tolist(),
+            "targets": targets.tolist(),
+        }
+    )
+    row = (method, code.stats.nfe, float(quality.median()), hits, round(time.perf_counter() - begun, 1))
+    print(text_table(("method", "calls to encode", "PSNR [dB]", "classified as asked", "seconds"), [row]))
+    print(f"{config.samples} edits in {run.folder}")
+
+
+def _encode(run: Run, model: Model, images: Tensor, method: str) -> Code:
+    settings: dict[str, Any] = {"grid": run.grid, "steps": run.config.steps}
+    if method == "bridge":
+        return encode(model, images, solver=run.solver, progress=run.progress, **settings)
+    if method in ("edit_friendly", "cycle_diffusion"):
+        return RECORDERS[method](model, images, seed=run.config.seed, **settings)
+    return RECORDERS[method](model, images, progress=run.progress, **settings)
+
+
+def _interpolate(run: Run) -> None:
+    """Encode pairs of one class and decode between them; write slerp.png and run.json."""
+    pairs = run.config.samples
+    pictures, labels = load_images(None, 10 * (-(-pairs // 10) + 1), run.shape)
+    assert labels is not None
+    labels = labels[:pairs]
+    model = run.conditioned(pairs, label=labels.tolist())
+    first, second = (
+        encode(
+            model,
+            some.to(device=run.config.device, dtype=run.dtype),
+            solver=run.solver,
+            grid=run.grid,
+            steps=run.config.steps,
+            progress=run.progress,
+        )
+        # Ten rows further on lies the next image of the same class.
+        for some in (pictures[:pairs], pictures[10 : 10 + pairs])
+    )
+    between = [decode(model, mix_codes(first, second, weight), progress=run.progress) for weight in WEIGHTS]
+    hits = [_hits(images, labels) for images in between]
+    ends_images = (pictures[:pairs], pictures[10 : 10 + pairs])
+    labelled_grid(
+        run.folder / "slerp.png",
+        [
+            [montage(image[i : i + 1], 1) for image in (ends_images[0], *between, ends_images[1])]
+            for i in range(min(pairs, 10))
+        ],
+        [zoo.LABELS[int(label)] for label in labels[:10]],
+        ["image", *(f"{weight:g}" for weight in WEIGHTS), "image"],
+        "Between the codes of two images, on the great circle",
+        inches=0.6,
+    )
+    run.record({"nfe": first.stats.nfe, "weights": WEIGHTS, "classified_as_asked": hits})
+    rows = [(f"{weight:g}", hit) for weight, hit in zip(WEIGHTS, hits, strict=True)]
+    print(text_table(("weight", "classified as asked"), rows))
+    print(f"{pairs} ways between images in {run.folder}")
+
+
+def _hits(images: Tensor, labels: Tensor) -> float:
+    """The share of images that the embedded classifier takes for ``labels``."""
+    with torch.no_grad():
+        found = zoo.classifier()(images.float().cpu().clamp(-1, 1)).argmax(1)
+    return float((found == labels).double().mean())

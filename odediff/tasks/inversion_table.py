@@ -1,0 +1,47 @@
+"""``task=inversion_table``: how well each way to the noise and back returns, and what its noise is like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from odediff.images import load_images
+from odediff.pictures import labelled_grid, montage
+from odediff.round_trip import COLUMNS, exact_latent, measure
+from odediff.run import build
+from odediff.table import text_table
+
+
+def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) -> None:
+    """Encode and decode ``samples`` images by every method; write inversion_table.png and run.json.
+
+    The columns are those of `odediff.round_trip.measure`.
+    """
+    run, count = build(config), config.samples
+    pictures, labels = load_images(None, count, run.shape)
+    model = run.conditioned(count, label=None if labels is None else labels.tolist())
+    given = pictures.to(device=config.device, dtype=run.dtype)
+    exact = exact_latent(model, given, run.grid, reference_steps)
+    settings = {"grid": run.grid, "steps": config.steps, "nfe": config.nfe}
+    records: list[dict[str, Any]] = []
+    cells, notes = [[montage(given, count), montage(given - given, count)]], [["", ""]]
+    for name, described in methods.items():
+        record, again = measure(model, given, exact, instantiate(described), settings)
+        records.append({"method": name, **record})
+        cells.append([montage(again, count), montage((again - given) * 4, count)])
+        notes.append([f"largest error {record['with pair']:.1e}", f"latent error {record['latent']:.1e}"])
+    labelled_grid(
+        run.folder / "inversion_table.png",
+        cells,
+        ["image", *methods],
+        ["there and back", "difference x 4"],
+        f"There and back at guidance {run.model.guidance:g}",
+        notes,
+        inches=0.6,
+    )
+    run.record({"table": records})
+    print(text_table(("method", *COLUMNS), [[record[column] for column in ("method", *COLUMNS)] for record in records]))
+    print(f"table and picture in {run.folder}")
