@@ -206,7 +206,7 @@ class FixedPoint(ImplicitInverse):
 class NewtonKrylov(ImplicitInverse):
     """Undo a step by Newton's method, each linear system solved by GMRES with Jacobian-vector products alone.
 
-    ``z <- z + d`` with ``P J d = -P G(z)`` to the residual ``0.1 |P G|`` at least, in at most ``krylov`` products by
+    ``z <- z + d`` with ``P J d = -P G(z)`` to the residual ``0.01 |P G|`` at least, in at most ``krylov`` products by
     forward-mode differentiation (Knoll & Keyes 2004, "Jacobian-free Newton-Krylov methods"). A step that does not
     lower the defect's norm is halved, up to five times. It converges where the fixed point does not contract, as under
     guidance, and costs a product, about two calls, for each Krylov vector.

@@ -74,7 +74,7 @@ def _mixed(values: list[Tensor], defects: list[Tensor], damping: float) -> Tenso
     return value + step
 
 
-def gmres(product: Function, right: Tensor, most: int, reduction: float = 0.1) -> Tensor:
+def gmres(product: Function, right: Tensor, most: int, reduction: float = 0.01) -> Tensor:
     """Solve ``A d = right`` for each sample, from products with A alone (Saad & Schultz 1986), from d = 0.
 
     Each sample stops when its residual has fallen by ``reduction``, after ``most`` products at the latest.

@@ -1,0 +1,133 @@
+"""Implicit inverses: they undo a step where it can be undone, and say so where they did not."""
+
+import pytest
+import torch
+
+import odediff
+import solvers
+from odediff.problems import exact_model
+from solvers import DDIM, RK4, FixedPoint, Heun, Inverse, NewtonKrylov, Noise, Rotation, solve
+from solvers.krylov import gmres
+from solvers.testing import SPAN, check_independence, mild_mixture, starting_points, uneven_times
+
+METHODS = [
+    FixedPoint(),
+    FixedPoint(damping=0.8),
+    FixedPoint(history=3),
+    NewtonKrylov(),
+    FixedPoint(Heun(Noise())),
+    FixedPoint(RK4(Rotation())),
+    NewtonKrylov(Heun(Noise())),
+]
+TABLE = odediff.VPTable.linear()
+
+
+@pytest.mark.parametrize("span", [SPAN, SPAN[::-1]], ids=["down", "up"])
+@pytest.mark.parametrize("solver", METHODS, ids=repr)
+def test_the_inverse_finds_where_the_method_comes_from(solver, span):
+    ode, times, x = mild_mixture(), uneven_times(*span, 8), starting_points()
+    found = solve(ode, Inverse(solver), x, times)
+    assert (found.state.residual <= 100 * torch.finfo(torch.float64).eps).all()
+    assert (found.state.iterations > 0).all()
+    again = solve(ode, solver.base, found.x, times.flip(0)).x
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-11)
+
+
+def test_newton_needs_fewer_iterations_and_anderson_no_more_than_the_plain_iteration():
+    ode, times, x = mild_mixture(), uneven_times(*SPAN[::-1], 4), starting_points()
+    plain, anderson, newton = (
+        int(solve(ode, Inverse(one), x, times).state.iterations.sum())
+        for one in (FixedPoint(), FixedPoint(history=3), NewtonKrylov())
+    )
+    assert newton < anderson < plain
+
+
+def test_ddim_backwards_has_a_closed_form_on_a_gaussian():
+    # There a DDIM step multiplies (x - alpha m) by a number, and its inverse divides by it.
+    law = solvers.testing.Gaussian(0.3, 0.6)
+    ode = solvers.testing.ExactODE(law)
+    a, b, x = ode.node(0.5), ode.node(0.9), starting_points()
+    rate = (a.alpha * b.alpha * law.deviation**2 + a.sigma * b.sigma) / (b.alpha**2 * law.deviation**2 + b.sigma**2)
+    expected = (x - a.alpha * law.mean) / rate + b.alpha * law.mean
+    for solver in (FixedPoint(), FixedPoint(history=2), NewtonKrylov()):
+        torch.testing.assert_close(solve(ode, Inverse(solver), x, [0.5, 0.9]).x, expected, rtol=0, atol=1e-12)
+
+
+def test_the_first_iterate_is_ddim_inversion_at_the_destination_node():
+    ode, x = mild_mixture(), starting_points()
+    a, b = ode.node(0.5), ode.node(0.9)
+    found = solve(ode, Inverse(FixedPoint(max_iterations=0)), x, [0.5, 0.9])
+    # Prompt-to-prompt's formula: eps of the source state, asked for at the destination.
+    eps = ode.predict(b, x).eps
+    expected = b.alpha * (x - a.sigma * eps) / a.alpha + b.sigma * eps
+    torch.testing.assert_close(found.x, expected, rtol=0, atol=1e-14)
+    assert found.stats.nfe == 1 and torch.isnan(found.state.residual).all()
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(history=2), NewtonKrylov(krylov=2)], ids=repr)
+def test_samples_do_not_meet(solver):
+    check_independence(Inverse(solver))
+
+
+def test_gmres_solves_each_sample_s_own_system():
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.eye(5, dtype=torch.float64) + 0.3 * torch.randn(4, 5, 5, generator=generator, dtype=torch.float64)
+    right = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    right[2] = 0
+    found = gmres(lambda v, rows: (matrices[rows] * v[:, None, :]).sum(-1), right, 5, reduction=1e-13)
+    torch.testing.assert_close(found, torch.linalg.solve(matrices, right), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(max_iterations=30), NewtonKrylov(max_iterations=6)], ids=repr)
+def test_a_step_that_has_no_inverse_says_so(solver):
+    # eps = -cos(40 x) is far from a score: the step folds the line, and no iteration can unfold it.
+    class Folding(solvers.testing.ExactODE):
+        def predict(self, node, x):
+            eps = torch.where(x[:, :1] > 0, torch.cos(40 * x), 0.5 * x)
+            return solvers.Prediction((x - node.sigma * eps) / node.alpha, eps)
+
+    ode = Folding(solvers.testing.Gaussian())
+    x = torch.tensor([[3.0, 0.2], [-0.5, 0.3]], dtype=torch.float64)
+    found = solve(ode, Inverse(solver), x, [0.2, 0.9, 1.2], throw=False)
+    assert found.status.tolist() == [solvers.Status.NOT_CONVERGED, solvers.Status.SUCCESS]
+    assert torch.isnan(found.x[0]).all() and torch.isfinite(found.x[1]).all()
+    assert found.state.residual[0] > 1e-6 and found.state.residual[1] < 1e-12
+    # A lost sample costs nothing after the step that lost it.
+    assert found.state.iterations[0] <= solver.max_iterations
+    with pytest.raises(solvers.SolveError, match="1 of 2 samples NOT_CONVERGED"):
+        solve(ode, Inverse(solver), x, [0.2, 0.9, 1.2])
+
+
+def test_real_images_return_through_ddim_in_float64():
+    real, labels = odediff.zoo.test_images()
+    model = odediff.zoo.fashion_mnist(dtype=torch.float64).condition(label=labels[:1])
+    real, settings = real[:1].double(), {"grid": odediff.grid.log_snr, "steps": 31}
+    code = odediff.encode(model, real, solver=FixedPoint(history=3), **settings)
+    assert code.effort.residual.max() <= 100 * torch.finfo(torch.float64).eps
+    assert float((odediff.decode(model, code) - real).abs().max()) < 1e-10
+    plain = odediff.encode(model, real, solver=DDIM(), **settings)
+    assert float((odediff.decode(model, plain) - real).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FixedPoint(damping=0.0), r"damping=0.0 must lie in \(0, 1\]"),
+        (lambda: FixedPoint(history=-1), "history=-1"),
+        (lambda: FixedPoint(tolerance=0.0), "tolerance=0.0 must be positive"),
+        (lambda: FixedPoint(max_iterations=1.5), "max_iterations=1.5"),
+        (lambda: FixedPoint(DDIM(1.0)), "stochastic"),
+        (lambda: NewtonKrylov(krylov=0), "krylov=0"),
+    ],
+)
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_network_on_an_exact_model_is_inverted_through_encode():
+    model = exact_model(solvers.testing.Gaussian(0.3, 0.6), TABLE)
+    images = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    code = odediff.encode(model, images, solver=FixedPoint(), steps=12)
+    assert float((odediff.decode(model, code) - images).abs().max()) < 1e-10
+    assert code.state is None and code.effort.status.tolist() == [0, 0]

@@ -1,0 +1,201 @@
+"""Null-text inversion, its shortcuts and the recorders: what they reach, and that samples do not meet."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+import odediff
+from odediff.metrics import psnr
+from solvers import DDIM
+
+TABLE = odediff.VPTable.linear()
+STEPS = {"grid": odediff.grid.uniform_t, "steps": 11}
+
+
+class Embedded(torch.nn.Module):
+    """A network whose condition is an embedding that moves every component."""
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return 0.4 * torch.tanh(x) + 0.2 * torch.sin(prompt.to(x.dtype))
+
+
+def embedded(guidance=5.0, batch: int = 4) -> odediff.Model:
+    prompts = torch.linspace(-1, 1, 3 * batch, dtype=torch.float64).reshape(batch, 3)
+    null = {"prompt": torch.zeros(1, 3, dtype=torch.float64)}
+    return odediff.Model(Embedded(), TABLE, conditions={"prompt": prompts}, null=null, guidance=guidance)
+
+
+class Prompted(odediff.Model):
+    def null_embedding(self):
+        return {"prompt": torch.zeros(3, dtype=torch.float64)}
+
+
+def prompted(guidance=5.0, batch: int = 4) -> odediff.Model:
+    model = embedded(guidance, batch)
+    return Prompted(model.network, TABLE, conditions=model.conditions, null=model.null, guidance=guidance)
+
+
+def images(batch: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_null_text_reaches_its_pivot_where_the_embedding_can():
+    # Three numbers steer three components: the null that undoes the guidance exists, and a few steps find it nearly.
+    code = odediff.null_text(prompted(), images(), iterations=400, learning_rate=1e-2, tolerance=1e-14, **STEPS)
+    assert code.nulls["prompt"].shape == (10, 4, 3)
+    assert float((odediff.decode(prompted(), code) - images()).abs().max()) < 1e-4
+    plain = odediff.encode(embedded(1.0), images(), solver=DDIM(), **STEPS)
+    assert float((odediff.decode(prompted(), plain, edit=True) - images()).abs().max()) > 0.1
+
+
+def test_adam_is_torchs():
+    # One sample, one step, no stop: the null after k iterations is that of torch.optim.Adam on the same loss.
+    model, x = prompted(batch=1), images(1)
+    times = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    code = odediff.null_text(model, x, grid=times, iterations=7, learning_rate=0.02, tolerance=0.0)
+    pivot = [x]
+    ode = odediff.probability_flow(model.condition(guidance=1.0))
+    nodes = ode.nodes(times.tolist())
+    for a, b in pairwise(nodes[::-1]):
+        pivot.insert(0, DDIM().step(ode, a, b, pivot[0]).x)
+    null = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    state = pivot[0]
+    for i, (a, b) in enumerate(pairwise(nodes)):
+        adam = torch.optim.Adam([null], lr=0.02 * (1 - i / 4))
+
+        def landed(a=a, b=b, state=state):
+            free, asked = (0.4 * torch.tanh(state) + 0.2 * torch.sin(p) for p in (null, model.conditions["prompt"]))
+            eps = free + 5.0 * (asked - free)
+            return b.alpha * (state - a.sigma * eps) / a.alpha + b.sigma * eps
+
+        for _ in range(7):
+            adam.zero_grad()
+            (landed() - pivot[i + 1]).square().mean().backward()
+            adam.step()
+        torch.testing.assert_close(code.nulls["prompt"][i], null.detach(), rtol=0, atol=1e-9)
+        state = landed().detach()
+    torch.testing.assert_close(odediff.decode(model, code), state, rtol=0, atol=1e-9)
+
+
+def test_no_sample_depends_on_its_batch_mates():
+    everyone = odediff.null_text(prompted(), images(), tolerance=1e-3, iterations=5, **STEPS)
+    for i in range(4):
+        one = prompted().rows(torch.tensor([i]))
+        alone = odediff.null_text(one, images()[i : i + 1], tolerance=1e-3, iterations=5, **STEPS)
+        assert torch.equal(alone.nulls["prompt"][:, 0], everyone.nulls["prompt"][:, i])
+        assert torch.equal(odediff.decode(one, alone)[0], odediff.decode(prompted(), everyone)[i])
+
+
+def test_one_null_for_all_steps_reaches_less_and_more_than_none():
+    errors = {}
+    for name, code in (
+        ("shared", odediff.shared_null(prompted(), images(), iterations=100, learning_rate=5e-2, **STEPS)),
+        ("own", odediff.null_text(prompted(), images(), iterations=100, learning_rate=5e-2, tolerance=0.0, **STEPS)),
+        ("none", odediff.encode(embedded(1.0), images(), solver=DDIM(), **STEPS)),
+    ):
+        errors[name] = float((odediff.decode(prompted(), code, edit=name == "none") - images()).square().mean())
+    assert errors["own"] < errors["shared"] < errors["none"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_condition_in_place_of_the_null_is_guidance_1_bit_for_bit(dtype):
+    real, labels = odediff.zoo.test_images()
+    model, real = odediff.zoo.fashion_mnist().condition(label=labels[:3]), real[:3].to(dtype)
+    plain = odediff.decode(model, odediff.encode(model, real, solver=DDIM(), **STEPS))
+    for guidance in (2.0, 7.5):
+        guided = model.condition(guidance=guidance, label=labels[:3])
+        assert torch.equal(odediff.decode(guided, odediff.negative_prompt(guided, real, **STEPS)), plain)
+
+
+def test_null_text_on_the_trained_network_is_5_db_above_guided_ddim():
+    real, labels = odediff.zoo.test_images()
+    model, real = odediff.zoo.fashion_mnist().condition(label=labels[:2], guidance=7.5), real[:2]
+    code = odediff.null_text(model, real, iterations=4, **STEPS)
+    found = psnr(real, odediff.decode(model, code)).median()
+    for plain in (odediff.encode(model, real, solver=DDIM(), **STEPS), None):
+        code = plain or odediff.encode(model.condition(guidance=1.0, label=labels[:2]), real, solver=DDIM(), **STEPS)
+        assert found > psnr(real, odediff.decode(model, code, edit=True)).median() + 2
+    assert found < psnr(real, odediff.decode(model, odediff.direct_inversion(model, real, **STEPS))).median()
+
+
+def test_what_cannot_be_optimised_is_refused():
+    with pytest.raises(ValueError, match=r"model\.guidance=1\.0: the null condition matters under guidance only"):
+        odediff.null_text(prompted(1.0), images(), **STEPS)
+    numbered = odediff.Model(lambda x, t, label: x, TABLE, conditions={"label": 1}, null={"label": 0}, guidance=2.0)
+    with pytest.raises(TypeError, match="holds no floating-point tensor to optimise"):
+        odediff.null_text(numbered, images(), **STEPS)
+    with pytest.raises(ValueError, match="threshold"):
+        model = prompted()
+        thresholded = Prompted(
+            model.network,
+            TABLE,
+            conditions=model.conditions,
+            null=model.null,
+            guidance=5.0,
+            threshold=odediff.StaticThreshold(),
+        )
+        odediff.null_text(thresholded, images(), **STEPS)
+
+
+# --- recorders ----------------------------------------------------------------------------------------------------
+
+RECORDERS = [odediff.direct_inversion, odediff.edit_friendly, odediff.cycle_diffusion]
+
+
+@pytest.mark.parametrize("record", RECORDERS, ids=lambda record: record.__name__)
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_what_is_recorded_returns_to_rounding(record, guidance):
+    code = record(embedded(guidance), images(), **STEPS)
+    assert float((odediff.decode(embedded(guidance), code) - images()).abs().max()) < 1e-14
+    if record is not odediff.direct_inversion or guidance != 1.0:
+        assert float(code.offsets.abs().max()) > 1e-3
+
+
+def test_without_guidance_direct_inversion_stores_what_ddim_misses_alone():
+    code = odediff.direct_inversion(embedded(1.0), images(), **STEPS)
+    plain = odediff.encode(embedded(1.0), images(), solver=DDIM(), **STEPS)
+    assert torch.equal(code.x, plain.x)
+    ode = odediff.probability_flow(embedded(1.0))
+    nodes = ode.nodes(code.times.flip(0).tolist())
+    first = DDIM().step(ode, nodes[0], nodes[1], code.x).x + code.offsets[0]
+    below = odediff.encode(embedded(1.0), images(), solver=DDIM(), grid=code.times[:-1].flip(0))
+    torch.testing.assert_close(first, below.x, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("record", RECORDERS[1:], ids=lambda record: record.__name__)
+def test_a_sampler_s_own_noises_are_the_offsets_of_its_samples(record):
+    # The states have the forward process's marginals: alpha x0 and sigma^2, given the image.
+    picture = torch.full((4000, 1), 0.5, dtype=torch.float64)
+    model = odediff.Model(lambda x, time: torch.zeros_like(x), TABLE)
+    code = record(model, picture, **STEPS)
+    node = TABLE.node(1.0)
+    assert float(code.x.mean()) == pytest.approx(0.5 * node.alpha, abs=0.06)
+    assert float(code.x.var()) == pytest.approx(node.sigma**2, rel=0.08)
+    # With a network that predicts no noise, mean(x) = x alpha_b/alpha_a: independent states leave larger offsets.
+    assert torch.isfinite(code.offsets).all()
+
+
+def test_independent_noises_are_independent_and_chained_ones_are_not():
+    picture = torch.zeros(4000, 1, dtype=torch.float64)
+    model = odediff.Model(lambda x, time: torch.zeros_like(x), TABLE)
+    correlations = []
+    for record in RECORDERS[1:]:
+        code = record(model, picture, **STEPS)
+        a, b = (TABLE.node(float(t)) for t in code.times.flip(0)[:2])
+        mean = b.alpha / a.alpha * code.x
+        state = mean + code.offsets[0]
+        correlations.append(float(torch.corrcoef(torch.stack((code.x.ravel(), state.ravel())))[0, 1]))
+    assert abs(correlations[0]) < 0.06
+    # q(x_b | x_a, x0) with eta = 1 keeps alpha_a sigma_b / (alpha_b sigma_a) of the noise.
+    assert correlations[1] == pytest.approx(a.alpha * b.sigma / (b.alpha * a.sigma), abs=0.06)
+
+
+@pytest.mark.parametrize("record", RECORDERS[1:], ids=lambda record: record.__name__)
+def test_a_recorder_s_noise_belongs_to_seed_and_sample(record):
+    whole = record(embedded(), images(), seed=3, **STEPS)
+    part = record(embedded().rows(torch.tensor([2, 0])), images()[[2, 0]], seed=3, samples=[2, 0], **STEPS)
+    assert torch.equal(part.x, whole.x[[2, 0]])
+    assert not torch.equal(record(embedded(), images(), seed=4, **STEPS).x, whole.x)
+    with pytest.raises(ValueError, match="eta=0 has no noise to record"):
+        record(embedded(), images(), eta=0.0, **STEPS)
