@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from benchmarks.figures import COSTS, Cost, Line, looks, panel
-from benchmarks.inversion import round_trips
+from benchmarks.before_after import round_trips
 from benchmarks.series import BASELINE, Curve, Problem, Row, floor, mean_curves, name_of, shown_ceilings
 from benchmarks.sheets import MOST_COLUMNS, SIDE, Strip, sheet, tile
 from benchmarks.study import CEILINGS, Study

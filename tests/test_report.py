@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import figures, inversion, report, series, sheets, summary, theme
+from benchmarks import before_after, figures, report, series, sheets, summary, theme
 from benchmarks.collect import ranks
 from benchmarks.study import Study
 from odediff.ranking import Ranked
@@ -283,7 +283,7 @@ def test_tiles_leave_a_pixel_that_is_not_drawn():
 
 
 def test_round_trips_leave_out_what_cannot_be_flipped():
-    strips = inversion.round_trips([("ddim", "karras"), ("ddpm", "karras"), ("unknown", "karras")], [2])
+    strips = before_after.round_trips([("ddim", "karras"), ("ddpm", "karras"), ("unknown", "karras")], [2])
     assert [strip.label for strip in strips] == ["real images", "ddim, karras"]
     before, after = (strip.pictures[0] for strip in strips)
     error = np.sqrt(np.nanmean((before - after) ** 2)) / 127.5

@@ -64,7 +64,7 @@ def run(config: DictConfig, method: str, shift: int) -> None:
         run.folder / "edit.png",
         [[montage(v, columns)] for v in (given, again, (again - given) * 4, edited, edited - given)],
         ["image", "reconstruction", "difference x 4", "edit", "edit - image"],
-        [f"reconstruction {quality.median():.1f} dB (median), {hits:.0%} of the edits classified as asked"],
+        [f"{quality.median():.1f} dB, {hits:.0%} of the edits as asked"],
         f"Class swap by {method}, guidance {run.model.guidance:g}",
         inches=0.55 * -(-config.samples // columns),
     )
