@@ -21,6 +21,7 @@ from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solve import solve
 from solvers.solver import Solver, Step
 from solvers.stochastic import EDMHeun, EulerMaruyama
+from solvers.trajectory import TrajectoryInverse
 from solvers.two_step import BDIA, OBELM, Leapfrog
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "Status",
     "Step",
     "Torchdiffeq",
+    "TrajectoryInverse",
     "Tsit5",
     "UniPC",
     "combine",

@@ -1,12 +1,15 @@
 """Implicit inverses: they undo a step where it can be undone, and say so where they did not."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 import odediff
 import solvers
 from odediff.problems import exact_model
-from solvers import DDIM, RK4, FixedPoint, Heun, Inverse, NewtonKrylov, Noise, Rotation, solve
+from solvers import DDIM, RK4, FixedPoint, Heun, Inverse, NewtonKrylov, Noise, Rotation, TrajectoryInverse, solve
 from solvers.krylov import gmres
 from solvers.testing import SPAN, check_independence, mild_mixture, starting_points, uneven_times
 
@@ -109,9 +112,48 @@ def test_real_images_return_through_ddim_in_float64():
     assert float((odediff.decode(model, plain) - real).abs().max()) > 0.1
 
 
+@dataclass(frozen=True)
+class AdamsBashforth(solvers.Solver):
+    """The two-step formula on the noise line, with an Euler step as its start: a method whose start is its history."""
+
+    order: ClassVar[int] = 2
+
+    def step(self, ode, a, b, x, state=None):
+        eps, h = ode.predict(a, x).eps, b.s - a.s
+        if state is None:
+            slope = eps
+        else:
+            before, g = state
+            slope = eps + h / (2 * g) * (eps - before)
+        return solvers.Step(b.alpha * (x / a.alpha + h * slope), state=(eps, h))
+
+
+@pytest.mark.parametrize("base", [DDIM(), AdamsBashforth(), Heun(Noise())], ids=repr)
+def test_a_method_with_history_is_undone_as_a_whole(base):
+    ode, times, x = mild_mixture(), uneven_times(*SPAN[::-1], 12), starting_points()
+    found = solve(ode, Inverse(TrajectoryInverse(base)), x, times, trajectory=True)
+    assert (found.state.residual <= 100 * torch.finfo(torch.float64).eps).all()
+    down = solve(ode, base, found.x, times.flip(0), trajectory=True)
+    torch.testing.assert_close(down.x, x, rtol=0, atol=1e-11)
+    torch.testing.assert_close(down.trajectory.flip(0), found.trajectory, rtol=0, atol=1e-10)
+    assert found.stats.nfe == base.calls(12) * (1 + int(found.state.iterations.max())) + 12
+
+
+def test_a_trajectory_that_does_not_converge_says_so_and_samples_do_not_meet():
+    ode, times, x = mild_mixture(), uneven_times(*SPAN[::-1], 12), starting_points()
+    few = Inverse(TrajectoryInverse(AdamsBashforth(), max_iterations=2))
+    found = solve(ode, few, x, times, throw=False)
+    assert found.status.tolist() == [solvers.Status.NOT_CONVERGED] * 4 and torch.isnan(found.x).all()
+    enough = Inverse(TrajectoryInverse(AdamsBashforth()))
+    together = solve(ode, enough, x, times).x
+    for i in range(4):
+        assert torch.equal(solve(ode, enough, x[i : i + 1], times).x[0], together[i])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: TrajectoryInverse(max_iterations=0), "max_iterations=0"),
         (lambda: FixedPoint(damping=0.0), r"damping=0.0 must lie in \(0, 1\]"),
         (lambda: FixedPoint(history=-1), "history=-1"),
         (lambda: FixedPoint(tolerance=0.0), "tolerance=0.0 must be positive"),

@@ -1,0 +1,153 @@
+"""The exact inverse of a method with history: one solve for the whole way."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.coupled import require_one_step
+from solvers.exponential import DDIM, Law
+from solvers.implicit_inverse import Effort
+from solvers.krylov import largest
+from solvers.lines import Data, Noise
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, combine
+from solvers.real import native
+from solvers.reversible import ReversibleSolver, meets_singular
+from solvers.solution import Status
+from solvers.solver import Past, Solver, Step
+
+
+@dataclass(frozen=True)
+class TrajectoryInverse(ReversibleSolver):
+    """A multistep method, undone as a whole: find the states from which it comes to x, with its own start.
+
+    Its start determines its history, so that no step can be undone before all those above it are known. The unknowns
+    are the states ``x_1 .. x_N`` of all nodes. A sweep runs the method down over them as they are, N steps and their
+    calls, and climbs again with the increments that it saw:
+
+        x_i <- x_i + P_i (x_{i-1} - landed_{i-1}),     P_i = min(alpha_i/alpha_{i-1}, sigma_i/sigma_{i-1})
+
+    from ``x_0 = x`` upwards (waveform relaxation: Lelarasmee, Ruehli & Sangiovanni-Vincentelli 1982). Each sample stops
+    when the largest of its ``|x_{i-1} - landed_{i-1}|``, relative to the larger of 1 and the state's max-norm, is at
+    most ``tolerance`` (None: 100 times the rounding of its dtype). It starts from DDIM's way up. Memory and time of a
+    sweep are those of a trajectory.
+    """
+
+    base: Solver = field(default_factory=DDIM)
+    tolerance: float | None = None
+    max_iterations: int = 200
+
+    def __post_init__(self) -> None:
+        require_one_step(self, self.base)
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"TrajectoryInverse: tolerance={self.tolerance!r} must be positive, or None for round-off")
+        whole = isinstance(self.max_iterations, int) and not isinstance(self.max_iterations, bool)
+        if not whole or self.max_iterations < 1:
+            raise ValueError(
+                f"TrajectoryInverse: max_iterations={self.max_iterations!r} must be a whole number of at least 1"
+            )
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """That of the base method."""
+        return self.base.order
+
+    @property
+    def own_start_order(self) -> int:
+        """That of the base method."""
+        return self.base.own_start_order
+
+    @property
+    def law(self) -> Law:  # type: ignore[override]
+        """That of the base method."""
+        return self.base.law
+
+    def calls(self, n_steps: int) -> int:
+        """Those of the base method."""
+        return self.base.calls(n_steps)
+
+    def uncalls(self, n_steps: int) -> int:
+        """Those of as many sweeps as are allowed, one to begin with, and DDIM's way up."""
+        return self.base.calls(n_steps) * (self.max_iterations + 1) + n_steps
+
+    def reverses(self, a: Node, b: Node) -> bool:
+        """Away from alpha = 0 and sigma = 0."""
+        return not (meets_singular(Noise(), a, b) or meets_singular(Data(), a, b))
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Any:
+        """The base method's; what the inverse did is of no use to it."""
+        return self.base.start(ode, nodes, x, past=past, state=None if isinstance(state, Effort) else state)
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """The base method's."""
+        return self.base.step(ode, a, b, x, state)
+
+    def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> None:
+        """A trajectory is solved for as a whole: there is nothing to carry on."""
+
+    def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """The inverse of a way of one step."""
+        return next(iter(self.unsolve(ode, (a, b), x, state)))
+
+    def unsolve(self, ode: Any, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
+        """Solve for all states, then yield them."""
+        if not all(self.reverses(a, b) for a, b in pairwise(nodes)):
+            raise ValueError(f"times: {self} has no inverse at alpha = 0 or sigma = 0; end the grid before")
+        way = [x]
+        for a, b in pairwise(nodes):
+            way.append(DDIM().step(ode, a, b, way[-1]).x)
+        bound = 100 * torch.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
+        residual = torch.full((len(x),), float("inf"), dtype=torch.float64)
+        iterations = torch.zeros(len(x), dtype=torch.int64)
+        active = torch.arange(len(x))
+        for sweep in range(self.max_iterations + 1):
+            rows = active.to(x.device)
+            some = [state[rows] for state in way]
+            landed = self._descend(ode if len(rows) == len(x) else ode.rows(rows), nodes, some)
+            residual[active] = self._residual(some, landed)
+            go_on = (residual[active] > bound) & torch.isfinite(residual[active])
+            active, keep = active[go_on], go_on.to(x.device)
+            if not len(active) or sweep == self.max_iterations:
+                break
+            for i, (a, b) in enumerate(pairwise(nodes)):
+                ratio = native(np.minimum(np.divide(b.alpha, a.alpha), np.divide(b.sigma, a.sigma)))
+                below = way[i][active.to(x.device)]
+                above = combine((1.0, some[i + 1][keep]), (ratio, below - landed[i][keep]))
+                way[i + 1] = way[i + 1].index_copy(0, active.to(x.device), above)
+            iterations[active] += 1
+        converged = residual <= bound
+        status = torch.where(converged, int(Status.SUCCESS), int(Status.NOT_CONVERGED))
+        column = converged.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+        for found in way[1:]:
+            yield Step(
+                torch.where(column, found, float("nan")), state=Effort(residual, iterations, status), status=status
+            )
+
+    def _descend(self, ode: Any, nodes: Sequence[Node], way: Sequence[Tensor]) -> list[Tensor]:
+        """Where the base method lands on all nodes but the last, each step from the state that is assumed there."""
+        state = self.base.start(ode, nodes[::-1], way[-1])
+        landed = []
+        for (a, b), x in zip(pairwise(nodes[::-1]), way[:0:-1], strict=True):
+            step = self.base.step(ode, a, b, x, state)
+            state = step.state
+            landed.append(step.x)
+        return landed[::-1]
+
+    def _residual(self, way: Sequence[Tensor], landed: Sequence[Tensor]) -> Tensor:
+        """The largest of each sample's."""
+        each = [largest(x - y) / largest(x).clamp(min=1) for x, y in zip(way, landed, strict=False)]
+        return torch.stack(each).amax(0)
