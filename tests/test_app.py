@@ -48,6 +48,9 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "hydra.run.dir=/proc/nowhere"], ["/proc/nowhere", "hydra.run.dir"]),
         (["task=sample", "grid=karras", "grid.rho=-1"], ["rho", "-1"]),
         (["task=invert", "solver=ddpm"], ["DDPM", "stochastic", "DDIM"]),
+        (["task=edit", "task.method=magic"], ["task.method=magic", "bridge", "null_text"]),
+        (["task=edit", "model.guidance=1"], ["model.guidance=1.0", "guidance only"]),
+        (["task=edit", "task.method=slerp", "solver=bdia", "steps=4", "samples=1"], ["BDIA", "plain solver", "rk4"]),
         (["task=invert", "task.images=nowhere"], ["task.images=nowhere"]),
         (["task=train", "data.root=nowhere"], ["data.root", "nowhere"]),
         (["task=sample", "model=custom"], ["model.factory"]),
@@ -97,6 +100,40 @@ def test_invert_returns_the_images(monkeypatch, tmp_path):
     error = (tensors["reconstruction"] - tensors["image"]).square().mean().sqrt()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["error"] == pytest.approx(float(error), rel=1e-5)
     assert torch.equal(tensors["image"], odediff.zoo.test_images()[0][:3])
+
+
+@pytest.mark.parametrize("method", ["null_text", "bridge", "slerp", "cycle_diffusion"])
+def test_edit_leaves_a_picture_and_the_classifiers_word(monkeypatch, tmp_path, method):
+    arguments = [
+        "task=edit",
+        f"task.method={method}",
+        "solver=ddim",
+        "steps=4",
+        "model.guidance=3",
+        "hydra.run.dir=out",
+    ]
+    assert run(monkeypatch, tmp_path, *arguments, *QUICK) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (tmp_path / "out" / ("slerp.png" if method == "slerp" else "edit.png")).stat().st_size > 1000
+    if method == "slerp":
+        assert len(record["classified_as_asked"]) == 6
+        return
+    code = odediff.Code.load(tmp_path / "out" / "code.safetensors")
+    labels = odediff.zoo.test_images()[1][:3]
+    assert record["targets"] == ((labels + 1) % 10).tolist()
+    again = odediff.decode(odediff.zoo.fashion_mnist().condition(label=labels, guidance=3.0), code)
+    expected = odediff.metrics.psnr(odediff.zoo.test_images()[0][:3], again)
+    assert record["psnr"] == pytest.approx(expected.tolist(), rel=0.05 if method == "cycle_diffusion" else 1e-3)
+
+
+def test_the_table_of_inversions_shows_who_returns(monkeypatch, tmp_path):
+    arguments = ["+experiment=inversion_table", "steps=6", "task.reference_steps=8", "hydra.run.dir=out"]
+    assert run(monkeypatch, tmp_path, *arguments, *QUICK, "samples=2") == 0
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "run.json").read_text())["table"]}
+    assert rows["DDIM"]["with pair"] > 0.1 and rows["DDIM"]["without"] is None
+    for name in ("EDICT", "BDIA", "O-BELM", "Asynchronous leapfrog", "McCallum-Foster, RK4"):
+        assert rows[name]["with pair"] == 0 < rows[name]["without"]
+    assert (tmp_path / "out" / "inversion_table.png").stat().st_size > 1000
 
 
 def test_a_sweep_ends_in_one_table_and_one_plot(monkeypatch, tmp_path, capsys):
@@ -180,9 +217,13 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_the_readmes_library_lines_run():
-    whole, explicit, _ = readme_blocks("python")
-    exec(compile(whole, "README.md", "exec"), {})
+def test_the_readmes_library_lines_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    whole, explicit, _, inversion = readme_blocks("python")
+    exec(compile(whole, "README.md", "exec"), scope := {})
+    exec(compile(inversion, "README.md", "exec"), scope)
+    assert torch.equal(scope["again"], scope["real"][:8])
+    assert not torch.equal(scope["edited"], scope["again"])
     scope = {
         "odediff": odediff,
         "solvers": solvers,

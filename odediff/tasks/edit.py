@@ -21,6 +21,7 @@ from odediff.pictures import labelled_grid, montage
 from odediff.recorders import cycle_diffusion, direct_inversion, edit_friendly
 from odediff.run import Run, build
 from odediff.table import text_table
+from solvers import ReversibleSolver
 
 RECORDERS: dict[str, Callable[..., Code]] = {
     "null_text": null_text,
@@ -94,6 +95,10 @@ def _encode(run: Run, model: Model, images: Tensor, method: str) -> Code:
 
 def _interpolate(run: Run) -> None:
     """Encode pairs of one class and decode between them; write slerp.png and run.json."""
+    if isinstance(run.solver, ReversibleSolver):
+        raise ValueError(
+            f"solver={run.solver} has a code of two states, without a mean; use a plain solver such as rk4"
+        )
     pairs = run.config.samples
     pictures, labels = load_images(None, 10 * (-(-pairs // 10) + 1), run.shape)
     assert labels is not None
