@@ -119,8 +119,12 @@ def ours(
     if variants:
         known = set(configured.values())
         chosen |= {str(v): v for v in exported_variants() if v not in known}
-    methods = []
+    # One solver may have two names, as kdpm2 is a setting of DPM-Solver-2: it is measured under the first.
+    first: dict[Solver, str] = {}
     for name, solver in chosen.items():
+        first.setdefault(solver, name)
+    methods = []
+    for solver, name in first.items():
         if solver.law == "tolerance":
             methods.append(Ours(name, _together(solver), ADAPTIVE_GRID, next(iter(grids.values()))))
             continue

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from odediff import grid, zoo
+from odediff.fingerprint import fingerprint
 from odediff.model import Model
 from odediff.problems import STANDARD, KernelDensity, Problem, exact_model, gaussian, mixture
 from odediff.problems.base import Flow, Purpose
 from odediff.problems.standard import COMPONENTS, MIXTURE_SEEDS
-from odediff.run import fingerprint
 from odediff.schedule import VPTable
 from odediff.zoo import dataset
 from solvers import RK4, Rotation

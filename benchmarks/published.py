@@ -28,8 +28,8 @@ from tqdm import tqdm
 import odediff
 from odediff.app import plain_failures
 from odediff.files import replacing
+from odediff.fingerprint import fingerprint
 from odediff.metrics import convergence_slope, feature_statistics, frechet_distance
-from odediff.run import fingerprint
 from odediff.sampling import Grid
 from odediff.table import text_table
 from solvers import DDIM, DDPM, Heun, Noise, Solver

@@ -10,8 +10,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from benchmarks.figures import COSTS, Cost, Line, looks, panel
 from benchmarks.before_after import round_trips
+from benchmarks.figures import COSTS, Cost, Line, looks, panel
 from benchmarks.series import BASELINE, Curve, Problem, Row, floor, mean_curves, name_of, shown_ceilings
 from benchmarks.sheets import MOST_COLUMNS, SIDE, Strip, sheet, tile
 from benchmarks.study import CEILINGS, Study

@@ -55,6 +55,8 @@ class ReversibleSolver(Solver):
 class Inverse(Solver):
     """The inverse of a reversible method, as a method of its own: its step is the other's `unstep`.
 
+    Integrating backwards by an algebraic inverse is what Zhuang et al. 2021 ("MALI") do to neural ODEs.
+
     ``solve(ode, Inverse(solver), x, times)`` finds the state from which ``solver`` would come to x over the flipped
     times. As an approximation of the ODE it has the order of ``solver``. The exception is EDICT: averaging contracts
     the difference of its pair on the way there and amplifies it by ``p^-2`` in every step of the way back.
