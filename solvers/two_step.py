@@ -202,8 +202,9 @@ class LineTwoStep(TwoStep):
 class Leapfrog(LineTwoStep):
     """The explicit midpoint rule over two intervals: ``z_b = z_p + (q_b - q_p) slope_a``.
 
-    Nystrom's (Hairer, Norsett & Wanner 1993, "Solving ordinary differential equations I", section III.1). Of order 2 where neighbouring steps differ by O(h^2), as on every smooth grid, and 1 on irregular ones. The second
-    root, -1, keeps what rounding and the start put into it.
+    Nystrom's (Hairer, Norsett & Wanner 1993, "Solving ordinary differential equations I", section III.1). Of order 2
+    where neighbouring steps differ by O(h^2), as on every smooth grid, and 1 on irregular ones. The second root, -1,
+    keeps what rounding and the start put into it.
     """
 
     order: ClassVar[int] = 2
