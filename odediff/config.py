@@ -31,8 +31,9 @@ class Remap(Enum):
 
 
 class Closing(Enum):
-    """What happens on the last interval, to the data: see `solvers.solve`."""
+    """What happens on the last interval, to the data: see `odediff.sample`."""
 
+    auto = "auto"
     denoise = "denoise"
     extrapolate = "extrapolate"
 
@@ -143,7 +144,10 @@ class EvaluateTask(Task):
 
 @dataclass
 class Config:
-    """The whole configuration. ``steps`` and ``nfe`` exclude each other; without either there are 20 steps."""
+    """The whole configuration. ``steps``, ``nfe`` and ``rtol`` exclude each other.
+
+    Without any of them there are 20 steps, or those that an adaptive solver's own tolerance asks for.
+    """
 
     model: Any = MISSING
     solver: Any = MISSING
@@ -152,9 +156,10 @@ class Config:
     task: Any = MISSING
     steps: int | None = None
     nfe: int | None = None
+    rtol: float | None = None
     samples: int = 16
     seed: int = 0
-    closing: Closing | None = Closing.denoise
+    closing: Closing | None = Closing.auto
     remap: Remap | None = None
     device: str = "cpu"
     dtype: Dtype = Dtype.float32

@@ -14,6 +14,7 @@ from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.replay import NullSchedule, Recorded
 from odediff.sampling import DEFAULT_SOLVER, Grid, make_times
+from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
 from solvers import Inverse, Node, ReversibleSolver, Solution, Solver, solve
 from solvers.implicit_inverse import Effort
 
@@ -26,6 +27,7 @@ def encode(
     grid: Grid | Tensor | None = None,
     steps: int | None = None,
     nfe: int | None = None,
+    rtol: float | None = None,
     callback: Callable[[Node, Tensor], None] | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -36,14 +38,17 @@ def encode(
     or, for an implicit inverse, its tolerance. The 0 of the grid is dropped and the image taken as the state at the
     node before it: a denoising step cannot be undone. ``grid``, ``steps`` and ``nfe`` mean the same as in
     `odediff.sample`, so that one description of a grid serves both directions; ``nfe`` bounds the calls of the
-    encoding. With ``throw=False`` samples that fail have their status in the code instead of raising.
+    encoding. With ``rtol`` the solver follows a tolerance, each sample with steps of its own, from ``path.end`` to
+    ``path.start``; `decode` follows the same one. With ``throw=False`` samples that fail have their status in the code
+    instead of raising.
 
     Raises:
         TypeError, ValueError: an argument cannot be used, among them a stochastic solver and a model with a threshold;
             nothing has been computed.
         solvers.SolveError: samples became infinite or NaN, or an implicit inverse did not converge.
     """
-    solver = DEFAULT_SOLVER if solver is None else solver
+    adaptive = follows_tolerance(solver, rtol, steps, nfe, grid)
+    solver = at_tolerance(solver, rtol) if adaptive else DEFAULT_SOLVER if solver is None else solver
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
     if not solver.deterministic:
@@ -110,7 +115,10 @@ def inversion_times(
     if model.threshold is not None:
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
     # As if the last interval cost nothing: it is dropped below, so all of nfe goes into the encoding.
-    times = make_times(probability_flow(model), solver, grid, steps, nfe, "extrapolate")
+    if follows_tolerance(solver, None, steps, nfe, grid):
+        times, _ = tolerance_span(model, solver, "extrapolate")
+    else:
+        times = make_times(probability_flow(model), solver, grid, steps, nfe, "extrapolate")
     if times[-1] == 0:
         times = times[:-1]
     if len(times) < 2:

@@ -22,9 +22,9 @@ from odediff.fingerprint import fingerprint
 from odediff.model import Model
 from odediff.sampling import Grid
 from odediff.schedule import Schedule
+from odediff.tolerance import AutoClosing
 from odediff.version import __version__
 from solvers import Solver
-from solvers.solve import Closing
 
 OWN_KEYS = ("shape", "condition", "guidance", "chunk")
 """Keys of a model's configuration that are the application's; the others are arguments of its ``_target_``."""
@@ -44,7 +44,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
 
     @property
-    def closing(self) -> Closing:
+    def closing(self) -> AutoClosing:
         """The closing rule."""
         return self.config.closing.value if self.config.closing else None
 
@@ -99,6 +99,10 @@ def build(config: DictConfig) -> Run:
         raise ValueError(f"samples={config.samples} must be at least 1")
     if config.steps is not None and config.nfe is not None:
         raise ValueError(f"steps={config.steps} nfe={config.nfe}: give one of them, they exclude each other")
+    if config.rtol is not None and (config.steps is not None or config.nfe is not None):
+        raise ValueError(
+            f"rtol={config.rtol} steps={config.steps} nfe={config.nfe}: give one of them, they exclude each other"
+        )
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")

@@ -13,6 +13,7 @@ from torch import Tensor
 from odediff import grid as grids
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
+from odediff.tolerance import AutoClosing, at_tolerance, follows_tolerance, tolerance_span
 from solvers import Heun, Node, Noise, NoiseStream, Solver, solve
 from solvers.solve import Closing
 
@@ -35,11 +36,12 @@ def sample(
     grid: Grid | Tensor | None = None,
     steps: int | None = None,
     nfe: int | None = None,
+    rtol: float | None = None,
     seed: int = 0,
     samples: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    closing: Closing = "denoise",
+    closing: AutoClosing = "auto",
     callback: Callable[[Node, Tensor], None] | None = None,
     progress: bool = False,
     trajectory: bool = False,
@@ -55,11 +57,15 @@ def sample(
         grid: a function of `odediff.grid`, or the times themselves, noise first.
         steps: intervals of the grid, the closing one included.
         nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
+        rtol: a tolerance instead of ``steps`` or ``nfe``: the relative error allowed to each step of each sample. The
+            solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed.
         seed: fixes every sample, whatever the batch size, its order, or how work is sharded.
         samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
         dtype: of the state; float64 with a float32 network is a supported setting.
         device: of the state.
-        closing: what happens on the last interval, to the data; see `solvers.solve`.
+        closing: what happens on the last interval, to the data; see `solvers.solve`. "auto" denoises, and where a
+            tolerance is followed goes to the data without an error of its own: a continuous model is followed to the
+            end, a table extrapolated by solvers that can.
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
         trajectory: whether the solution keeps the states at all nodes.
@@ -72,10 +78,16 @@ def sample(
         TypeError, ValueError: an argument cannot be used; nothing has been computed.
         solvers.SolveError: samples became infinite or NaN.
     """
-    solver = DEFAULT_SOLVER if solver is None else solver
     ode = probability_flow(model)
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
-    times = make_times(ode, solver, grid, steps, nfe, closing)
+    if follows_tolerance(solver, rtol, steps, nfe, grid):
+        solver = at_tolerance(solver, rtol)
+        times, closing = tolerance_span(model, solver, closing)
+        times = times if not isinstance(grid, Tensor) else grids.custom(model.path, grid)
+    else:
+        solver = DEFAULT_SOLVER if solver is None else solver
+        closing = "denoise" if closing == "auto" else closing
+        times = make_times(ode, solver, grid, steps, nfe, closing)
     if (shape is None) == (noise is None):
         raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
     if noise is None:

@@ -1,8 +1,13 @@
 """Solvers: a numerical library for ODEs along a path from data to noise. It knows nothing of networks."""
 
 from solvers import testing
+from solvers.adams import AdaptiveAdams
+from solvers.adaptive import Adaptive
 from solvers.backends import Scipy, Torchdiffeq
+from solvers.controller import PI, PID, Controller, I
 from solvers.coupled import EDICT, AsynchronousLeapfrog, Reversible, ReversibleHeun
+from solvers.dop853 import DOP853
+from solvers.dpm_pairs import DPM12, DPM23
 from solvers.dpm_solver_singlestep import DPMFast, DPMSolver2, DPMSolver3
 from solvers.exponential import DDIM, DDPM
 from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S, HochbruckOstermann4
@@ -29,22 +34,31 @@ __all__ = [
     "DDIM",
     "DDPM",
     "DEIS",
+    "DOP853",
+    "DPM12",
+    "DPM23",
     "EDICT",
     "ETDRK2",
     "ETDRK3",
     "ETDRK4",
+    "I",
     "IPNDM",
     "LMS",
     "OBELM",
     "ODE",
+    "PI",
+    "PID",
     "PNDM",
     "RES2S",
     "RES3S",
     "RK4",
     "SSPRK3",
+    "Adaptive",
+    "AdaptiveAdams",
     "AsynchronousLeapfrog",
     "Bosh3",
     "Companion",
+    "Controller",
     "DPMFast",
     "DPMSolver",
     "DPMSolver2",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.dense import Dense
 from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real
 
@@ -21,7 +23,8 @@ class Ledger:
     Every sample has the whole ``budget``: one that needs many evaluations takes none from the others.
 
     ``first``, when it is a list, receives the first prediction after each time that it was emptied: the one at the node
-    that a step leaves.
+    that a step leaves. ``extrapolate`` tells a method that follows a tolerance that the last interval costs no call;
+    ``dense``, if there is one, receives its steps as functions of time.
     """
 
     def __init__(self, ode: ODE, batch: int, budget: int | None) -> None:
@@ -30,6 +33,12 @@ class Ledger:
         self.batch_calls = 0
         self.row_calls = torch.zeros(batch, dtype=torch.int64)
         self.first: list[tuple[Node, Prediction]] | None = None
+        self.extrapolate = False
+        self.dense: Dense | None = None
+
+    def left(self, index: Tensor) -> np.ndarray:
+        """How many evaluations the samples ``index`` can still pay for; infinity without a budget."""
+        return self.budget - self.evaluations[index].numpy()
 
     def count(self, index: Tensor | None) -> None:
         if self.budget < math.inf and not self.affordable[... if index is None else index].all():

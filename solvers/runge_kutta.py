@@ -25,6 +25,17 @@ class Tableau(NamedTuple):
     b: tuple[float, ...]
 
 
+class Embedded(NamedTuple):
+    """The error estimate of a pair: ``h sum_i error_i k_i``, the last slope that at the end of the step.
+
+    It falls like ``h^power``. ``coarse``, where there is one, is a second estimate that damps the first.
+    """
+
+    error: tuple[float, ...]
+    power: int
+    coarse: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True)
 class RungeKutta(Staged):
     """An explicit Runge-Kutta method, on x(t) as written (``line=None``) or along a line.
@@ -39,6 +50,7 @@ class RungeKutta(Staged):
     """
 
     tableau: ClassVar[Tableau]
+    embedded: ClassVar[Embedded | None] = None
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
@@ -124,6 +136,7 @@ class Bosh3(RungeKutta):
 
     order: ClassVar[int] = 3
     tableau: ClassVar[Tableau] = Tableau((0.0, 1 / 2, 3 / 4), ((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9))
+    embedded: ClassVar[Embedded | None] = Embedded((-5 / 72, 1 / 12, 1 / 9, -1 / 8), 3)
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,9 @@ class Dopri5(RungeKutta):
         ),
         (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     )
+    embedded: ClassVar[Embedded | None] = Embedded(
+        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40), 5
+    )
 
 
 @dataclass(frozen=True)
@@ -161,4 +177,16 @@ class Tsit5(RungeKutta):
             (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
         ),
         (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
+    )
+    embedded: ClassVar[Embedded | None] = Embedded(
+        (
+            -0.00178001105222577714,
+            -0.0008164344596567469,
+            0.007880878010261995,
+            -0.1447110071732629,
+            0.5823571654525552,
+            -0.45808210592918697,
+            1 / 66,
+        ),
+        5,
     )

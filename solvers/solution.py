@@ -1,12 +1,13 @@
 """What a solve returns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from torch import Tensor
 
+from solvers.dense import Dense
 from solvers.ode import Node
 
 
@@ -18,6 +19,7 @@ class Status(IntEnum):
     BUDGET = 2
     STEP_UNDERFLOW = 3
     NOT_CONVERGED = 4
+    FLOOR = 5
 
     @property
     def advice(self) -> str:
@@ -28,7 +30,10 @@ class Status(IntEnum):
                 "the state became infinite or NaN; check what the network returns there, use more steps, or a line "
                 "that is regular at both ends (solvers.Rotation)"
             ),
-            Status.BUDGET: "max_nfe was spent before the end of the grid; raise max_nfe, or use fewer steps",
+            Status.BUDGET: (
+                "max_nfe (or an adaptive solver's max_steps) was spent before the end of the grid; raise it, loosen "
+                "rtol, or use fewer steps"
+            ),
             Status.STEP_UNDERFLOW: (
                 "no step above round-off met the tolerance; loosen rtol and atol (a float32 network cannot be followed "
                 "much below 1e-6), or look for a jump or a pole of the field"
@@ -37,6 +42,10 @@ class Status(IntEnum):
                 "the equations of an implicit step were not solved to its tolerance; use more steps (shorter ones "
                 "converge faster), another line, more iterations, solvers.NewtonKrylov for an inverse, or a tolerance "
                 "above the network's rounding (1e-6 for float32); guidance may leave no solution"
+            ),
+            Status.FLOOR: (
+                "the end was reached, but the extrapolation over the last interval, where the model is not defined, is "
+                "less accurate than rtol; ask for what the warning names, or declare Model(..., continuous=True)"
             ),
         }[self]
 
@@ -62,7 +71,8 @@ class Solution:
     """The end state ``x`` of a solve, and how it came about.
 
     ``status`` is int64 ``(B,)`` with the values of `Status`; ``nodes`` is the grid; ``trajectory`` holds the states at
-    all nodes, ``(N + 1, B, ...)``, when it was asked for; ``state`` is the solver's, for `solve(..., state=)`.
+    all nodes, ``(N + 1, B, ...)``, when it was asked for, and ``dense`` the steps between them, for `__call__`;
+    ``state`` is the solver's, for `solve(..., state=)`.
     """
 
     x: Tensor
@@ -71,11 +81,27 @@ class Solution:
     nodes: Sequence[Node]
     state: Any = None
     trajectory: Tensor | None = None
+    dense: Dense | None = None
+    node: Callable[[float], Node] | None = None
+
+    def __call__(self, t: float) -> Tensor:
+        """The states at a time between the nodes, by the method's own interpolation.
+
+        Raises:
+            ValueError: the method has no steps of its own, they were not kept (``trajectory=True`` does), or a sample
+                did not make a step over ``t``.
+        """
+        if self.dense is None or self.node is None or not any(self.dense.pieces):
+            raise ValueError(
+                "solution(t) needs the steps of a method that follows a tolerance, such as solvers.AdaptiveAdams; "
+                "keep them with solve(..., trajectory=True)"
+            )
+        return self.dense(self.node(float(t)), self.x.dtype)
 
     @property
     def success(self) -> bool:
         """Whether every sample reached the end."""
-        return not bool(self.status.any())
+        return bool(((self.status == Status.SUCCESS) | (self.status == Status.FLOOR)).all())
 
 
 class SolveError(RuntimeError):

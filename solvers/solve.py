@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from solvers.counting import BudgetSpent, counted
+from solvers.dense import Dense
 from solvers.exponential import DDIM
 from solvers.fusion import fusion, require_compiler
 from solvers.noise import NoiseStream
@@ -49,7 +50,8 @@ def solve(
         times: strictly monotone, in either direction: descending is sampling, ascending is inversion.
         closing: what happens on a last interval that ends in the data (sigma = 0) of a path. ``"denoise"``, a DDIM
             step with a call of its own; ``"extrapolate"``, no call: the limit of x0 as a parabola in s^2 through the
-            last three nodes (a grid of one interval has none, and is denoised); None, an ordinary step of the solver.
+            last three nodes (a grid of one interval has none, and is denoised), or a method's own extrapolation; None,
+            an ordinary step of the solver.
         stream: the noise of stochastic solvers.
         past: exact (node, state) pairs before ``times[0]``, newest first, for methods with history.
         state: the `Solution.state` of an earlier solve, to carry it on.
@@ -57,7 +59,8 @@ def solve(
         progress: whether to draw a progress bar.
         throw: whether to raise `SolveError` when a sample fails; its ``solution`` holds what was reached.
         max_nfe: the most evaluations of the field for any sample; one that has spent them ends with `Status.BUDGET`.
-        trajectory: whether to keep the states at all nodes.
+        trajectory: whether to keep the states at all nodes, and of methods that follow a tolerance those between them:
+            ``solution(t)``.
         compile: whether `torch.compile` fuses each linear combination of states into one pass over memory: faster for
             large states, after some seconds for the compiler; the last bits may differ.
 
@@ -84,16 +87,19 @@ def solve(
         stream.ids(len(x))
     nodes = ode.nodes(_checked_times(times))
     closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
-    body = nodes[:-1] if closes else nodes
-    if closes and closing == "extrapolate" and type(solver).solve is not Solver.solve:
-        raise ValueError(
-            f'closing="extrapolate" reads the predictions at the nodes, and {solver} chooses its own steps; '
-            'use closing="denoise"'
-        )
-
     wrapped = counted(ode, len(x), max_nfe)
-    if closing == "extrapolate":
+    if closes and closing == "extrapolate" and type(solver).solve is not Solver.solve:
+        if not solver.extrapolates:
+            raise ValueError(
+                f'closing="extrapolate" reads the predictions at the nodes, and {solver} chooses its own steps; '
+                'use closing="denoise"'
+            )
+        wrapped.ledger.extrapolate, closes = True, False
+    elif closing == "extrapolate":
         wrapped.ledger.first = []
+    if trajectory:
+        wrapped.ledger.dense = Dense(len(x))
+    body = nodes[:-1] if closes else nodes
     state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
     recent: deque[tuple[Node, Prediction]] = deque(maxlen=EXTRAPOLATED)
     states = [x]
@@ -122,6 +128,8 @@ def solve(
         nodes=nodes,
         state=state,
         trajectory=torch.stack(states) if trajectory else None,
+        dense=ledger.dense,
+        node=ode.node,
     )
     if throw and not solution.success:
         raise SolveError(solution)

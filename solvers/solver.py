@@ -77,6 +77,11 @@ class Solver(ABC):
         """Whether two solves joined by `Solution.state` are one solve, bit for bit."""
         return True
 
+    @property
+    def extrapolates(self) -> bool:
+        """Whether a method that owns its stepping can go from the last node but one to the data without a call."""
+        return False
+
     @classmethod
     def variants(cls) -> "Sequence[Solver]":
         """The settings that differ in kind: those that tests measure and benchmarks compare."""

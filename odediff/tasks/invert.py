@@ -30,6 +30,7 @@ def run(config: DictConfig, images: str | None) -> None:
         grid=run.grid,
         steps=config.steps,
         nfe=config.nfe,
+        rtol=config.rtol,
         progress=run.progress,
     )
     again = decode(model, code, progress=run.progress)

@@ -39,6 +39,7 @@ def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
         grid=run.grid,
         steps=config.steps,
         nfe=config.nfe,
+        rtol=config.rtol,
         seed=config.seed,
         dtype=run.dtype,
         device=config.device,

@@ -1,0 +1,306 @@
+"""The flagship: exponential Adams of variable order and variable step, per sample, with one call for each step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.controller import row_norm
+from solvers.lagrange import gauss_legendre, odd_weights, quadrature_weights
+from solvers.lines import Data, Line, Noise, Rotation
+from solvers.ode import combine
+from solvers.solver import Solver
+from solvers.tolerance import Run, Span, Tolerance, error_scale
+
+SAFETY = 0.65
+"""Of the step that would just meet the tolerance; at order k the error then aimed at is SAFETY^(k + 1) of it."""
+GROWTH = 2.5
+START_GROWTH = 8.0
+"""While the order rises from 1 the steps are far below what the solution allows."""
+STARTING = 3
+SHRINK = 0.2
+UNKNOWN = 1e-9
+"""What an error of zero counts as, in units of the tolerance."""
+START = 0.5
+"""The first step is ``START rtol^(1/3)`` of the state's size over its slope's: it is of order 2 once corrected."""
+NEAR = 4.0
+"""Steps from the end at which closing without a call is first considered."""
+
+
+@dataclass(frozen=True)
+class AdaptiveAdams(Tolerance):
+    """Adams of variable order and step on a line, ``dz/dq = f``, each sample with steps and orders of its own.
+
+    From (a, z_a) with the slopes f_0, f_-1, ... at earlier nodes, newest first:
+
+        z_p = z_a + integral of the polynomial through k past slopes            Adams-Bashforth, no call
+        f_b = f(b, z_p)                                                         the one call
+        z_b = z_a + integral of the polynomial through f_b and k past slopes    Adams-Moulton, no call
+
+    The error is estimated by the corrector's change from k - 1 to k past slopes; the step is accepted if it meets the
+    tolerance, and f_b joins the history (PEC mode). Orders k - 1, k and k + 1 are compared by the steps that they
+    allow. The weights are integrals of Lagrange's polynomials by Gauss-Legendre quadrature, exact for any nodes, in
+    float64 for all samples at once. The method is that of Shampine & Gordon (1975), "Computer solution of ordinary
+    differential equations", with the coefficients written anew at each step; the lines make it exponential.
+
+    For smooth data x0 is an even and eps an odd function of s, so that the slopes of `Rotation` and `Noise` are odd in
+    q at the data. The last step to sigma = 0 uses this: it integrates q times the polynomial in q^2 through the slopes
+    over q, without a call, from wherever its last two orders agree within the tolerance and the odd polynomial has just
+    predicted a step better than the plain one; on a table from its first entry at the latest
+    (``closing="extrapolate"``). A sample for which they do not agree there ends with `Status.FLOOR`.
+
+    ``max_order`` bounds k; a run keeps ``max_order + 2`` slopes.
+    """
+
+    rtol: float = 1e-3
+    atol: float | None = None
+    line: Line | None = Rotation(0.4)
+    max_order: int = 9
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.max_order, bool) or not isinstance(self.max_order, int) or not 1 <= self.max_order <= 12:
+            raise ValueError(f"AdaptiveAdams: max_order={self.max_order!r} must be a whole number from 1 to 12")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """The highest order of the corrector."""
+        return self.max_order + 1
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """The lines, and x(t)."""
+        return [cls(line=line) for line in (Rotation(0.4), Rotation(), Noise(), Data(), None)]
+
+    @property
+    def extrapolates(self) -> bool:
+        """On the lines whose slope is odd at the data."""
+        return isinstance(self.line, Rotation | Noise)
+
+    @property
+    def begin_calls(self) -> int:
+        """The first slope."""
+        return 1
+
+    def begin(self, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> Run:
+        """The first slope and the first step."""
+        return AdamsRun(self, ode, span, z, dtype, ids)
+
+
+class AdamsRun(Run):
+    """The histories of one solve.
+
+    ``slopes`` ``(M, B, ...)`` lie in slots, ``places`` are their q, and ``age`` lists the slots, newest first. The slot
+    of the oldest slope is free for the one of an attempt, so that M = max_order + 2 states are kept.
+    """
+
+    calls = 1
+
+    def __init__(self, solver: AdaptiveAdams, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray):
+        super().__init__(span, z, dtype, ids)
+        self.solver = solver
+        count, size = len(z), solver.max_order + 2
+        self.gauss = gauss_legendre((size + 1) // 2)
+        self.slopes = torch.zeros(size, *z.shape, dtype=z.dtype, device=z.device)
+        self.age = np.tile(np.arange(size), (count, 1))
+        # Unused places only have to differ from each other and from all used ones.
+        self.places = np.tile(span.q_a - span.direction * span.length * np.arange(2.0, size + 2.0), (count, 1))
+        self.known = np.zeros(count, dtype=np.int64)
+        self.k = np.ones(count, dtype=np.int64)
+        self.steps = np.zeros(count, dtype=np.int64)
+        self.calm = np.ones(count, dtype=bool)
+        self.closes = solver.extrapolates and span.q_b == 0
+        self.closing_error = np.full(count, math.inf)
+        self.odd = np.zeros(count, dtype=bool)
+        slope = span.slope(ode, self.q, z, dtype)
+        self._write(slope, self.q)
+        self._adopt(np.ones(count, dtype=bool))
+        size_of_state, size_of_slope = row_norm(z), row_norm(slope)
+        reach = np.where(size_of_slope > 0, size_of_state / np.where(size_of_slope > 0, size_of_slope, 1.0), math.inf)
+        reach = np.where(np.isfinite(reach) & (reach > 0), reach, span.length)
+        self.reach = np.minimum(reach, span.length)
+        self.h = START * solver.rtol ** (1 / 3) * self.reach
+        self.broken = ~np.isfinite(size_of_slope)
+        self.h[self.broken] = 0.0
+        self.last = _Piece(self.q, self.z, self._ordered(), self.age, self.k)
+
+    def attempt(self, ode: Any) -> np.ndarray:
+        """Predict, evaluate, correct, and choose the next order and step."""
+        q, b, k = self.q, self.target(), self.k
+        h = np.abs(b - q)
+        past = self._ordered()
+        predicted = self._combine(self._weights(past, k, q, b), self.z)
+        slope = self.span.slope(ode, b, predicted, self.dtype)
+        self._write(slope, b)
+
+        nodes = np.concatenate([b[:, None], past[:, :-1]], axis=1)
+        slots = np.concatenate([self.age[:, -1:], self.age[:, :-1]], axis=1)
+        used = np.stack([k - 1, k, k + 1, np.minimum(k + 1, self.known) + 1])
+        used[-1] = np.minimum(used[-1], nodes.shape[1])
+        weights = self._weights(nodes, used, q, b)
+        corrected = self._combine(weights[2], self.z, slots)
+        scale = self._error_scale(b, corrected)
+        e_k, e_lower, e_higher = (
+            row_norm(self._combine(weights[i + 1] - weights[i], None, slots).mul_(scale)) for i in (1, 0, 2)
+        )
+        # The first step's estimate is one of order 1, and what is accepted is of order 2: h over the solution's scale
+        # is what lies between them.
+        first = self.steps == 0
+        e_k = np.where(first, e_k * h / self.reach, e_k)
+        accepted = e_k <= 1  # False for NaN
+        self.broken = ~np.isfinite(e_k)
+        if self.broken.any():
+            self._forget(self.broken)
+        steps = self._steps(h, e_k, k + 1 + first)
+        lower = np.where(k > 1, self._steps(h, e_lower, k), 0.0)
+        may_rise = accepted & (self.known > k) & (k < self.solver.max_order)
+        higher = np.where(may_rise, self._steps(h, e_higher, k + 2), 0.0)
+        # After the first step the error of order 2 is unknown, and order 1 is only a start.
+        begun = accepted & first & (k < self.solver.max_order)
+        rise = (may_rise & (higher > np.maximum(steps, lower))) | begun
+        fall = ~rise & (lower > np.maximum(steps, higher))
+        wanted = np.where(fall, lower, np.where(rise, np.maximum(higher, steps), steps))
+        growth = np.where(self.steps < STARTING, START_GROWTH, GROWTH)
+        most = np.where(accepted, np.where(self.calm, growth, 1.0), 0.9) * h
+        self.h = np.where(self.broken, SHRINK * h, np.clip(wanted, SHRINK * h, most))
+        if self.closes and (np.abs(self.span.q_b - b) <= 2 * NEAR * h).any():
+            # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
+            odd = self._combine(self._weights(past, k, q, b, odd=True), self.z)
+            self.odd = row_norm(odd - corrected) <= row_norm(predicted - corrected)
+        self.last = _Piece(q, self.z, nodes, slots, k + 1)
+        self.k = np.where(rise, k + 1, np.where(fall, k - 1, k))
+        self.calm = accepted
+        self.z = torch.where(self._column(accepted), corrected, self.z)
+        self.q = np.where(accepted, b, q)
+        self.steps = self.steps + accepted
+        self._adopt(accepted)
+        return accepted
+
+    def finish(self) -> np.ndarray:
+        """Extrapolate to the end those samples for which the last two orders agree there, or that may ask no more."""
+        span, rest = self.span, np.abs(self.span.q_b - self.q)
+        at_last = (self.q == span.q_known) & (span.q_known != span.q_b)
+        candidates = at_last | ((rest <= NEAR * self.h) & self.odd)
+        if not self.closes or not candidates.any():
+            return np.zeros(len(self.q), dtype=bool)
+        past, end = self._ordered(), np.full(len(self.q), span.q_b)
+        weights = self._weights(past, np.stack([self.k, self.k - 1]), self.q, end, odd=True)
+        ended = self._combine(weights[0], self.z)
+        error = row_norm(self._combine(weights[0] - weights[1]).mul_(self._error_scale(end, ended)))
+        reached = candidates & (at_last | (error <= 1))
+        self.closing_error = np.where(reached, error, self.closing_error)
+        self.last = _Piece(self.q, self.z, past, self.age, self.k, odd=True)
+        self.z = torch.where(self._column(reached), ended, self.z)
+        self.q = np.where(reached, span.q_b, self.q)
+        return reached
+
+    def closing_errors(self, rows: np.ndarray) -> np.ndarray:
+        """How far the two highest orders disagreed at the end."""
+        return self.closing_error[rows]
+
+    def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
+        """The integral of the last step's own polynomial: of the step's order."""
+        last, index = self.last, torch.from_numpy(rows).to(self.z.device)
+        weights = self._weights(last.nodes[rows], last.used[rows], last.q[rows], q, last.odd)
+        scattered = np.zeros_like(weights)
+        np.put_along_axis(scattered, last.slots[rows], weights, axis=1)
+        terms = [(scattered[:, j], self.slopes[j, index]) for j in range(len(self.slopes)) if scattered[:, j].any()]
+        return combine((1.0, last.z[index]), *terms)
+
+    def piece(self, row: int) -> "AdamsPiece":
+        """The polynomial of the row's last step, with the slopes that it reads."""
+        last, used = self.last, int(self.last.used[row])
+        slopes = tuple(self.slopes[slot, row].clone() for slot in last.slots[row, :used])
+        return AdamsPiece(
+            self.span, float(last.q[row]), float(self.q[row]), last.z[row], last.nodes[row, :used], slopes, last.odd
+        )
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Select the rows of the histories."""
+        index = self._keep_places(rows)
+        self.slopes = self.slopes[:, index]
+        for name in ("age", "places", "known", "k", "steps", "calm", "closing_error", "reach", "odd"):
+            setattr(self, name, getattr(self, name)[rows])
+
+    def _write(self, slope: Tensor, q: np.ndarray) -> None:
+        """Put the slopes at ``q`` into the free slots."""
+        free, rows = self.age[:, -1], np.arange(len(q))
+        device = self.slopes.device
+        self.slopes[torch.from_numpy(free).to(device), torch.from_numpy(rows).to(device)] = slope
+        self.places[rows, free] = q
+
+    def _adopt(self, accepted: np.ndarray) -> None:
+        """Make the slopes in the free slots the newest; the oldest slots become free."""
+        self.age = np.where(accepted[:, None], np.roll(self.age, 1, axis=1), self.age)
+        self.known = np.minimum(self.known + accepted, self.age.shape[1] - 1)
+
+    def _forget(self, rows: np.ndarray) -> None:
+        """A slope that is not finite would make every combination NaN, even with a weight of zero."""
+        free = torch.from_numpy(self.age[rows, -1]), torch.from_numpy(np.flatnonzero(rows))
+        self.slopes[free[0].to(self.z.device), free[1].to(self.z.device)] = 0.0
+
+    def _ordered(self) -> np.ndarray:
+        """The places of the slopes, newest first."""
+        return np.take_along_axis(self.places, self.age, axis=1)
+
+    def _weights(
+        self, nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, odd: bool = False
+    ) -> np.ndarray:
+        return odd_weights(nodes, used, a, b) if odd else quadrature_weights(nodes, used, a, b, self.gauss)
+
+    def _combine(self, weights: np.ndarray, z: Tensor | None = None, slots: np.ndarray | None = None) -> Tensor:
+        """``z`` plus the slopes in these slots (newest first unless given), weighted."""
+        scattered = np.zeros_like(weights)
+        np.put_along_axis(scattered, self.age if slots is None else slots, weights, axis=1)
+        terms = [(scattered[:, j], self.slopes[j]) for j in range(len(self.slopes)) if scattered[:, j].any()]
+        if z is not None:
+            return combine((1.0, z), *terms)
+        return combine(*terms) if terms else torch.zeros_like(self.z)
+
+    def _error_scale(self, q: np.ndarray, z: Tensor) -> Tensor:
+        return error_scale(self.span, self.solver.tolerances, q, z)
+
+    def _steps(self, h: np.ndarray, error: np.ndarray, power: np.ndarray) -> np.ndarray:
+        """The steps that would meet the tolerance with `SAFETY`, from an error that grows like ``h^power``."""
+        known = np.where(np.isfinite(error), np.maximum(error, UNKNOWN), math.inf)
+        return np.asarray(SAFETY * h * known ** (-1.0 / np.maximum(power, 1)))
+
+    def _column(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.z.device).reshape(-1, *(1,) * (self.z.ndim - 1))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The last step of every row: from (q, z), through the first ``used`` nodes, whose slopes are in ``slots``."""
+
+    q: np.ndarray
+    z: Tensor
+    nodes: np.ndarray
+    slots: np.ndarray
+    used: np.ndarray
+    odd: bool = False
+
+
+@dataclass(frozen=True)
+class AdamsPiece:
+    """One step of one sample: ``z(q) = z + integral from q_a to q of the polynomial through the slopes``."""
+
+    span: Span
+    q_a: float
+    q_b: float
+    z: Tensor
+    nodes: np.ndarray
+    slopes: tuple[Tensor, ...]
+    odd: bool
+
+    def __call__(self, q: float) -> Tensor:
+        """The line's state at ``q``."""
+        rule = odd_weights if self.odd else quadrature_weights
+        used = np.array([len(self.nodes)])
+        (weights,) = rule(self.nodes[None], used, np.array([self.q_a]), np.array([q]))
+        return combine((1.0, self.z), *((float(w), slope) for w, slope in zip(weights, self.slopes, strict=True)))

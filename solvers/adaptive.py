@@ -1,0 +1,199 @@
+"""Embedded pairs with error control, each sample by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.controller import PI, Controller, first_step, row_norm, second_step
+from solvers.dop853 import DOP853
+from solvers.dpm_pairs import DPM12, DPM23, LogSNR
+from solvers.lines import Line, Noise, Rotation
+from solvers.ode import combine
+from solvers.runge_kutta import Bosh3, Dopri5, RungeKutta, Tsit5
+from solvers.solver import Solver
+from solvers.tolerance import Run, Span, Tolerance, error_scale
+
+
+@dataclass(frozen=True)
+class Adaptive(Tolerance):
+    """A pair of methods whose difference estimates the error: ``Adaptive(Dopri5(), rtol=1e-5)``.
+
+    ``pair`` is one of the Runge-Kutta pairs Bosh3, Dopri5, Tsit5 and DOP853, on ``line`` or on x(t) as written
+    (``line=None``), or one of DPM12 and DPM23, which bring their own. The solution of the higher order is carried on.
+    The first step is that of Hairer, Norsett & Wanner, "Solving ordinary differential equations I", II.4, at the cost
+    of one call. Steps end on the nodes of the
+    grid; between them a solution is a cubic, of order 3.
+    """
+
+    pair: RungeKutta | DOP853 | DPM12 | DPM23 = Dopri5()
+    rtol: float = 1e-3
+    atol: float | None = None
+    line: Line | None = None
+    controller: Controller = field(default=PI)
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.pair, DPM12 | DPM23):
+            if self.line is not None:
+                raise ValueError(f"Adaptive: line={self.line}: {self.pair} has its own line; leave line out")
+        elif not isinstance(self.pair, RungeKutta | DOP853) or self.pair.embedded is None:
+            raise ValueError(
+                f"Adaptive: pair={self.pair!r} estimates no error; use Bosh3(), Dopri5(), Tsit5(), DOP853(), DPM12() "
+                "or DPM23()"
+            )
+        elif isinstance(self.pair, RungeKutta) and self.pair.line is not None:
+            raise ValueError(f"Adaptive: pair={self.pair}: give the line to Adaptive(..., line={self.pair.line})")
+        if not isinstance(self.controller, Controller):
+            raise TypeError(f"Adaptive: controller={self.controller!r} must be a solvers.Controller")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """The pair's."""
+        return self.pair.order
+
+    @property
+    def way(self) -> Line | None:
+        """The line that is followed: log-SNR for the DPM pairs."""
+        return LogSNR() if isinstance(self.pair, DPM12 | DPM23) else self.line
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """The pairs, and the lines for one of them; DPM12 needs more calls than a check allows."""
+        lines = [cls(Tsit5(), line=line) for line in (Rotation(), Noise())]
+        return [*(cls(pair) for pair in (Bosh3(), Dopri5(), Tsit5(), DOP853(), DPM23())), *lines]
+
+    @property
+    def begin_calls(self) -> int:
+        """The first slope, and the probe for the first step."""
+        return 2
+
+    def begin(self, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> Run:
+        """The first slope and the first step."""
+        return PairRun(self, ode, span, z, dtype, ids)
+
+
+class PairRun(Run):
+    """One solve by a pair: the slopes at the places, and the last three errors of every sample."""
+
+    stops_at_nodes = True
+
+    def __init__(self, solver: Adaptive, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray):
+        super().__init__(span, z, dtype, ids)
+        self.solver, self.pair = solver, solver.pair
+        self.calls = solver.pair.calls(1)
+        embedded = getattr(self.pair, "embedded", None)
+        self.power = embedded.power if embedded else self.pair.order
+        self.slope = span.slope(ode, self.q, z, dtype)
+        self.errors = np.ones((len(z), 3))
+        self.calm = np.ones(len(z), dtype=bool)
+        self.h = self._first_step(ode)
+        self.broken = ~np.isfinite(row_norm(self.slope))
+        self.h[self.broken] = 0.0
+        self.last = (self.q, self.z, self.slope)
+
+    def _first_step(self, ode: Any) -> np.ndarray:
+        span, scale = self.span, self._error_scale(self.q, self.z)
+        d0, d1 = row_norm(self.z * scale), row_norm(self.slope * scale)
+        h0 = first_step(d0, d1, span.length)
+        probed = span.slope(ode, self._at(h0), combine((1.0, self.z), (span.direction * h0, self.slope)), self.dtype)
+        d2 = row_norm((probed - self.slope).mul_(scale)) / h0
+        return second_step(h0, d1, d2, self.power, span.length)
+
+    def _at(self, h: np.ndarray) -> np.ndarray:
+        left = np.abs(self.span.q_b - self.q)
+        return np.where(h >= left, self.span.q_b, self.q + self.span.direction * h)
+
+    def attempt(self, ode: Any) -> np.ndarray:
+        """One step of the pair."""
+        q, b, z, slope = self.q, self.target(), self.z, self.slope
+        step = self._exponential if isinstance(self.pair, DPM12 | DPM23) else self._runge_kutta
+        reached, error, last = step(ode, q, b)
+        accepted = error <= 1
+        self.broken = ~np.isfinite(error)
+        recent = np.concatenate([error[:, None], self.errors[:, :2]], axis=1)
+        factor = self.solver.controller.factor(recent, self.power, accepted)
+        self.h = np.abs(b - q) * np.where(accepted, np.where(self.calm, factor, np.minimum(factor, 1.0)), factor)
+        self.calm = accepted
+        self.errors = np.where(accepted[:, None], recent, self.errors)
+        column = torch.from_numpy(accepted).to(z.device).reshape(-1, *(1,) * (z.ndim - 1))
+        self.last = (q, z, slope)
+        self.z, self.slope = torch.where(column, reached, z), torch.where(column, last, slope)
+        self.q = np.where(accepted, b, q)
+        return accepted
+
+    def _runge_kutta(self, ode: Any, q: np.ndarray, b: np.ndarray) -> tuple[Tensor, np.ndarray, Tensor]:
+        """The state at b, its error in units of the tolerance, and the slope there."""
+        tableau, pair = self.pair.tableau, self.pair.embedded  # type: ignore[union-attr]
+        h, slopes = b - q, [self.slope]
+        for c, row in zip((*tableau.c[1:], 1.0), (*tableau.a[1:], tableau.b), strict=True):
+            state = combine((1.0, self.z), *((w * h, slope) for w, slope in zip(row, slopes, strict=True) if w))
+            place = b if c == 1.0 else q + c * h
+            slopes.append(self.span.slope(ode, place, state, self.dtype))
+        scale = self._error_scale(b, state)
+
+        def norm(weights: tuple[float, ...]) -> np.ndarray:
+            return row_norm(combine(*((w * h, k) for w, k in zip(weights, slopes, strict=True) if w)).mul_(scale))
+
+        error = norm(pair.error)  # type: ignore[union-attr]
+        if pair.coarse:  # type: ignore[union-attr]
+            coarse = norm(pair.coarse)  # type: ignore[union-attr]
+            error = np.where(error > 0, error**2 / np.sqrt(np.maximum(error**2 + 0.01 * coarse**2, 1e-300)), error)
+        return state, error, slopes[-1]
+
+    def _exponential(self, ode: Any, q: np.ndarray, b: np.ndarray) -> tuple[Tensor, np.ndarray, Tensor]:
+        """The same for the DPM pairs."""
+
+        def slope(place: np.ndarray, state: Tensor) -> Tensor:
+            return self.span.slope(ode, place, state, self.dtype)
+
+        state, error = self.pair.trial(slope, q, b, self.z, self.slope)  # type: ignore[union-attr]
+        return state, row_norm(error.mul_(self._error_scale(b, state))), slope(b, state)
+
+    def _error_scale(self, q: np.ndarray, z: Tensor) -> Tensor:
+        return error_scale(self.span, self.solver.tolerances, q, z)
+
+    def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
+        """Cubic Hermite interpolation of the last steps."""
+        index = torch.from_numpy(rows).to(self.z.device)
+        q_a, z_a, slope_a = self.last
+        return hermite(q_a[rows], self.q[rows], (z_a[index], slope_a[index], self.z[index], self.slope[index]), q)
+
+    def piece(self, row: int) -> HermitePiece:
+        """The cubic over the row's last step."""
+        q_a, z_a, slope_a = self.last
+        values = tuple(v[row : row + 1].clone() for v in (z_a, slope_a, self.z, self.slope))
+        return HermitePiece(self.span, float(q_a[row]), float(self.q[row]), values)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Select the rows of the slopes and errors."""
+        index = self._keep_places(rows)
+        self.slope, self.errors, self.calm = self.slope[index], self.errors[rows], self.calm[rows]
+
+
+@dataclass(frozen=True)
+class HermitePiece:
+    """One step of one sample between two states and slopes."""
+
+    span: Span
+    q_a: float
+    q_b: float
+    values: tuple[Tensor, ...]
+
+    def __call__(self, q: float) -> Tensor:
+        """The line's state at ``q``."""
+        return hermite(np.array([self.q_a]), np.array([self.q_b]), self.values, np.array([q]))[0]
+
+
+def hermite(a: np.ndarray, b: np.ndarray, values: tuple[Tensor, ...], q: np.ndarray) -> Tensor:
+    """The cubic through state and slope at a and at b, at ``q``: local error of order 4."""
+    h = b - a
+    u = (q - a) / h
+    weights = ((1 + 2 * u) * (1 - u) ** 2, h * u * (1 - u) ** 2, u**2 * (3 - 2 * u), h * u**2 * (u - 1))
+    return combine(*zip(weights, values, strict=True))

@@ -1,0 +1,345 @@
+"""Solving to a tolerance: every sample on its own clock. What the adaptive methods share."""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.exponential import DDIM
+from solvers.lines import Line, singular_step
+from solvers.noise import NoiseStream
+from solvers.ode import ODE, Node, combine, per_row
+from solvers.real import Real
+from solvers.solution import Status
+from solvers.solver import Past, Solver, Step, require_path
+
+SMALLEST_STEP = 16 * float(np.finfo(np.float64).eps)
+"""Of the span, or of the place if that is larger: below it a step does not move."""
+FLOOR = 4.0
+"""The smallest relative tolerance that a state can meet, in units of its rounding error."""
+
+
+class Span:
+    """One way from node a to node b in the line's variable q (t without a line), for samples at places of their own.
+
+    ``known`` is the q up to which the field may be asked: b, or the node before it where the way to b is extrapolated.
+    """
+
+    def __init__(self, ode: Any, line: Line | None, a: Node, b: Node, known: Node) -> None:
+        self.ode, self.line, self.ends = ode, line, (a, b, known)
+        self.q_a, self.q_b, self.q_known = (float(self.q(node)) for node in self.ends)
+        self.length = abs(self.q_b - self.q_a)
+        self.direction = 1.0 if self.q_b > self.q_a else -1.0
+        self.smallest = SMALLEST_STEP * max(self.length, abs(self.q_a), abs(self.q_b))
+
+    def q(self, node: Node) -> Real:
+        """The variable of integration."""
+        return node.t if self.line is None else self.line.q(node)
+
+    def node(self, q: np.ndarray) -> Node:
+        """The nodes at ``q``; those of the ends are the ends themselves, without a round trip through q."""
+        found = self.ode.node(q) if self.line is None else self.line.node(self.ode, q)
+        first, last = sorted((self.ends[0].t, self.ends[1].t))
+        values = [np.clip(found.t, first, last), np.asarray(found.alpha), np.asarray(found.sigma)]
+        for end, q_end in zip(self.ends, (self.q_a, self.q_b, self.q_known), strict=True):
+            values = [np.where(q == q_end, exact, value) for exact, value in zip(end, values, strict=True)]
+        return Node(*values)
+
+    def scale(self, node: Node) -> Real:
+        """The factor in ``x = scale z``."""
+        return 1.0 if self.line is None else self.line.scale(node)
+
+    def slope(self, ode: Any, q: np.ndarray, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """``dz/dq`` of the samples of ``ode`` at ``(q, z)``; the field sees a state of ``dtype``."""
+        node = self.node(q)
+        x = z.to(dtype) if self.line is None else combine((self.line.scale(node), z)).to(dtype)
+        slope = ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
+        return slope.to(z.dtype)
+
+
+def error_scale(span: Span, tolerances: tuple[float, float], q: np.ndarray, z: Tensor) -> Tensor:
+    """What turns an error of z at ``q`` into units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
+    rtol, atol = tolerances
+    scale = np.abs(np.broadcast_to(span.scale(span.node(q)), q.shape))
+    return z.abs().mul_(rtol).add_(per_row(atol / scale, z)).reciprocal_()
+
+
+class Run(ABC):
+    """Samples on their way over one `Span`: their places ``q``, states ``z`` on the line and next steps ``h``.
+
+    It lives for one solve and is changed in place. ``ids`` are the samples' rows in the batch that is solved.
+    """
+
+    calls: int
+    """Evaluations of one attempt."""
+    stops_at_nodes: bool = False
+    """Whether steps end on the nodes: for methods whose interpolation is of a lower order."""
+
+    def __init__(self, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> None:
+        count = len(z)
+        self.span, self.z, self.dtype, self.ids = span, z, dtype, ids
+        self.q = np.full(count, span.q_a)
+        self.h = np.full(count, span.length)
+        self.stops = np.full(count, span.q_known)
+        self.broken = np.zeros(count, dtype=bool)  # whether the last attempt met a value that is not finite
+
+    @abstractmethod
+    def attempt(self, ode: Any) -> np.ndarray:
+        """Try a step from every place and move the samples whose error allows it; return which moved."""
+
+    @abstractmethod
+    def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
+        """The line's states of ``rows`` at ``q``, inside the steps that they have just made."""
+
+    @abstractmethod
+    def piece(self, row: int) -> Any:
+        """The last step of a row as a function of q, which outlives the run; see `Dense`."""
+
+    def finish(self) -> np.ndarray:
+        """Bring samples to the end without a call where that is accurate enough; return which moved there."""
+        return np.zeros(len(self.ids), dtype=bool)
+
+    def closing_errors(self, rows: np.ndarray) -> np.ndarray:
+        """The error estimates, in units of the tolerance, of samples that `finish` brought to the end."""
+        return np.zeros(len(rows))
+
+    @abstractmethod
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with these rows alone."""
+
+    def _keep_places(self, rows: np.ndarray) -> Tensor:
+        for name in ("q", "h", "stops", "broken", "ids"):
+            setattr(self, name, getattr(self, name)[rows])
+        index = torch.from_numpy(rows).to(self.z.device)
+        self.z = self.z[index]
+        return index
+
+    def target(self) -> np.ndarray:
+        """Where the next attempts end: exactly at the stop ahead, and never a sliver before it."""
+        left = np.abs(self.stops - self.q)
+        h = np.where(self.h > 0.5 * left, np.where(self.h >= 0.95 * left, left, np.minimum(self.h, 0.6 * left)), self.h)
+        return np.where(h >= left, self.stops, self.q + self.span.direction * h)
+
+
+class Tolerance(Solver):
+    """A method that follows ``rtol`` and ``atol`` instead of a grid.
+
+    A step is accepted when the root mean square over components of ``error / (atol + rtol |x|)`` is at most 1, for each
+    sample by itself; ``atol=None`` is ``rtol``. Samples that arrive or fail leave the batch. The nodes of the grid
+    between its ends are reported by the method's interpolation, or stepped on, and a step that leaves or reaches a
+    node where the line degenerates is a DDIM step. A sample that fails keeps the last state that it reached, and no
+    sample makes more than ``max_steps`` attempts.
+    """
+
+    law: ClassVar[Literal["order", "weak", "tolerance", "bounded"]] = "tolerance"
+    rtol: float
+    atol: float | None
+    line: Line | None
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for argument, value in (("rtol", self.rtol), ("atol", self.tolerances[1])):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 < value < math.inf):
+                raise ValueError(f"{name}: {argument}={value!r} must be a positive, finite number such as 1e-3")
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise ValueError(f"{name}: max_steps={self.max_steps!r} must be a whole number of at least 1")
+
+    @property
+    def tolerances(self) -> tuple[float, float]:
+        """``rtol`` and ``atol``."""
+        return self.rtol, self.rtol if self.atol is None else self.atol
+
+    @property
+    def carries_on(self) -> bool:
+        """Step sizes and history end with the solve."""
+        return False
+
+    def calls(self, n_steps: int) -> int:
+        """Unknown before the solve.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{self} chooses its own steps, so that no number of calls is known before the solve; "
+            "instead of nfe= or steps= ask for an accuracy, rtol=1e-3"
+        )
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> None:
+        """Refuse what cannot be solved, before the first call; a run has no state."""
+        if self.way is not None:
+            require_path(self, ode)
+        least = FLOOR * torch.finfo(x.dtype).eps
+        if self.rtol < least:
+            raise ValueError(
+                f"{type(self).__name__}: rtol={self.rtol!r} is below what a {x.dtype} state can meet; ask for at least "
+                f"{least:.1e}, or pass a state of higher precision"
+            )
+
+    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """A solve from a to b."""
+        (step,) = self.solve(ode, (a, b), x, state)
+        return step
+
+    @abstractmethod
+    def begin(self, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> Run:
+        """The samples ``ids``, ``z`` on the line at the start of ``span``; costs `begin_calls`."""
+
+    @property
+    @abstractmethod
+    def begin_calls(self) -> int:
+        """Evaluations before the first attempt."""
+
+    @property
+    def way(self) -> Line | None:
+        """The line that is followed."""
+        return self.line
+
+    def solve(self, ode: Any, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
+        """Solve part by part, then yield the states node by node."""
+        states, status = [x], np.zeros(len(x), dtype=np.int64)
+        for singular, pairs in groupby(
+            pairwise(nodes), key=lambda pair: bool(np.any(singular_step(self.way, ode, *pair)))
+        ):
+            part = [nodes[len(states) - 1], *(b for _, b in pairs)]
+            if singular:
+                for a, b in pairwise(part):
+                    states.append(_ddim(ode, a, b, states[-1], status))
+            else:
+                states += self._follow(ode, part, states[-1], status)
+        for one in states[1:]:
+            yield Step(one, status=torch.from_numpy(status))
+
+    def _follow(self, ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> list[Tensor]:
+        """The states at the nodes after the first; failures go into ``status``, and keep their last state."""
+        ledger = getattr(ode, "ledger", None)
+        dense = ledger.dense if ledger else None
+        free = ledger is not None and ledger.extrapolate and len(nodes) > 2
+        span = Span(ode, self.way, nodes[0], nodes[-1], nodes[-2] if free else nodes[-1])
+        places = np.array([float(span.q(node)) for node in nodes[1:]])
+        found = [x.clone() for _ in places]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        ids = np.flatnonzero(status == Status.SUCCESS)
+        ids = _afford(ode, ids, self.begin_calls, status)
+        if not len(ids):
+            return found
+        z = combine((1 / float(span.scale(nodes[0])), x[torch.from_numpy(ids).to(x.device)].to(wide)))
+        run = self.begin(_rows(ode, ids, x.device), span, z, x.dtype, ids)
+        following = np.zeros(len(x), dtype=np.int64)
+        live = _rows(ode, ids, x.device)
+
+        def report(moved: np.ndarray) -> None:
+            """Hand the states at those nodes over that the samples have just passed."""
+            if dense is not None:
+                for row in np.flatnonzero(moved):
+                    dense.add(int(run.ids[row]), run.piece(int(row)))
+            while True:
+                place = places[np.minimum(following[run.ids], len(places) - 1)]
+                passed = moved & (following[run.ids] < len(places)) & (span.direction * (run.q - place) >= 0)
+                rows = np.flatnonzero(passed)
+                if not len(rows):
+                    return
+                q = place[rows]
+                z = run.between(rows, q)
+                at_end = torch.from_numpy(q == run.q[rows]).to(z.device)
+                index = torch.from_numpy(rows).to(z.device)
+                z = torch.where(at_end.reshape(-1, *(1,) * (z.ndim - 1)), run.z[index], z)
+                states = combine((span.scale(span.node(q)), z)).to(x.dtype)
+                for number in np.unique(following[run.ids[rows]]):
+                    mine = following[run.ids[rows]] == number
+                    of = torch.from_numpy(np.flatnonzero(mine)).to(z.device)
+                    found[number][torch.from_numpy(run.ids[rows][mine]).to(z.device)] = states[of]
+                following[run.ids[rows]] += 1
+
+        def leave(rows: np.ndarray) -> None:
+            nonlocal live
+            if rows.any():
+                for row in np.flatnonzero(rows):
+                    _freeze(found, following, run, int(row), span, x.dtype)
+                run.keep(np.flatnonzero(~rows))
+                live = _rows(ode, run.ids, x.device)
+
+        for _ in range(self.max_steps):
+            ended = run.finish()
+            if ended.any():
+                self._close(run, np.flatnonzero(ended), status)
+                report(ended)
+                leave(ended)
+            poor = _left(ode, run.ids) < run.calls
+            status[run.ids[poor]] = Status.BUDGET
+            leave(poor)
+            if not len(run.ids):
+                return found
+            if run.stops_at_nodes:
+                run.stops = places[following[run.ids]]
+            moved = run.attempt(live)
+            report(moved)
+            stuck = ~moved & (run.h < span.smallest)
+            status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
+            leave(stuck | (moved & (run.q == span.q_b)))
+        status[run.ids] = Status.BUDGET
+        leave(np.ones(len(run.ids), dtype=bool))
+        return found
+
+    def _close(self, run: Run, rows: np.ndarray, status: np.ndarray) -> None:
+        """Set the status of samples that were brought to the end without a call."""
+        error = run.closing_errors(rows)
+        missed = ~(error <= 1)
+        status[run.ids[rows[missed]]] = Status.FLOOR
+        if missed.any():
+            warnings.warn(
+                f"rtol={self.rtol}: the extrapolation over the last interval, where the model is not defined, leaves "
+                f"an error of about {error[missed].max() * self.rtol:.1e} in {missed.sum()} samples; ask for no less, "
+                "or declare Model(..., continuous=True)",
+                stacklevel=2,
+            )
+
+
+def _freeze(found: list[Tensor], following: np.ndarray, run: Run, row: int, span: Span, dtype: torch.dtype) -> None:
+    """Put the last state of a sample at the nodes that it did not reach."""
+    sample = int(run.ids[row])
+    if following[sample] < len(found):
+        scale = span.scale(span.node(run.q[row : row + 1]))
+        last = combine((scale, run.z[row : row + 1])).to(dtype)[0]
+        for state in found[following[sample] :]:
+            state[sample] = last
+
+
+def _ddim(ode: Any, a: Node, b: Node, x: Tensor, status: np.ndarray) -> Tensor:
+    """The DDIM step of those samples that have not failed and can pay for it."""
+    ids = _afford(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
+    if not len(ids):
+        return x
+    index = torch.from_numpy(ids).to(x.device)
+    return x.index_copy(0, index, DDIM().step(_rows(ode, ids, x.device), a, b, x[index]).x)
+
+
+def _afford(ode: Any, ids: np.ndarray, calls: int, status: np.ndarray) -> np.ndarray:
+    poor = _left(ode, ids) < calls
+    status[ids[poor]] = Status.BUDGET
+    return ids[~poor]
+
+
+def _left(ode: Any, ids: np.ndarray) -> np.ndarray:
+    return ode.ledger.left(torch.from_numpy(ids)) if hasattr(ode, "ledger") else np.full(len(ids), math.inf)
+
+
+def _rows(ode: Any, ids: np.ndarray, device: torch.device) -> Any:
+    return ode.rows(torch.from_numpy(ids).to(device))
