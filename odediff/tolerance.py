@@ -47,8 +47,8 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
         return solver
     if solver.law != "tolerance":
         raise ValueError(
-            f"rtol={rtol}: {solver} steps on a grid and follows no tolerance; leave the solver out for "
-            "solvers.AdaptiveAdams, pass another adaptive one, or give steps instead"
+            f"rtol={rtol}: {solver} steps on a grid and follows no tolerance; use solvers.AdaptiveAdams "
+            "(solver=adams) or another adaptive one, or give steps instead"
         )
     return replace(solver, rtol=rtol)  # type: ignore[call-arg]
 

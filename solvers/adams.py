@@ -126,7 +126,6 @@ class AdamsRun(Run):
         self.reach = np.minimum(reach, span.length)
         self.h = START * solver.rtol ** (1 / 3) * self.reach
         self.broken = ~np.isfinite(size_of_slope)
-        self.h[self.broken] = 0.0
         self.last = _Piece(self.q, self.z, self._ordered(), self.age, self.k)
 
     def attempt(self, ode: Any) -> np.ndarray:

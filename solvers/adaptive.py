@@ -95,7 +95,6 @@ class PairRun(Run):
         self.calm = np.ones(len(z), dtype=bool)
         self.h = self._first_step(ode)
         self.broken = ~np.isfinite(row_norm(self.slope))
-        self.h[self.broken] = 0.0
         self.last = (self.q, self.z, self.slope)
 
     def _first_step(self, ode: Any) -> np.ndarray:

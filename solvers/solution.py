@@ -31,8 +31,8 @@ class Status(IntEnum):
                 "that is regular at both ends (solvers.Rotation)"
             ),
             Status.BUDGET: (
-                "max_nfe (or an adaptive solver's max_steps) was spent before the end of the grid; raise it, loosen "
-                "rtol, or use fewer steps"
+                "max_nfe was spent before the end of the grid; raise max_nfe (or an adaptive solver's max_steps), "
+                "loosen rtol, or use fewer steps"
             ),
             Status.STEP_UNDERFLOW: (
                 "no step above round-off met the tolerance; loosen rtol and atol (a float32 network cannot be followed "

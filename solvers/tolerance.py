@@ -242,7 +242,7 @@ class Tolerance(Solver):
             return found
         z = combine((1 / float(span.scale(nodes[0])), x[torch.from_numpy(ids).to(x.device)].to(wide)))
         run = self.begin(_rows(ode, ids, x.device), span, z, x.dtype, ids)
-        following = np.zeros(len(x), dtype=np.int64)
+        following, closing_errors = np.zeros(len(x), dtype=np.int64), np.zeros(len(x))
         live = _rows(ode, ids, x.device)
 
         def report(moved: np.ndarray) -> None:
@@ -276,17 +276,19 @@ class Tolerance(Solver):
                 run.keep(np.flatnonzero(~rows))
                 live = _rows(ode, run.ids, x.device)
 
+        status[run.ids[run.broken]] = Status.NON_FINITE
+        leave(run.broken)
         for _ in range(self.max_steps):
             ended = run.finish()
             if ended.any():
-                self._close(run, np.flatnonzero(ended), status)
+                closing_errors[run.ids[ended]] = run.closing_errors(np.flatnonzero(ended))
                 report(ended)
                 leave(ended)
             poor = _left(ode, run.ids) < run.calls
             status[run.ids[poor]] = Status.BUDGET
             leave(poor)
             if not len(run.ids):
-                return found
+                break
             if run.stops_at_nodes:
                 run.stops = places[following[run.ids]]
             moved = run.attempt(live)
@@ -296,18 +298,18 @@ class Tolerance(Solver):
             leave(stuck | (moved & (run.q == span.q_b)))
         status[run.ids] = Status.BUDGET
         leave(np.ones(len(run.ids), dtype=bool))
+        self._judge(closing_errors, status)
         return found
 
-    def _close(self, run: Run, rows: np.ndarray, status: np.ndarray) -> None:
-        """Set the status of samples that were brought to the end without a call."""
-        error = run.closing_errors(rows)
-        missed = ~(error <= 1)
-        status[run.ids[rows[missed]]] = Status.FLOOR
+    def _judge(self, closing_errors: np.ndarray, status: np.ndarray) -> None:
+        """Set the status of samples that were brought to the end without a call, and say what can be met."""
+        missed = ~(closing_errors <= 1)
+        status[missed] = Status.FLOOR
         if missed.any():
             warnings.warn(
                 f"rtol={self.rtol}: the extrapolation over the last interval, where the model is not defined, leaves "
-                f"an error of about {error[missed].max() * self.rtol:.1e} in {missed.sum()} samples; ask for no less, "
-                "or declare Model(..., continuous=True)",
+                f"an error of about {closing_errors[missed].max() * self.rtol:.1e} in {missed.sum()} samples; ask for "
+                "no less, or declare Model(..., continuous=True)",
                 stacklevel=2,
             )
 

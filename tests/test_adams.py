@@ -1,0 +1,215 @@
+"""AdaptiveAdams: its weights, its closing, its tolerance, its memory, and `rtol=` in the application's functions."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import odediff
+from benchmarks.problems import gaussian, mixture
+from odediff.problems import exact_model
+from solvers import DDIM, AdaptiveAdams, Heun, Rotation, Scipy, Status, solve
+from solvers.lagrange import odd_weights, quadrature_weights
+from solvers.testing import SPAN, ExactODE, Gaussian, departures, mild_mixture, reference, starting_points
+
+
+def noise(count, dimension, seed=0):
+    return torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The weights
+
+
+@pytest.mark.parametrize("used", [1, 2, 5, 9])
+def test_weights_integrate_polynomials_exactly_on_uneven_nodes(used):
+    generator = np.random.default_rng(1)
+    nodes = np.cumsum(generator.uniform(0.2, 1.5, (3, 11)), axis=1)
+    a, b = nodes[:, 0], generator.uniform(-1.0, 0.5, 3)
+    weights = quadrature_weights(nodes, np.full(3, used), a, b)
+    assert (weights[:, used:] == 0).all()
+    for power in range(used):
+        exact = (b ** (power + 1) - a ** (power + 1)) / (power + 1)
+        size = np.abs(weights * nodes**power).sum(1)
+        assert (np.abs((weights * nodes**power).sum(1) - exact) < 1e-12 * size).all()
+
+
+def test_odd_weights_integrate_odd_polynomials_of_twice_the_degree():
+    nodes = np.array([[0.2, 0.35, 0.6, 0.9]])
+    weights = odd_weights(nodes, np.array([4]), np.array([0.2]), np.array([0.0]))
+    for power in (1, 3, 5, 7):
+        assert (weights * nodes**power).sum() == pytest.approx(-(0.2 ** (power + 1)) / (power + 1), rel=1e-12)
+
+
+def test_even_steps_give_the_textbook_weights():
+    # Adams-Bashforth and Adams-Moulton of order 4 (Hairer, Norsett & Wanner, III.1).
+    past = np.array([[0.0, -1.0, -2.0, -3.0]])
+    bashforth = quadrature_weights(past, np.array([4]), np.array([0.0]), np.array([1.0]))
+    np.testing.assert_allclose(bashforth[0], np.array([55, -59, 37, -9]) / 24, rtol=1e-12)
+    moulton = quadrature_weights(past + 1, np.array([4]), np.array([0.0]), np.array([1.0]))
+    np.testing.assert_allclose(moulton[0], np.array([9, 19, -5, 1]) / 24, rtol=1e-12)
+
+
+# Accuracy
+
+
+@pytest.mark.parametrize("dimension", [16, 64])
+def test_few_calls_reach_the_exact_flow_of_a_mixture(dimension):
+    ode = odediff.probability_flow(exact_model(mixture(dimension), odediff.VPLinear(), "flow"))
+    x = noise(96, dimension)
+    truth = solve(ode, Scipy("DOP853", rtol=1e-10, line=Rotation(), batched=True), x, (1.0, 0.0), closing=None).x
+    found = {r: solve(ode, AdaptiveAdams(rtol=r), x, (1.0, 0.0), closing=None) for r in (1e-3, 1e-5, 1e-7)}
+    median = {r: float((f.x - truth).square().mean(1).sqrt().median()) / r for r, f in found.items()}
+    assert all(0.1 < ratio < 10 for ratio in median.values()), median
+    mean = {r: float(f.stats.evaluations.double().mean()) for r, f in found.items()}
+    # Measured: 12, 30 and 56.
+    assert mean[1e-3] < 14 and mean[1e-5] < 33 and mean[1e-7] < 62
+
+
+@pytest.mark.parametrize(
+    "path", [odediff.VPLinear(), odediff.VE(), odediff.RectifiedFlow(), odediff.VPCosine()], ids=str
+)
+def test_there_and_back_on_every_path(path):
+    ode = odediff.probability_flow(exact_model(Gaussian(), path, "flow"))
+    start = ode.node(path.start)
+    x = noise(5, 3) * math.hypot(start.alpha, start.sigma)
+    down = solve(ode, AdaptiveAdams(rtol=1e-7), x, (path.start, 0.0), closing=None)
+    exact = Gaussian().flow(start, ode.node(0.0), x)
+    torch.testing.assert_close(down.x, exact, rtol=0, atol=2e-5)
+    up = solve(ode, AdaptiveAdams(rtol=1e-7), exact, (0.0, path.start), closing=None)
+    torch.testing.assert_close(up.x, x, rtol=2e-5, atol=2e-5)
+
+
+def test_it_starts_at_pure_noise():
+    ode = odediff.probability_flow(exact_model(Gaussian(), odediff.RectifiedFlow(), "flow"))
+    assert ode.node(1.0).alpha == 0
+    x = noise(4, 2)
+    found = solve(ode, AdaptiveAdams(rtol=1e-6), x, (1.0, 0.0), closing=None)
+    torch.testing.assert_close(found.x, Gaussian().flow(ode.node(1.0), ode.node(0.0), x), rtol=0, atol=1e-4)
+
+
+# The closing
+
+
+def test_a_table_is_closed_by_extrapolation_below_the_error_of_denoising():
+    table = odediff.VPTable.linear()
+    exact = exact_model(mixture(16), table, "flow")
+    model, x = replace(exact, continuous=False), noise(48, 16)
+    truth = odediff.sample(exact, noise=x, rtol=1e-10)
+    error = {}
+    for closing in ("auto", "denoise"):
+        found = odediff.sample(model, noise=x, rtol=1e-6, closing=closing, return_solution=True)
+        assert found.success
+        error[closing] = float((found.x - truth).square().mean(1).sqrt().median())
+    assert error["auto"] < 1e-5 and error["denoise"] > 5e-5
+
+
+def test_a_tolerance_that_the_table_cannot_give_is_said():
+    # Four entries only: the first is far from the data.
+    table = odediff.VPTable([0.7, 0.3, 0.1, 0.01])
+    model = replace(exact_model(mixture(16), table, "flow"), continuous=False)
+    with pytest.warns(UserWarning, match=r"rtol=1e-08: the extrapolation over the last interval, .* error of about"):
+        found = odediff.sample(model, noise=noise(3, 16), rtol=1e-8, return_solution=True)
+    assert found.status.tolist() == [Status.FLOOR] * 3 and found.success
+    assert "continuous=True" in Status.FLOOR.advice
+
+
+def test_closing_makes_no_call_and_the_network_is_never_asked_below_its_table():
+    model = odediff.zoo.fashion_mnist()
+    found = odediff.sample(model, (2, 1, 28, 28), rtol=1e-2, return_solution=True)
+    assert found.success and found.nodes[-2].t == model.path.end
+    # A call below the first entry raises.
+    assert 5 < found.stats.nfe < 25
+
+
+# Dense output
+
+
+def test_the_solution_between_the_nodes_has_the_accuracy_of_the_steps():
+    problem, x = ExactODE(Gaussian()), starting_points()
+    for span in (SPAN, SPAN[::-1]):
+        found = solve(problem, AdaptiveAdams(rtol=1e-9), x, span, trajectory=True)
+        for t in np.linspace(*span, 23):
+            exact = problem.distribution.flow(found.nodes[0], problem.node(float(t)), x)
+            torch.testing.assert_close(found(float(t)), exact, rtol=0, atol=3e-8)
+        torch.testing.assert_close(found(span[1]), found.x, rtol=0, atol=1e-14)
+
+
+def test_a_solution_without_steps_says_how_to_keep_them():
+    for solver, options in ((AdaptiveAdams(), {}), (DDIM(), {"trajectory": True})):
+        with pytest.raises(ValueError, match="trajectory=True"):
+            solve(mild_mixture(), solver, starting_points(), SPAN, **options)(1.0)
+    kept = solve(mild_mixture(), AdaptiveAdams(), starting_points(), SPAN, trajectory=True)
+    with pytest.raises(ValueError, match=r"t=0\.1: sample 0 did not get there"):
+        kept(0.1)
+
+
+# Memory and precision
+
+
+def test_the_history_is_max_order_plus_two_states():
+    solver = AdaptiveAdams(max_order=4)
+    ode, x = mild_mixture(), starting_points()
+    a, b = (ode.node(t) for t in SPAN)
+    from solvers.tolerance import Span
+
+    run = solver.begin(ode, Span(ode, solver.line, a, b, b), x, x.dtype, np.arange(4))
+    assert run.slopes.shape == (6, *x.shape)
+
+
+def test_float32_states_reach_what_float32_can():
+    x = departures(*SPAN)
+    found = solve(mild_mixture(), AdaptiveAdams(rtol=1e-5), x.float(), SPAN)
+    assert found.x.dtype == torch.float32
+    assert (found.x.double() - reference(*SPAN)[-1]).abs().max() < 3e-4
+
+
+# rtol=
+
+
+def gaussian_model(path=None):
+    return exact_model(gaussian(), path or odediff.VPLinear(), "flow")
+
+
+def test_rtol_reaches_the_closed_form_flow_in_sampling():
+    model, x = gaussian_model(), noise(6, 3)
+    found = odediff.sample(model, noise=x, rtol=1e-6, return_solution=True)
+    exact = gaussian().flow(model.path.node(1.0), model.path.node(0.0), x)
+    torch.testing.assert_close(found.x, exact, rtol=0, atol=1e-4)
+    assert found.stats.evaluations.shape == (6,)
+    same = odediff.sample(model, noise=x, solver=AdaptiveAdams(rtol=1e-6))
+    assert same.equal(found.x)
+    libraries = odediff.sample(model, noise=x, solver=Scipy(line=Rotation()), rtol=1e-6)
+    torch.testing.assert_close(libraries, exact, rtol=0, atol=1e-3)  # closed by a denoising step
+
+
+@pytest.mark.parametrize("other", ["steps", "nfe"])
+def test_rtol_steps_and_nfe_exclude_each_other(other):
+    model = gaussian_model()
+    with pytest.raises(ValueError, match=rf"rtol=0\.001, {other}=5: give one of them"):
+        odediff.sample(model, (1, 2), rtol=1e-3, **{other: 5})
+    with pytest.raises(ValueError, match=rf"rtol=0\.001, {other}=5: give one of them"):
+        odediff.encode(model, torch.zeros(1, 2), rtol=1e-3, **{other: 5})
+
+
+def test_rtol_with_a_solver_of_fixed_steps_is_refused():
+    with pytest.raises(ValueError, match=r"rtol=0\.001: Heun.* follows no tolerance; use solvers\.AdaptiveAdams"):
+        odediff.sample(gaussian_model(), (1, 2), rtol=1e-3, solver=Heun())
+    with pytest.raises(ValueError, match="rtol=-1 must be a positive"):
+        odediff.sample(gaussian_model(), (1, 2), rtol=-1)
+
+
+def test_real_images_return_from_the_embedded_network():
+    model = odediff.zoo.fashion_mnist()
+    images = odediff.zoo.test_images()[0][:1].double()
+    code = odediff.encode(model, images, rtol=1e-4)
+    assert isinstance(code.solver, AdaptiveAdams) and code.times.tolist() == [model.path.end, 1.0]
+    back = odediff.decode(model, code)
+    assert float((back - images).square().mean().sqrt()) < 1e-2
+
+
+def test_an_exact_model_returns_to_the_tolerance():
+    model, images = replace(gaussian_model(odediff.VPTable.linear()), continuous=False), noise(4, 3)
+    back = odediff.decode(model, odediff.encode(model, images, rtol=1e-7))
+    torch.testing.assert_close(back, images, rtol=0, atol=1e-5)

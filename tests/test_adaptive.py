@@ -1,0 +1,309 @@
+"""Solving to a tolerance: what every adaptive method owes, and the embedded pairs."""
+
+import importlib.util
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+import solvers
+from solvers import (
+    DOP853,
+    DPM12,
+    DPM23,
+    PID,
+    Adaptive,
+    AdaptiveAdams,
+    Bosh3,
+    Controller,
+    Data,
+    Dopri5,
+    Heun,
+    I,
+    Noise,
+    Rotation,
+    SolveError,
+    Status,
+    Tsit5,
+    solve,
+)
+from solvers.testing import SPAN, ExactODE, Gaussian, departures, mild_mixture, reference, starting_points
+
+SPEC = importlib.util.spec_from_file_location("detest", Path(__file__).with_name("detest.py"))
+detest = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(detest)
+
+PLAIN = [AdaptiveAdams(line=None), *(Adaptive(pair) for pair in (Bosh3(), Dopri5(), Tsit5(), DOP853()))]
+PATH = [AdaptiveAdams(), *(Adaptive(pair, line=Rotation()) for pair in (Bosh3(), Tsit5(), DOP853())), Adaptive(DPM23())]
+
+
+def name(value):
+    return type(getattr(value, "pair", value)).__name__ if isinstance(value, solvers.Solver) else None
+
+
+class Plain(solvers.ODE):
+    """A function of a sample's time ``(B, 1)`` and state as an ODE, which keeps the times of its calls."""
+
+    def __init__(self, field):
+        self.field, self.times, self.rows_seen = field, [], []
+
+    def __call__(self, t, x):
+        t = np.broadcast_to(t, len(x))
+        self.times += t.tolist()
+        self.rows_seen.append(len(x))
+        return self.field(torch.from_numpy(t.copy()).reshape(-1, 1).to(x), x)
+
+
+class Array(solvers.ODE):
+    """One sample whose field is a function of a float and a numpy array."""
+
+    def __init__(self, field):
+        self.field = field
+
+    def __call__(self, t, x):
+        return torch.from_numpy(np.asarray(self.field(float(np.ravel(t)[0]), x[0].numpy())))[None]
+
+
+@pytest.mark.parametrize("problem", detest.PROBLEMS)
+def test_detest_agrees_with_another_library(problem):
+    field, start = detest.PROBLEMS[problem]
+    truth = solve_ivp(field, (0.0, 20.0), start, method="DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
+    x = torch.tensor(np.array(start, dtype=float))[None]
+    for solver, tolerance in ((PLAIN[4], 1e-9), (PLAIN[3], 1e-6), (PLAIN[2], 1e-6), (PLAIN[1], 1e-4), (PLAIN[0], 1e-6)):
+        found = solve(Array(field), replace(solver, rtol=tolerance), x, (0.0, 20.0)).x[0].numpy()
+        # Orbits of high eccentricity and growing solutions carry local errors on, by up to this factor.
+        assert np.abs(found - truth).max() <= 3e3 * tolerance * max(1.0, np.abs(truth).max()), name(solver)
+
+
+def test_each_pair_estimates_the_error_of_a_quadrature_of_its_order():
+    # Weights and error weights applied to 1, t, t^2, ...: the estimate vanishes exactly below its own order.
+    for pair in (Bosh3(), Dopri5(), Tsit5(), DOP853()):
+        c = np.array([*pair.tableau.c, 1.0])
+        moments = [abs(np.dot(pair.embedded.error, c**k)) for k in range(pair.order)]
+        # Up to the order of the lower method, p, the moments 0 ... p - 1 agree.
+        lower = {"Bosh3": 2, "Dopri5": 4, "Tsit5": 4, "DOP853": 5}[name(Adaptive(pair))]
+        assert max(moments[:lower]) < 1e-14
+        assert moments[lower] > 1e-5
+
+
+@pytest.mark.parametrize(
+    "solver", [*PLAIN, Adaptive(Tsit5(), controller=I), Adaptive(Tsit5(), controller=PID)], ids=str
+)
+@pytest.mark.parametrize("span", [(0.0, 3.0), (3.0, 0.0), (0.3, 0.3001), (1e-9, 0.0), (-2.0, 5.0)], ids=str)
+def test_the_field_is_never_called_outside_the_span_and_the_end_is_reached(solver, span):
+    problem = Plain(lambda t, x: torch.cos(t) * x)
+    x = torch.tensor([[1.0], [-0.5]], dtype=torch.float64)
+    found = solve(problem, replace(solver, rtol=1e-6), x, span)
+    assert min(span) <= min(problem.times) and max(problem.times) <= max(span)
+    exact = x * math.exp(math.sin(span[1]) - math.sin(span[0]))
+    torch.testing.assert_close(found.x, exact, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("solver", [*PLAIN, *PATH], ids=str)
+def test_nodes_between_the_ends_are_reported_to_the_tolerance(solver):
+    times, x, problem = torch.linspace(*SPAN, 8, dtype=torch.float64), starting_points(), ExactODE(Gaussian())
+    for grid in (times, times.flip(0)):
+        found = solve(problem.watching(x, SPAN), replace(solver, rtol=1e-6), x, grid, trajectory=True)
+        exact = torch.stack([problem.distribution.flow(found.nodes[0], node, x) for node in found.nodes])
+        assert (found.trajectory - exact).abs().max() < 1e-4
+        alone = solve(problem, replace(solver, rtol=1e-6), x, grid[[0, -1]])
+        if isinstance(solver, AdaptiveAdams):
+            assert alone.x.equal(found.x)
+
+
+@pytest.mark.parametrize("solver", [AdaptiveAdams(), Adaptive(Tsit5(), line=Rotation()), Adaptive(DPM23())], ids=name)
+def test_rows_are_bit_for_bit_the_same_alone_among_256_and_permuted(solver):
+    x = torch.randn(256, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    together = solve(mild_mixture(), replace(solver, rtol=1e-4), x, SPAN)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(3))
+    permuted = solve(mild_mixture(), replace(solver, rtol=1e-4), x[order], SPAN)
+    assert permuted.x.equal(together.x[order])
+    assert permuted.stats.evaluations.equal(together.stats.evaluations[order])
+    assert len(set(together.stats.evaluations.tolist())) > 1
+    for i in range(0, 256, 37):
+        alone = solve(mild_mixture(), replace(solver, rtol=1e-4), x[i : i + 1], SPAN)
+        assert alone.x.equal(together.x[i : i + 1])
+        assert alone.stats.evaluations.equal(together.stats.evaluations[i : i + 1])
+
+
+@pytest.mark.parametrize("solver", [AdaptiveAdams(line=None), Adaptive(Tsit5())], ids=name)
+def test_finished_samples_leave_the_batch(solver):
+    # The rates differ by 30, and so do the steps that they need.
+    rate = torch.tensor([[0.1], [1.0], [30.0]], dtype=torch.float64)
+
+    class Rates(Plain):
+        def __init__(self, rate):
+            super().__init__(lambda t, x: torch.cos(rate * t) * rate * x)
+            self.rate = rate
+
+        def rows(self, index):
+            chosen = Rates(self.rate[index])
+            chosen.times, chosen.rows_seen = self.times, self.rows_seen
+            return chosen
+
+    problem = Rates(rate)
+    x = torch.ones(3, 1, dtype=torch.float64)
+    found = solve(problem, replace(solver, rtol=1e-6), x, (0.0, 3.0))
+    torch.testing.assert_close(found.x, torch.exp(torch.sin(rate * 3)), rtol=1e-4, atol=0)
+    assert found.stats.evaluations.sum() == sum(problem.rows_seen)
+    assert problem.rows_seen[0] == 3 and problem.rows_seen[-1] == 1
+
+
+# Failures
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_nan_at_one_sample_loses_that_sample_alone(solver):
+    x = torch.tensor([[1.0], [0.1], [2.0]], dtype=torch.float64)
+    problem = Plain(lambda t, x: torch.where((x > 1.5) & (t > 0.6), math.nan, -0.1 * x))
+    found = solve(problem, solver, x, (0.0, 1.0), throw=False)
+    assert found.status.tolist() == [Status.SUCCESS, Status.SUCCESS, Status.NON_FINITE]
+    torch.testing.assert_close(found.x[:2], x[:2] * math.exp(-0.1), rtol=0, atol=1e-3)
+    assert 1.8 < found.x[2].item() < 2.0  # frozen where it was last finite
+    with pytest.raises(SolveError, match="1 of 3 samples NON_FINITE"):
+        solve(problem, solver, x, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_nan_from_the_first_call_on(solver):
+    problem = Plain(lambda t, x: torch.where(x > 1.5, math.nan, -x))
+    found = solve(problem, solver, torch.tensor([[1.0], [2.0]], dtype=torch.float64), (0.0, 1.0), throw=False)
+    assert found.status.tolist() == [Status.SUCCESS, Status.NON_FINITE]
+    assert found.x[1].item() == 2.0
+    assert found.stats.evaluations[1] <= 15
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_a_sample_that_blows_up_has_its_own_status(solver):
+    # x' = x^2 reaches infinity at t = 1 / x(0).
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    found = solve(Plain(lambda t, x: x * x), solver, x, (0.0, 2.0), throw=False)
+    assert found.status[0] == Status.SUCCESS
+    assert found.status[1] in (Status.STEP_UNDERFLOW, Status.NON_FINITE, Status.BUDGET)
+    assert found.x[0].item() == pytest.approx(-1 / 3, abs=1e-2)
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_a_stiff_problem_is_followed_at_the_price_of_its_stability(solver):
+    problem = Plain(lambda t, x: -1000 * (x - torch.cos(t)))
+    found = solve(problem, solver, torch.zeros(1, 1, dtype=torch.float64), (0.0, 1.0))
+    # The slow manifold: x = (k^2 cos t + k sin t) / (k^2 + 1) with k = 1000.
+    exact = (1e6 * math.cos(1.0) + 1e3 * math.sin(1.0)) / (1e6 + 1)
+    assert found.x.item() == pytest.approx(exact, abs=5e-3)
+    assert 200 < found.stats.nfe < 10_000
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_a_jump_of_the_field_is_stepped_over(solver):
+    problem = Plain(lambda t, x: torch.where(t < 0.37, 1.0, -2.0) * torch.ones_like(x))
+    found = solve(problem, replace(solver, rtol=1e-6), torch.zeros(1, 1, dtype=torch.float64), (0.0, 1.0))
+    assert found.x.item() == pytest.approx(0.37 - 2 * 0.63, abs=1e-4)
+
+
+@pytest.mark.parametrize("solver", [*PLAIN, Adaptive(DPM23())], ids=name)
+def test_each_sample_has_the_whole_budget(solver):
+    x = starting_points()
+    needed = solve(mild_mixture(), replace(solver, rtol=1e-5), x, SPAN).stats.evaluations
+    budget = int(needed.max()) - 1
+    found = solve(mild_mixture(), replace(solver, rtol=1e-5), x, SPAN, max_nfe=budget, throw=False)
+    assert found.status.tolist() == [int(Status.BUDGET if n > budget else Status.SUCCESS) for n in needed]
+    assert found.stats.nfe <= budget
+    assert found.x.isfinite().all()
+    one = solve(mild_mixture(), solver, x, SPAN, max_nfe=1, throw=False)
+    assert one.status.tolist() == [Status.BUDGET] * 4 and one.stats.nfe <= 1
+
+
+def test_no_input_loops_for_ever():
+    noise = torch.Generator().manual_seed(0)
+    problem = Plain(lambda t, x: torch.randn(x.shape, generator=noise, dtype=x.dtype))
+    for solver in PLAIN:
+        found = solve(
+            problem,
+            replace(solver, rtol=1e-12, max_steps=300),
+            torch.zeros(1, 1, dtype=torch.float64),
+            (0.0, 1.0),
+            throw=False,
+        )
+        assert found.status.item() in (Status.BUDGET, Status.STEP_UNDERFLOW)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("make", [AdaptiveAdams, Adaptive])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rtol": 0.0}, "rtol=0.0 must be a positive"),
+        ({"rtol": -1e-3}, "rtol=-0.001 must"),
+        ({"rtol": math.nan}, "rtol=nan must"),
+        ({"rtol": math.inf}, "rtol=inf must"),
+        ({"rtol": "tight"}, "rtol='tight' must"),
+        ({"atol": 0.0}, "atol=0.0 must"),
+        ({"max_steps": 0}, "max_steps=0 must"),
+    ],
+)
+def test_unusable_tolerances_are_refused(make, settings, message):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}"):
+        make(**settings)
+
+
+def test_what_a_dtype_cannot_meet_is_refused_with_what_it_can():
+    problem = Plain(lambda t, x: -x)
+    for solver in PLAIN:
+        with pytest.raises(ValueError, match=r"rtol=1e-09 is below what a torch\.float32 state can meet.*4\.8e-07"):
+            solve(problem, replace(solver, rtol=1e-9), torch.ones(1, 2), (0.0, 1.0))
+    assert problem.times == []
+
+
+def test_pairs_and_lines_that_do_not_fit_are_refused():
+    for pair in (Heun(), solvers.DDIM(), "dopri5"):
+        with pytest.raises(ValueError, match="estimates no error; use Bosh3"):
+            Adaptive(pair)
+    with pytest.raises(ValueError, match="give the line to Adaptive"):
+        Adaptive(Dopri5(Noise()))
+    with pytest.raises(ValueError, match="has its own line"):
+        Adaptive(DPM12(), line=Noise())
+    with pytest.raises(TypeError, match="is no PathODE"):
+        solve(Plain(lambda t, x: -x), Adaptive(DPM12()), torch.ones(1, 2), (0.0, 1.0))
+    with pytest.raises(ValueError, match="safety=2.0"):
+        Controller(safety=2.0)
+    with pytest.raises(ValueError, match='use closing="denoise"'):
+        solve(mild_mixture(), Adaptive(), starting_points(), (1.3, 0.2, 0.0), closing="extrapolate")
+
+
+def test_a_span_of_no_length_or_off_the_path_is_refused_before_any_call():
+    problem = Plain(lambda t, x: -x)
+    with pytest.raises(ValueError, match="strictly monotone"):
+        solve(problem, AdaptiveAdams(line=None), torch.ones(1, 2), (0.5, 0.5))
+    assert problem.times == []
+
+
+# The DPM pairs
+
+
+def test_dpm12_converges_at_the_rate_of_its_estimate():
+    x = departures(*SPAN)[:2]
+    errors = [
+        float((solve(mild_mixture(), Adaptive(DPM12(), rtol=r), x, SPAN).x - reference(*SPAN)[-1, :2]).abs().max())
+        for r in (1e-3, 1e-5)
+    ]
+    assert errors[1] < 1e-4 and 0.5 < math.log10(errors[0] / errors[1]) / 2 < 1.5
+
+
+@pytest.mark.parametrize(
+    "solver", [Adaptive(DPM23()), AdaptiveAdams(line=Data()), Adaptive(Tsit5(), line=Noise())], ids=str
+)
+def test_singular_ends_are_ddim_steps(solver):
+    grid = torch.tensor([math.pi / 2, 1.3, 0.3, 0.0], dtype=torch.float64)
+    found = solve(mild_mixture(), solver, starting_points(), grid, closing=None, trajectory=True)
+    first = solve(mild_mixture(), solvers.DDIM(), starting_points(), grid[:2])
+    if not isinstance(solver, AdaptiveAdams):  # the data line is regular at pure noise
+        assert found.trajectory[1].equal(first.x)
+    last = solve(mild_mixture(), solvers.DDIM(), found.trajectory[2], grid[2:], closing=None)
+    if solver.line != Noise():  # the noise line is regular at the data
+        assert found.x.equal(last.x)
