@@ -90,7 +90,7 @@ class PairRun(Run):
         self.calls = solver.pair.calls(1)
         embedded = getattr(self.pair, "embedded", None)
         self.power = embedded.power if embedded else self.pair.order
-        self.slope = span.slope(ode, self.q, z, dtype)
+        self.slope = span.slope(ode, span.node(self.q), z, dtype)
         self.errors = np.ones((len(z), 3))
         self.calm = np.ones(len(z), dtype=bool)
         self.h = self._first_step(ode)
@@ -98,10 +98,12 @@ class PairRun(Run):
         self.last = (self.q, self.z, self.slope)
 
     def _first_step(self, ode: Any) -> np.ndarray:
-        span, scale = self.span, self._error_scale(self.q, self.z)
+        span = self.span
+        scale = error_scale(span, self.solver.tolerances, span.node(self.q), self.z)
         d0, d1 = row_norm(self.z * scale), row_norm(self.slope * scale)
         h0 = first_step(d0, d1, span.length)
-        probed = span.slope(ode, self._at(h0), combine((1.0, self.z), (span.direction * h0, self.slope)), self.dtype)
+        state = combine((1.0, self.z), (span.direction * h0, self.slope))
+        probed = span.slope(ode, span.node(self._at(h0)), state, self.dtype)
         d2 = row_norm((probed - self.slope).mul_(scale)) / h0
         return second_step(h0, d1, d2, self.power, span.length)
 
@@ -134,8 +136,9 @@ class PairRun(Run):
         for c, row in zip((*tableau.c[1:], 1.0), (*tableau.a[1:], tableau.b), strict=True):
             state = combine((1.0, self.z), *((w * h, slope) for w, slope in zip(row, slopes, strict=True) if w))
             place = b if c == 1.0 else q + c * h
-            slopes.append(self.span.slope(ode, place, state, self.dtype))
-        scale = self._error_scale(b, state)
+            node = self.span.node(place)
+            slopes.append(self.span.slope(ode, node, state, self.dtype))
+        scale = error_scale(self.span, self.solver.tolerances, node, state)
 
         def norm(weights: tuple[float, ...]) -> np.ndarray:
             return row_norm(combine(*((w * h, k) for w, k in zip(weights, slopes, strict=True) if w)).mul_(scale))
@@ -150,13 +153,11 @@ class PairRun(Run):
         """The same for the DPM pairs."""
 
         def slope(place: np.ndarray, state: Tensor) -> Tensor:
-            return self.span.slope(ode, place, state, self.dtype)
+            return self.span.slope(ode, self.span.node(place), state, self.dtype)
 
         state, error = self.pair.trial(slope, q, b, self.z, self.slope)  # type: ignore[union-attr]
-        return state, row_norm(error.mul_(self._error_scale(b, state))), slope(b, state)
-
-    def _error_scale(self, q: np.ndarray, z: Tensor) -> Tensor:
-        return error_scale(self.span, self.solver.tolerances, q, z)
+        scale = error_scale(self.span, self.solver.tolerances, self.span.node(b), state)
+        return state, row_norm(error.mul_(scale)), slope(b, state)
 
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """Cubic Hermite interpolation of the last steps."""

@@ -27,7 +27,8 @@ def quadrature_weights(
     """
     points, rule = gauss or gauss_legendre((nodes.shape[-1] + 1) // 2)
     x = a[:, None] + (b - a)[:, None] * points
-    return (_basis(nodes, used, x) @ rule) * (b - a)[:, None]
+    # A sum, not a matrix product: a sample's bits must not depend on the shape of the batch.
+    return _padded((_basis(nodes, used, x) * rule).sum(axis=-1) * (b - a)[:, None], nodes)
 
 
 def odd_weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -37,12 +38,16 @@ def odd_weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarra
     """
     points, rule = gauss_legendre(nodes.shape[-1])
     x = a[:, None] + (b - a)[:, None] * points
-    weights = (_basis(nodes**2, used, x**2) * x[:, None, :]) @ rule
+    weights = _padded((_basis(nodes**2, used, x**2) * (x * rule)[:, None, :]).sum(axis=-1), nodes)
     return np.where(weights == 0, 0.0, weights * (b - a)[:, None] / np.where(nodes == 0, 1.0, nodes))
 
 
 def _basis(nodes: np.ndarray, used: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Lagrange's polynomials ``(..., n, len(x))`` at ``x``; zero for the nodes that are not used."""
+    """Lagrange's polynomials ``(..., m, len(x))`` at ``x``: of the first m nodes, those that any sample uses.
+
+    Zero for the nodes that a sample does not use; the others' factors are 1, so that m changes no bit.
+    """
+    nodes = nodes[:, : int(used.max(initial=1))]
     position = np.arange(nodes.shape[-1])
     taking = position < used[..., None]
     distance = np.where(taking[..., None], x[:, None, :] - nodes[:, :, None], 1.0)
@@ -52,3 +57,10 @@ def _basis(nodes: np.ndarray, used: np.ndarray, x: np.ndarray) -> np.ndarray:
     others = taking[..., None, :] & (position[:, None] != position)
     scale = np.where(others, nodes[:, :, None] - nodes[:, None, :], 1.0).prod(axis=-1)
     return np.where(taking[..., None], product / scale[..., None], 0.0)
+
+
+def _padded(weights: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Weights of zero for the nodes that no sample uses."""
+    whole = np.zeros((*weights.shape[:-1], nodes.shape[-1]))
+    whole[..., : weights.shape[-1]] = weights
+    return whole

@@ -136,6 +136,19 @@ def combine(*terms: tuple[Real, Tensor]) -> Tensor:
     return total
 
 
+def accumulate(start: Tensor, weights: np.ndarray, tensors: Tensor) -> Tensor:
+    """``start + sum over j of weights[:, j] tensors[j]``: `combine` for weights ``(B, M)`` and tensors ``(M, B, ...)``.
+
+    One transfer for all weights; columns of zeros cost nothing.
+    """
+    total = start.clone()
+    columns = torch.from_numpy(weights.T.copy()).to(device=start.device, dtype=start.dtype)
+    columns = columns.reshape(*columns.shape, *(1,) * (start.ndim - 1))
+    for j in np.flatnonzero(weights.any(axis=0)).tolist():
+        total.addcmul_(tensors[j], columns[j])
+    return total
+
+
 def per_row(values: Real, like: Tensor) -> Tensor:
     """``values``, one per sample (or one for all), as a tensor that multiplies the rows of ``like``."""
     column = torch.as_tensor(values, dtype=torch.float64).to(device=like.device, dtype=like.dtype)

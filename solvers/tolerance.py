@@ -55,18 +55,17 @@ class Span:
         """The factor in ``x = scale z``."""
         return 1.0 if self.line is None else self.line.scale(node)
 
-    def slope(self, ode: Any, q: np.ndarray, z: Tensor, dtype: torch.dtype) -> Tensor:
-        """``dz/dq`` of the samples of ``ode`` at ``(q, z)``; the field sees a state of ``dtype``."""
-        node = self.node(q)
+    def slope(self, ode: Any, node: Node, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """``dz/dq`` of the samples of ``ode`` at ``(node, z)``; the field sees a state of ``dtype``."""
         x = z.to(dtype) if self.line is None else combine((self.line.scale(node), z)).to(dtype)
         slope = ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
         return slope.to(z.dtype)
 
 
-def error_scale(span: Span, tolerances: tuple[float, float], q: np.ndarray, z: Tensor) -> Tensor:
-    """What turns an error of z at ``q`` into units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
+def error_scale(span: Span, tolerances: tuple[float, float], node: Node, z: Tensor) -> Tensor:
+    """What turns an error of z at ``node`` into units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
     rtol, atol = tolerances
-    scale = np.abs(np.broadcast_to(span.scale(span.node(q)), q.shape))
+    scale = np.broadcast_to(span.scale(node), (len(z),))
     return z.abs().mul_(rtol).add_(per_row(atol / scale, z)).reciprocal_()
 
 
@@ -257,10 +256,10 @@ class Tolerance(Solver):
                 if not len(rows):
                     return
                 q = place[rows]
-                z = run.between(rows, q)
-                at_end = torch.from_numpy(q == run.q[rows]).to(z.device)
-                index = torch.from_numpy(rows).to(z.device)
-                z = torch.where(at_end.reshape(-1, *(1,) * (z.ndim - 1)), run.z[index], z)
+                index = torch.from_numpy(rows).to(x.device)
+                z, inside = run.z[index], np.flatnonzero(q != run.q[rows])
+                if len(inside):
+                    z[torch.from_numpy(inside).to(x.device)] = run.between(rows[inside], q[inside])
                 states = combine((span.scale(span.node(q)), z)).to(x.dtype)
                 for number in np.unique(following[run.ids[rows]]):
                     mine = following[run.ids[rows]] == number
