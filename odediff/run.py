@@ -22,7 +22,7 @@ from odediff.fingerprint import fingerprint
 from odediff.model import Model
 from odediff.sampling import Grid
 from odediff.schedule import Schedule
-from odediff.tolerance import AutoClosing
+from odediff.tolerance import AutoClosing, at_tolerance
 from odediff.version import __version__
 from solvers import Solver
 
@@ -118,6 +118,8 @@ def build(config: DictConfig) -> Run:
     solver = instantiate(config.solver)
     if not isinstance(solver, Solver):
         raise TypeError(f"solver._target_={config.solver._target_} made {type(solver).__name__}, no solvers.Solver")
+    if config.rtol is not None:
+        solver = at_tolerance(solver, config.rtol)
     return Run(
         config=config,
         model=_on_schedule(model, config),

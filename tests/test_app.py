@@ -41,6 +41,9 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "solver=ddim", "solver.eta=7"], ["eta=7", "[0, 1]"]),
         (["task=sample", "steps=5", "nfe=4"], ["steps=5", "nfe=4", "exclude"]),
         (["task=sample", "samples=0"], ["samples=0", "at least 1"]),
+        (["task=sample", "solver=adams", "rtol=-1"], ["rtol=-1", "positive"]),
+        (["task=sample", "solver=adams", "rtol=1e-3", "steps=4"], ["rtol=0.001", "steps=4", "exclude"]),
+        (["task=sample", "solver=heun", "rtol=1e-3"], ["rtol=0.001", "Heun", "solver=adams"]),
         (["task=sample", "device=nonsense"], ["device=nonsense", "cpu"]),
         (["task=sample", "schedule=vp_cosine"], ["schedule=VPCosine", "remap=snr"]),
         (["task=sample", "solver._target_=mine.Nope"], ["mine.Nope", "No module named 'mine'"]),
@@ -251,3 +254,10 @@ def readme_commands() -> list[list[str]]:
 def test_the_readmes_commands_run(monkeypatch, tmp_path, arguments):
     small = [] if "--help" in arguments else ["samples=2", "progress=false", "model.chunk=2"]
     assert run(monkeypatch, tmp_path, *arguments, *small) == 0
+
+
+def test_a_tolerance_on_the_command_line(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "task=sample", "solver=adams", "rtol=1e-2", "hydra.run.dir=out", *QUICK) == 0
+    assert "AdaptiveAdams(rtol=0.01" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert 5 < record["nfe"] < 25 and len(record["times"]) == 3
