@@ -75,8 +75,8 @@ class Ours(Method):
 
     @property
     def closing(self) -> str:  # type: ignore[override]
-        """The closing rule's name."""
-        return str(self.rule)
+        """The closing rule's name; methods that follow a tolerance have their own."""
+        return "auto" if self.adaptive else str(self.rule)
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]

@@ -16,6 +16,7 @@ from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.sampling import Grid, initial_deviation, make_times
 from odediff.schedule import Schedule
+from odediff.tolerance import tolerance_span
 from solvers import Dopri5, NoiseStream, Rotation, Solution, Solver, solve
 from solvers.solve import Closing
 
@@ -108,13 +109,16 @@ class Problem(ABC):
     ) -> Solution:
         """Solve from the noise of the samples ``rows`` of a seed with at most ``nfe`` calls.
 
-        A method that chooses its own steps gets a tolerance instead, and from the grid its two ends. Samples that fail
-        do not raise: the solution has their status.
+        A method that chooses its own steps gets a tolerance instead, and goes and closes as in `odediff.sample`.
+        Samples that fail do not raise: the solution has their status.
         """
-        ode = probability_flow(self.model(rows))
-        times = self.times(solver, grid, nfe, closing)
-        if rtol is not None:
+        model = self.model(rows)
+        ode = probability_flow(model)
+        if rtol is None:
+            times = self.times(solver, grid, nfe, closing)
+        else:
             solver = replace(solver, rtol=rtol)  # type: ignore[call-arg]
+            times, closing = tolerance_span(model, solver, "auto")
         stream = NoiseStream(seed, rows, counter=1)
         with torch.no_grad():
             return solve(ode, solver, self.noise(seed, rows), times, closing=closing, stream=stream, throw=False)
@@ -125,8 +129,6 @@ class Problem(ABC):
         Raises:
             ValueError: ``nfe`` does not pay for one step.
         """
-        if nfe is None:
-            return grid(self.path, steps=1 if closing is None else 2)
         return make_times(probability_flow(self.model(range(1))), solver, grid, None, nfe, closing)
 
 

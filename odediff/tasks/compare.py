@@ -72,8 +72,7 @@ def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int],
     """The result at each ceiling that pays for a solve."""
     rows = range(len(exact))
     adaptive = solver.law == "tolerance"
-    # Extrapolation reads the predictions at the nodes of a grid, and adaptive methods have nodes of their own.
-    closing: Closing = "denoise" if adaptive else run.closing
+    closing: Closing = "denoise" if run.closing == "auto" else run.closing
 
     def result(**how: Any) -> Result:
         solution = problem.solve(solver, run.config.seed, rows, grid=run.grid, closing=closing, **how)
