@@ -164,12 +164,13 @@ class Lattice:
         return z + self.snap(combine((r - 1, z)))
 
     def shrink(self, z: Tensor, r: Real) -> Tensor:
-        """``z / r`` for r >= 1, which undoes `grow`: ``m - round((1 - 1/r) m)``.
+        """``z / r`` for r >= 1, which undoes `grow`: ``m - round((r - 1)/r m)``.
 
         With ``(r - 1) n = k + e``, k whole and |e| <= 1/2, the number rounded here is ``k + e/r``. A product
         ``r n`` rounded as a whole would be undone just so, were it not for the digits that a large n leaves for it.
         """
-        return z - self.snap(combine((1 - 1 / r, z)))
+        # 1 - 1/r would have lost the digits that r - 1 has.
+        return z - self.snap(combine(((r - 1) / r, z)))
 
     def digits(self, scale: Real, x: Tensor, carried: Tensor | None) -> Tensor:
         """The z of ``x = scale z``: what was carried on, wherever it rounds to x, and x itself elsewhere."""

@@ -40,7 +40,7 @@ PAIRS = [
     OBELM(),
     *(kind(line) for kind in (Leapfrog, AsynchronousLeapfrog, ReversibleHeun) for line in (Noise(), Rotation())),
     Reversible(),
-    Reversible(RK4(), coupling=0.9999),
+    Reversible(RK4(Rotation()), coupling=0.99),
 ]
 
 
