@@ -26,9 +26,9 @@ class Adaptive(Tolerance):
 
     ``pair`` is one of the Runge-Kutta pairs Bosh3, Dopri5, Tsit5 and DOP853, on ``line`` or on x(t) as written
     (``line=None``), or one of DPM12 and DPM23, which bring their own. The solution of the higher order is carried on.
-    The first step is that of Hairer, Norsett & Wanner, "Solving ordinary differential equations I", II.4, at the cost
-    of one call. Steps end on the nodes of the
-    grid; between them a solution is a cubic, of order 3.
+    Error control and the first step, which costs one call, are those of Hairer, Norsett & Wanner 1993, "Solving
+    ordinary differential equations I", section II.4. Steps end on the nodes of the grid; between them a solution is a
+    cubic, of order 3.
     """
 
     pair: RungeKutta | DOP853 | DPM12 | DPM23 = Dopri5()

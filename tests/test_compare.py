@@ -38,8 +38,11 @@ def test_a_solver_of_the_users_own_is_ranked_among_all_others(monkeypatch, tmp_p
     mine = ["solver=ddim", "~solver.eta", "solver._target_=mine_to_compare.MySolver"]
     assert run(monkeypatch, tmp_path, *QUICK, *mine, "task.nfe=[8,16]") == 0
     table = {row["solver"].strip("* "): row for row in json.loads((tmp_path / "out" / "run.json").read_text())["table"]}
-    deterministic = {name for name, solver in configured_solvers().items() if solver.deterministic}
-    assert set(table) == deterministic | {"MySolver"}
+    deterministic = {name: solver for name, solver in configured_solvers().items() if solver.deterministic}
+    # A method that chooses its own steps may need more calls than there are, whatever its tolerance.
+    on_grids = {name for name, solver in deterministic.items() if solver.law != "tolerance"}
+    assert on_grids | {"MySolver"} <= set(table) <= set(deterministic) | {"MySolver"}
+    assert "adams" in table
     # It is DDIM: the same errors, and no rank of its own.
     for column, value in table["ddim"].items():
         assert column == "solver" or table["MySolver"][column] == pytest.approx(value, rel=1e-9), column
@@ -51,8 +54,8 @@ def test_a_solver_of_the_users_own_is_ranked_among_all_others(monkeypatch, tmp_p
 
 def test_a_configured_solver_takes_part_once(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, tmp_path, *QUICK, "solver=heun", "task.nfe=[9]") == 0
-    out = capsys.readouterr().out
-    assert out.count("heun") == 1 and "* heun" in out
+    names = [line.split("  ")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert names.count("* heun") == 1 and "heun" not in names
 
 
 @pytest.mark.parametrize(

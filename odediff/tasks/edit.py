@@ -81,7 +81,7 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     )
     row = (method, code.stats.nfe, float(quality.median()), hits, round(time.perf_counter() - begun, 1))
     print(text_table(("method", "calls to encode", "PSNR [dB]", "classified as asked", "seconds"), [row]))
-    print(f"{config.samples} edits in {run.folder}")
+    print(f"table and picture of {config.samples} edits in {run.folder}")
 
 
 def _encode(run: Run, model: Model, images: Tensor, method: str) -> Code:
@@ -133,7 +133,7 @@ def _interpolate(run: Run) -> None:
     run.record({"nfe": first.stats.nfe, "weights": WEIGHTS, "classified_as_asked": hits})
     rows = [(f"{weight:g}", hit) for weight, hit in zip(WEIGHTS, hits, strict=True)]
     print(text_table(("weight", "classified as asked"), rows))
-    print(f"{pairs} ways between images in {run.folder}")
+    print(f"table and picture of {pairs} ways between images in {run.folder}")
 
 
 def _hits(images: Tensor, labels: Tensor) -> float:
