@@ -164,7 +164,9 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 def lines(name: Name) -> tuple[str, str]:
     """A name in two lines: as much of the method as fits, and the rest with its setting."""
-    first, *rest = textwrap.wrap(name.short, NAME_LETTERS, break_on_hyphens=False) or [""]
+    # A name of words joined by underscores breaks after one of them.
+    words = textwrap.wrap(name.short.replace("_", "_ "), NAME_LETTERS, break_on_hyphens=False) or [""]
+    first, *rest = (line.replace("_ ", "_") for line in words)
     return first, " · ".join([*rest, name.setting])
 
 
@@ -226,8 +228,10 @@ def _joined(curves: Sequence[Curve], cost: Cost) -> tuple[list[float], list[floa
 
 
 def _costs(curves: Sequence[Curve], cost: str) -> tuple[float, float]:
-    """The ends of the cost's axis."""
-    values = [getattr(p, cost) for curve in curves for p in curve.points if math.isfinite(p.value)]
+    """The ends of the cost's axis. Methods that could not use half of their calls may lie off it."""
+    points = [p for curve in curves for p in curve.points if math.isfinite(p.value)]
+    used = [p for p in points if p.nfe is None or p.calls > p.nfe / 2] or points
+    values = [getattr(p, cost) for p in used]
     return (min(values) / 1.1, max(values) * 1.1) if values else (1.0, 10.0)
 
 

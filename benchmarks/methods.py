@@ -12,6 +12,7 @@ from torch import Tensor
 import solvers
 from odediff.problems import Problem
 from solvers import Solver
+from solvers.implicit_inverse import ImplicitInverse
 from solvers.solve import Closing
 
 ADAPTIVE_GRID = "adaptive"
@@ -122,7 +123,8 @@ def ours(
     # One solver may have two names, as kdpm2 is a setting of DPM-Solver-2: it is measured under the first.
     first: dict[Solver, str] = {}
     for name, solver in chosen.items():
-        first.setdefault(solver, name)
+        if not is_inverse(solver):
+            first.setdefault(solver, name)
     methods = []
     for solver, name in first.items():
         if solver.law == "tolerance":
@@ -131,6 +133,11 @@ def ours(
         for grid, place in grids.items():
             methods += [Ours(name, solver, grid, place, _rule(closing)) for closing in closings]
     return methods
+
+
+def is_inverse(solver: Solver) -> bool:
+    """Whether ``solver`` inverts another: run as a sampler, it is that method again."""
+    return isinstance(solver, solvers.Inverse | ImplicitInverse | solvers.TrajectoryInverse)
 
 
 def exported_variants() -> list[Solver]:
