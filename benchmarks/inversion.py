@@ -1,6 +1,7 @@
 """Ways to the noise and back, on real images: ``python -m benchmarks.inversion [table|exact|null_text|curve|memory]``.
 
-Without a word all five run, in about 15 minutes on two cores; ``--images N`` sets how many images each uses.
+Without a word all five run; the table takes 10 minutes of one thread, null-text as much, the curve and memory two
+together. ``--images N`` sets how many images each uses.
 """
 
 from __future__ import annotations

@@ -113,9 +113,10 @@ def test_null_text_on_the_trained_network_is_5_db_above_guided_ddim():
     model, real = odediff.zoo.fashion_mnist().condition(label=labels[:2], guidance=7.5), real[:2]
     code = odediff.null_text(model, real, iterations=4, **STEPS)
     found = psnr(real, odediff.decode(model, code)).median()
-    for plain in (odediff.encode(model, real, solver=DDIM(), **STEPS), None):
-        code = plain or odediff.encode(model.condition(guidance=1.0, label=labels[:2]), real, solver=DDIM(), **STEPS)
-        assert found > psnr(real, odediff.decode(model, code, edit=True)).median() + 2
+    # Guided both ways, and encoded at guidance 1: the pivot itself, which is nearer.
+    for encoder, gain in ((model, 5), (model.condition(guidance=1.0), 2)):
+        code = odediff.encode(encoder, real, solver=DDIM(), **STEPS)
+        assert found > psnr(real, odediff.decode(model, code, edit=True)).median() + gain
     assert found < psnr(real, odediff.decode(model, odediff.direct_inversion(model, real, **STEPS))).median()
 
 
