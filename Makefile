@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel bench bench-full
+.PHONY: help demo test lint wheel bench bench-full bench-default
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,15 @@ bench-full: $(INSTALLED) ## the same with every variant, grid, closing and long 
 	    networks.grids=null networks.peer_grids=null networks.nfe=null \
 	    'nfe=[2,3,4,5,6,8,10,12,15,20,25,30,40,50,75,100,200,500,1000]' 'tolerances=[1e-1,1e-2,1e-3,1e-4,1e-5]' \
 	    'images.problems=[network_1,network_2]' 'images.nfe=[5,6,8,10,15,20,50,100]' images.ours=5 images.peers=5
+
+FOLLOWING := [DDIM,HeunDiscrete,KDPM2Discrete,LMSDiscrete,PNDM,DPMSolverMultistep,DPMSolverSinglestep,UniPCMultistep,DEISMultistep]
+
+bench-default: $(INSTALLED) ## the default sampler against diffusers' schedulers in all their grids
+	$(STUDY) folder=outputs/default_networks problems=[network_1,network_2] solvers=[gp_multistep] peers=$(FOLLOWING) \
+	    peer_grids=null networks.peer_grids=null nfe=[5,6,8,10,12,15,20] tolerances=[] samples.network=10 images.problems=[]
+	$(STUDY) folder=outputs/default_exact solvers=[gp_multistep] peers=$(FOLLOWING) peer_grids=null tolerances=[] \
+	    problems=[mixture_2_held_out,mixture_16_held_out,mixture_64_held_out,mixture_256_held_out] samples.exact=342 \
+	    nfe=[5,6,8,10,12,15,20,30,50]
 
 lint: $(INSTALLED) ## check style, formatting and types
 	$(RUN) -m ruff check

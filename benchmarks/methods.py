@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 import solvers
+from odediff.defaults import default_grid, fixed_closing
 from odediff.problems import Problem
 from solvers import Solver
 from solvers.implicit_inverse import ImplicitInverse
@@ -129,6 +130,11 @@ def ours(
     for solver, name in first.items():
         if solver.law == "tolerance":
             methods.append(Ours(name, _together(solver), ADAPTIVE_GRID, next(iter(grids.values()))))
+            continue
+        if solver.closes:
+            # Its nodes and its last step belong to the method.
+            own = default_grid(solver)
+            methods.append(Ours(name, solver, own.__name__, own, fixed_closing(solver, "auto")))
             continue
         for grid, place in grids.items():
             methods += [Ours(name, solver, grid, place, _rule(closing)) for closing in closings]

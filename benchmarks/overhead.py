@@ -57,6 +57,7 @@ def main() -> None:
         for solver, scheduler in pairs:
             costs[f"odediff, {solver}"] = _microseconds(partial(ours, solver))
             costs[f"diffusers, {type(scheduler).__name__}"] = _microseconds(partial(theirs, scheduler))
+        costs[f"odediff, {solvers.GPMultistep()}"] = _microseconds(partial(ours, solvers.GPMultistep()))
     floor = costs["two fused torch operations"][0]
     rows = [(name, median, best, median / floor) for name, (median, best) in costs.items()]
     print(f"state {SHAPE}, one thread, {STEPS} steps, {REPEATS} repeats, processor time beside the network")

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 import odediff
 from odediff.app import plain_failures
+from odediff.defaults import Grid
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint
 from odediff.metrics import convergence_slope, feature_statistics, frechet_distance
-from odediff.sampling import Grid
 from odediff.table import text_table
 from solvers import DDIM, DDPM, Heun, Noise, Solver
 

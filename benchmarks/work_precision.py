@@ -20,10 +20,10 @@ from torch import Tensor
 
 import odediff
 from benchmarks.problems import gaussian, kernel_density, mixture
+from odediff.defaults import AutoClosing
 from odediff.files import replacing
 from odediff.problems import Distribution, exact_model
 from odediff.table import text_table
-from odediff.tolerance import AutoClosing
 from solvers import (
     DOP853,
     DPM23,

@@ -151,7 +151,7 @@ class Config:
 
     model: Any = MISSING
     solver: Any = MISSING
-    grid: Any = MISSING
+    grid: Any = None
     schedule: Any = None
     task: Any = MISSING
     steps: int | None = None

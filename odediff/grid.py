@@ -8,6 +8,8 @@ The grids over noise levels (`log_snr`, `karras`, `polyexponential`, `beta`) nee
 starts with alpha below 1e-3 (zero terminal SNR, rectified flow) they place their nodes as if it were sigma/alpha = 1e3,
 and the path's own start stands in for that first node: nothing of the schedule is cut off. `angle` needs no such level.
 
+`plateau` ends above `path.end` where steps are few, unless `end` is given.
+
 Where this departs from diffusers: the time after the last visited one is always 0, never a stride below it, and no node
 is appended twice.
 """
@@ -17,11 +19,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.integrate import cumulative_trapezoid
 from scipy.special import betaincinv
 
 from odediff.schedule import Schedule, VPTable
@@ -35,6 +38,26 @@ _TABLE_MISMATCH = 0.01
 AYS_STABLE_DIFFUSION = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 AYS_STABLE_DIFFUSION_XL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 AYS_STABLE_VIDEO_DIFFUSION = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
+
+
+class _Plateau(NamedTuple):
+    """Levels and exponents of the density of `plateau`.
+
+    Of n nodes below the start the first is first max(1, n/10)^rise, and the last is last (10/n)^fall.
+    """
+
+    first: float
+    rise: float
+    low: float
+    low_power: float
+    high: float
+    high_power: float
+    last: float
+    fall: float
+
+
+_PLATEAU = _Plateau(first=72.0, rise=0.7, low=0.27, low_power=0.42, high=13.0, high_power=0.7, last=0.04, fall=1.8)
+_PLATEAU_POINTS = 4001
 
 
 def uniform_t(
@@ -142,6 +165,34 @@ def beta(path: Schedule, steps: int, end: float | None = None, a: float = 0.6, b
         return -np.log(low + betaincinv(a, b, 1.0 - f) * (high - low))
 
     return _by_log_snr(path, steps, end, place)
+
+
+def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:
+    """Nodes at equal distances in log-SNR where images take shape, and ever further apart on both sides.
+
+    Their density in log s, s = sigma/alpha, is 1/[(1 + (low/s)^p) (1 + (s/high)^r)], between a first node below the
+    path's start, which stands before it, and a last one; with more steps these move towards the path's start and `end`.
+    Made for `solvers.GPMultistep`, whose step from there makes no call; its constants were chosen along with those of
+    that method's prior, see benchmarks/README.md.
+    """
+    n_steps = _count(path, steps)
+    last_time = _end(path, n_steps, end)
+    noisiest, least = (math.exp(-path.log_snr(t)) for t in (path.start, last_time))
+    first = _PLATEAU.first * max(1.0, (n_steps - 1) / 10) ** _PLATEAU.rise
+    above = [first] if least < first < noisiest else []
+    first = first if above else noisiest
+    count = n_steps - len(above)
+    if count < 2:
+        return _nodes(path, [last_time if end is not None else path.time(-math.log(s)) for s in above[:count]])
+    last = _PLATEAU.last * (10 / count) ** _PLATEAU.fall
+    if end is None and last > least:
+        least, last_time = last, path.time(-math.log(last))
+    levels = np.linspace(math.log(first), math.log(least), _PLATEAU_POINTS)
+    s = np.exp(levels)
+    density = 1 / ((1 + (_PLATEAU.low / s) ** _PLATEAU.low_power) * (1 + (s / _PLATEAU.high) ** _PLATEAU.high_power))
+    passed = cumulative_trapezoid(density, -levels, initial=0)
+    inner = np.interp(np.linspace(0, passed[-1], count)[1:-1], passed, levels)
+    return _nodes(path, [*path.time(-np.log(above)), *path.time(-inner), last_time])
 
 
 def angle(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from odediff.code import Code, grid_nodes
+from odediff.defaults import Grid, default_grid, default_solver
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.replay import NullSchedule, Recorded
-from odediff.sampling import DEFAULT_SOLVER, Grid, make_times
+from odediff.sampling import make_times
 from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
 from solvers import Inverse, Node, ReversibleSolver, Solution, Solver, solve
 from solvers.implicit_inverse import Effort
+from solvers.solver import require_solver
 
 
 def encode(
@@ -48,9 +51,12 @@ def encode(
         solvers.SolveError: samples became infinite or NaN, or an implicit inverse did not converge.
     """
     adaptive = follows_tolerance(solver, rtol, steps, nfe, grid)
-    solver = at_tolerance(solver, rtol) if adaptive else DEFAULT_SOLVER if solver is None else solver
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+    if adaptive:
+        solver = at_tolerance(solver, rtol)
+    elif solver is None:
+        probability_flow(model)
+        solver = default_solver(model.path)
+    require_solver(solver)
     if not solver.deterministic:
         raise ValueError(
             f"solver={solver} is stochastic and has no inverse; use a deterministic one, such as DDIM(eta=0)"
@@ -114,6 +120,9 @@ def inversion_times(
         probability_flow(model)
     if model.threshold is not None:
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
+    if grid is None and solver.closes:
+        # The image is the state at the last node: there is no step to the data that would allow for a distant one.
+        grid = partial(default_grid(solver), end=model.path.end)
     # As if the last interval cost nothing: it is dropped below, so all of nfe goes into the encoding.
     if follows_tolerance(solver, None, steps, nfe, grid):
         times, _ = tolerance_span(model, solver, "extrapolate")

@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from odediff.code import Code, grid_nodes
+from odediff.defaults import Grid
 from odediff.inversion import climb, inversion_times
 from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.recorders import pivots
 from odediff.replay import NullSchedule
-from odediff.sampling import Grid
 from solvers import DDIM, Node, Stats
 from solvers.ode import per_row
 

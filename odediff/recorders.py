@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from odediff.code import Code, grid_nodes
+from odediff.defaults import Grid
 from odediff.inversion import climb, inversion_times
 from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.replay import mean_step
-from odediff.sampling import Grid
 from solvers import DDIM, Node, NoiseStream, Solver, Stats, combine
 from solvers.exponential import direction, posterior_std
 

@@ -17,12 +17,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from odediff.defaults import AutoClosing, Grid
 from odediff.files import write_json
 from odediff.fingerprint import fingerprint
 from odediff.model import Model
-from odediff.sampling import Grid
 from odediff.schedule import Schedule
-from odediff.tolerance import AutoClosing, at_tolerance
+from odediff.tolerance import at_tolerance
 from odediff.version import __version__
 from solvers import Solver
 
@@ -39,7 +39,7 @@ class Run:
     shape: tuple[int, ...]
     condition: Mapping[str, Any]
     solver: Solver
-    grid: Grid
+    grid: Grid | None
     folder: Path
     started: float = field(default_factory=time.perf_counter)
 
@@ -79,7 +79,7 @@ class Run:
             {
                 "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
                 "solver": str(self.solver),
-                "grid": self.config.grid._target_.rpartition(".")[2],
+                "grid": None if self.grid is None else self.config.grid._target_.rpartition(".")[2],
                 "schedule": str(self.model.path),
                 "weights": fingerprint(self.model.network),
                 "versions": {
@@ -126,7 +126,7 @@ def build(config: DictConfig) -> Run:
         shape=tuple(shape or ()),
         condition=_plain(condition or {}),
         solver=solver,
-        grid=instantiate(config.grid),
+        grid=None if config.grid is None else instantiate(config.grid),
         folder=Path(HydraConfig.get().runtime.output_dir),
     )
 

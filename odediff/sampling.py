@@ -11,19 +11,14 @@ import torch
 from torch import Tensor
 
 from odediff import grid as grids
+from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
-from odediff.tolerance import AutoClosing, at_tolerance, follows_tolerance, tolerance_span
-from solvers import Heun, Node, Noise, NoiseStream, Solver, solve
+from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
+from solvers import Node, NoiseStream, Solver, solve
 from solvers.solve import Closing
+from solvers.solver import require_solver
 
-Grid = Callable[..., Tensor]
-"""``grid(path, steps=N)`` gives N + 1 times; see `odediff.grid`."""
-
-DEFAULT_SOLVER = Heun(line=Noise())
-DEFAULT_GRID = grids.karras
-"""Heun's own grid (Karras et al. 2022): on the embedded network Heun does best on it at 9, 19 and 39 calls."""
-DEFAULT_STEPS = 20
 CLOSING_CALLS: dict[Closing, int] = {"denoise": 1, "extrapolate": 0, None: 0}
 
 
@@ -53,9 +48,10 @@ def sample(
         model: the network and its declaration.
         shape: of the result, ``(B, ...)``; or give ``noise``.
         noise: the state to start from, instead of drawing it from the seed.
-        solver: the method; `DEFAULT_SOLVER` unless given.
-        grid: a function of `odediff.grid`, or the times themselves, noise first.
-        steps: intervals of the grid, the closing one included.
+        solver: the method; unless given the one that buys most with 5 to 50 calls, see `defaults.default_solver`.
+        grid: a function of `odediff.grid`, or the times themselves, noise first; unless given the solver's own, see
+            `defaults.default_grid`.
+        steps: intervals of the grid, the closing one included; 20 unless ``nfe`` or ``rtol`` is given.
         nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
         rtol: a tolerance instead of ``steps`` or ``nfe``: the relative error allowed to each step of each sample. The
             solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed.
@@ -63,9 +59,9 @@ def sample(
         samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
         dtype: of the state; float64 with a float32 network is a supported setting.
         device: of the state.
-        closing: what happens on the last interval, to the data; see `solvers.solve`. "auto" denoises, and where a
-            tolerance is followed goes to the data without an error of its own: a continuous model is followed to the
-            end, a table extrapolated by solvers that can.
+        closing: what happens on the last interval, to the data; see `solvers.solve`. "auto" denoises, unless the
+            solver `Solver.closes` by itself. Where a tolerance is followed it goes to the data without an error of its
+            own: a continuous model is followed to the end, a table extrapolated by solvers that can.
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
         trajectory: whether the solution keeps the states at all nodes.
@@ -85,8 +81,9 @@ def sample(
         times, closing = tolerance_span(model, solver, closing)
         times = times if not isinstance(grid, Tensor) else grids.custom(model.path, grid)
     else:
-        solver = DEFAULT_SOLVER if solver is None else solver
-        closing = "denoise" if closing == "auto" else closing
+        solver = default_solver(model.path) if solver is None else solver
+        require_solver(solver)
+        closing = fixed_closing(solver, closing)
         times = make_times(ode, solver, grid, steps, nfe, closing)
     if (shape is None) == (noise is None):
         raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
@@ -137,9 +134,9 @@ def make_times(
         return grids.custom(path, grid)
     if grid is not None and not callable(grid):
         raise TypeError(f"grid={grid!r} is no grid; pass a function such as odediff.grid.karras, or a tensor of times")
-    place = grid or DEFAULT_GRID
+    place = grid or default_grid(solver)
     if nfe is None:
-        return place(path, steps=DEFAULT_STEPS if steps is None else steps)
+        return place(path, steps=STEPS if steps is None else steps)
     times = place(path, steps=steps_within(solver, nfe, closing))
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
     while _calls(ode, solver, times, closing) < min(nfe, _most_calls(solver, len(times) - 1, closing)):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from odediff.defaults import AutoClosing
 from odediff.model import Model
 from solvers import AdaptiveAdams, Solver
 from solvers.solve import Closing
-
-AutoClosing = Closing | Literal["auto"]
-"""A closing rule, or "auto": without an error of its own where a tolerance is followed, and denoising elsewhere."""
 
 
 def follows_tolerance(

@@ -11,6 +11,7 @@ from solvers.dpm_pairs import DPM12, DPM23
 from solvers.dpm_solver_singlestep import DPMFast, DPMSolver2, DPMSolver3
 from solvers.exponential import DDIM, DDPM
 from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S, HochbruckOstermann4
+from solvers.gp_multistep import GPMultistep
 from solvers.implicit import GaussLegendre
 from solvers.implicit_inverse import FixedPoint, NewtonKrylov
 from solvers.lines import Data, Line, Noise, Rotation
@@ -18,6 +19,7 @@ from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction, combine
 from solvers.pndm import PNDM
+from solvers.prior import Prior
 from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
 from solvers.reversible import Companion, Inverse, ReversibleSolver
 from solvers.runge_kutta import RK4, SSPRK3, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
@@ -71,6 +73,7 @@ __all__ = [
     "EulerMaruyama",
     "ExponentialAdams",
     "FixedPoint",
+    "GPMultistep",
     "GaussLegendre",
     "Heun",
     "HochbruckOstermann4",
@@ -84,6 +87,7 @@ __all__ = [
     "NoiseStream",
     "PathODE",
     "Prediction",
+    "Prior",
     "Ralston",
     "Reversible",
     "ReversibleHeun",

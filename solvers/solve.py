@@ -17,7 +17,7 @@ from solvers.fusion import fusion, require_compiler
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction, combine
 from solvers.solution import Solution, SolveError, Stats, Status
-from solvers.solver import Past, Solver, Step
+from solvers.solver import Past, Solver, Step, require_solver
 
 Closing = Literal["denoise", "extrapolate"] | None
 EXTRAPOLATED = 3
@@ -68,8 +68,7 @@ def solve(
         TypeError, ValueError: an argument cannot be used; nothing has been computed.
         SolveError: a sample failed.
     """
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+    require_solver(solver)
     if not isinstance(ode, ODE):
         raise TypeError(f"ode={ode!r} is no solvers.ODE; wrap a model with odediff.probability_flow(model)")
     if closing not in ("denoise", "extrapolate", None):

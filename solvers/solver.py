@@ -82,6 +82,11 @@ class Solver(ABC):
         """Whether a method that owns its stepping can go from the last node but one to the data without a call."""
         return False
 
+    @property
+    def closes(self) -> bool:
+        """Whether its own step to the data reads nothing beyond its start and is better than denoising."""
+        return False
+
     @classmethod
     def variants(cls) -> "Sequence[Solver]":
         """The settings that differ in kind: those that tests measure and benchmarks compare."""
@@ -118,6 +123,12 @@ class Solver(ABC):
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
         """Evaluations that a solve over ``nodes`` costs: `calls`, unless some of these steps are cheaper."""
         return self.calls(len(nodes) - 1)
+
+
+def require_solver(solver: object) -> None:
+    """Raise `TypeError` unless ``solver`` is one."""
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
 
 
 def require_path(solver: Solver, ode: ODE) -> None:

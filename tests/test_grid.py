@@ -1,10 +1,12 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 from scipy.stats import beta as beta_law
 
 from odediff import grid
@@ -36,7 +38,16 @@ PATHS = [
     VPTable.sigmoid(),
     VPTable.scaled_linear(100).zero_terminal_snr(),
 ]
-GRIDS = [grid.uniform_t, grid.quadratic_t, grid.log_snr, grid.polyexponential, grid.karras, grid.beta, grid.angle]
+GRIDS = [
+    grid.uniform_t,
+    grid.quadratic_t,
+    grid.log_snr,
+    grid.polyexponential,
+    grid.karras,
+    grid.beta,
+    grid.angle,
+    grid.plateau,
+]
 every_path = pytest.mark.parametrize("path", PATHS, ids=repr)
 every_grid = pytest.mark.parametrize("make", GRIDS, ids=lambda make: make.__name__)
 
@@ -62,7 +73,7 @@ def test_every_grid_falls_from_start_through_end_to_zero(make, path, steps):
     assert times[0] == path.start
     assert times[-1] == 0.0
     assert torch.all(times.diff() < 0)
-    if steps > 1:
+    if steps > 1 and make is not grid.plateau:
         assert times[-2] == path.end
 
 
@@ -78,6 +89,27 @@ def test_every_grid_ends_where_it_is_told(make, path, data):
     times = make(path, steps=7, end=end)
     assert (times[0], times[-2], times[-1]) == (path.start, end, 0.0)
     assert torch.all(times.diff() < 0)
+
+
+def plateau_density(s):
+    """Per unit of log s, as the docstring has it, with the constants that it was published with."""
+    return 1 / ((1 + (0.27 / s) ** 0.42) * (1 + (s / 13) ** 0.7))
+
+
+@pytest.mark.parametrize("path", [VPTable.linear(), VE(), RectifiedFlow(), VPTable.scaled_linear()], ids=repr)
+@pytest.mark.parametrize("steps", [4, 11, 60])
+def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps):
+    first = 72 * max(1, (steps - 1) / 10) ** 0.7
+    above = path.sigma(path.start) > first * path.alpha(path.start)
+    levels = noise_levels(path, grid.plateau(path, steps)[above:])
+    assert levels[0] == pytest.approx(first if above else path.sigma(path.start) / path.alpha(path.start))
+    calls = steps - above
+    assert levels[-1] == pytest.approx(max(0.04 * (10 / calls) ** 1.8, path.sigma(path.end) / path.alpha(path.end)))
+    parts = [
+        quad(lambda v: plateau_density(math.exp(v)), math.log(low), math.log(high), epsabs=1e-12)[0]
+        for high, low in pairwise(levels)
+    ]
+    np.testing.assert_allclose(parts, np.mean(parts), rtol=1e-4)
 
 
 @every_path

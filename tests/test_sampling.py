@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odediff
+from odediff.defaults import default_grid
 from odediff.problems import exact_model
-from odediff.sampling import DEFAULT_GRID, steps_within
-from solvers import DDIM, DDPM, RK4, Heun, Noise, NoiseStream, Rotation, Solver, Step, Tsit5
+from odediff.sampling import steps_within
+from solvers import DDIM, DDPM, RK4, GPMultistep, Heun, Noise, NoiseStream, Rotation, Solver, Step, Tsit5
 from solvers.testing import Gaussian, Mixture
 
 TABLE = odediff.VPTable.linear()
@@ -99,10 +100,13 @@ def test_too_small_a_budget_names_the_smallest(solver, closing, nfe, smallest):
     assert calls_used(solver, closing, nfe=smallest) <= smallest
 
 
-def test_default_is_heun_on_the_noise_line_in_twenty_steps():
+def test_default_is_the_gaussian_process_multistep_method_in_twenty_steps():
     found = odediff.sample(gaussian(), (1, 2), return_solution=True)
-    assert (found.stats.nfe, found.stats.steps) == (39, 20)
-    expected = odediff.sample(gaussian(), (1, 2), solver=Heun(line=Noise()), steps=20)
+    # The first step makes no call.
+    assert (found.stats.nfe, found.stats.steps) == (19, 20)
+    expected = odediff.sample(
+        gaussian(), (1, 2), solver=GPMultistep(), grid=odediff.grid.plateau, closing=None, steps=20
+    )
     assert torch.equal(found.x, expected)
 
 
@@ -233,7 +237,7 @@ def test_noise_given_is_noise_drawn(path, solver):
     model = gaussian(path)
     options = {"solver": solver, "steps": 5, "seed": 4, "dtype": torch.float64}
     drawn, _ = NoiseStream(4).draw(torch.empty(3, 2, dtype=torch.float64))
-    start = path.node(float(DEFAULT_GRID(path, 5)[0]))
+    start = path.node(float(default_grid(solver)(path, 5)[0]))
     scale = math.sqrt(start.alpha**2 + start.sigma**2)
     given = odediff.sample(model, noise=scale * drawn, solver=solver, steps=5, seed=4)
     torch.testing.assert_close(given, odediff.sample(model, (3, 2), **options), rtol=0, atol=1e-13)
@@ -260,7 +264,7 @@ def test_trajectory_and_callback_show_the_states_at_the_nodes():
         return_solution=True,
         callback=lambda node, x: seen.append((node.t, x)),
     )
-    assert [node.t for node in found.nodes] == DEFAULT_GRID(TABLE, 6).tolist()
+    assert [node.t for node in found.nodes] == odediff.grid.karras(TABLE, 6).tolist()
     assert [t for t, _ in seen] == [node.t for node in found.nodes[1:]]
     assert found.trajectory.shape == (7, 3, 2)
     assert torch.equal(found.trajectory[1:], torch.stack([x for _, x in seen]))
@@ -276,7 +280,8 @@ def test_samples_have_the_dtype_asked_for_and_need_no_gradient(dtype):
 
 
 def test_the_closing_step_is_the_prediction_at_the_last_node():
-    found = odediff.sample(gaussian(), (3, 2), steps=6, trajectory=True, return_solution=True, dtype=torch.float64)
+    options = {"trajectory": True, "return_solution": True, "dtype": torch.float64}
+    found = odediff.sample(gaussian(), (3, 2), solver=DDIM(), steps=6, **options)
     last = found.trajectory[-2]
     a = TABLE.node(0.001)
     posterior = MEAN + a.alpha * DEVIATION**2 / (a.alpha**2 * DEVIATION**2 + a.sigma**2) * (last - a.alpha * MEAN)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from odediff import grid as grids
+from odediff.defaults import AutoClosing, Grid, fixed_closing
 from odediff.model import Model
 from odediff.problem import probability_flow
-from odediff.sampling import Grid, initial_deviation, make_times
+from odediff.sampling import initial_deviation, make_times
 from odediff.schedule import Schedule
 from odediff.tolerance import tolerance_span
 from solvers import Dopri5, NoiseStream, Rotation, Solution, Solver, solve
@@ -102,10 +103,10 @@ class Problem(ABC):
         seed: int,
         rows: range,
         *,
-        grid: Grid,
+        grid: Grid | None,
         nfe: int | None = None,
         rtol: float | None = None,
-        closing: Closing = "denoise",
+        closing: AutoClosing = "auto",
     ) -> Solution:
         """Solve from the noise of the samples ``rows`` of a seed with at most ``nfe`` calls.
 
@@ -115,6 +116,7 @@ class Problem(ABC):
         model = self.model(rows)
         ode = probability_flow(model)
         if rtol is None:
+            closing = fixed_closing(solver, closing)
             times = self.times(solver, grid, nfe, closing)
         else:
             solver = replace(solver, rtol=rtol)  # type: ignore[call-arg]
@@ -123,13 +125,15 @@ class Problem(ABC):
         with torch.no_grad():
             return solve(ode, solver, self.noise(seed, rows), times, closing=closing, stream=stream, throw=False)
 
-    def times(self, solver: Solver, grid: Grid, nfe: int | None, closing: Closing = "denoise") -> Tensor:
+    def times(self, solver: Solver, grid: Grid | None, nfe: int | None, closing: AutoClosing = "auto") -> Tensor:
         """The grid of `solve`.
 
         Raises:
             ValueError: ``nfe`` does not pay for one step.
         """
-        return make_times(probability_flow(self.model(range(1))), solver, grid, None, nfe, closing)
+        return make_times(
+            probability_flow(self.model(range(1))), solver, grid, None, nfe, fixed_closing(solver, closing)
+        )
 
 
 def exact_end(model: Model, noise: Tensor, flow: Flow) -> Tensor:

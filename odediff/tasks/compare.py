@@ -20,7 +20,6 @@ from odediff.ranking import rank
 from odediff.run import Run, build
 from odediff.table import text_table
 from solvers import Solver
-from solvers.solve import Closing
 
 TOLERANCES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
 """What methods that choose their own steps are run at: a ceiling on calls is met by the tightest that does."""
@@ -72,10 +71,9 @@ def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int],
     """The result at each ceiling that pays for a solve."""
     rows = range(len(exact))
     adaptive = solver.law == "tolerance"
-    closing: Closing = "denoise" if run.closing == "auto" else run.closing
 
     def result(**how: Any) -> Result:
-        solution = problem.solve(solver, run.config.seed, rows, grid=run.grid, closing=closing, **how)
+        solution = problem.solve(solver, run.config.seed, rows, grid=run.grid, closing=run.closing, **how)
         errors = sample_errors(solution.x, exact, problem.deviation).numpy()
         return Result(errors, float(solution.stats.evaluations.double().mean()))
 
@@ -88,7 +86,7 @@ def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int],
     ladder = {}
     for n in nfe:
         try:
-            problem.times(solver, run.grid, n, closing)
+            problem.times(solver, run.grid, n, run.closing)
         except ValueError:
             continue
         ladder[n] = result(nfe=n)

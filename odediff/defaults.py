@@ -1,0 +1,52 @@
+"""What a solve takes when its user does not say: the solver, its grid, and how it closes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from odediff import grid as grids
+from odediff.schedule import Schedule
+from solvers import DPMpp, GPMultistep, Solver
+from solvers.solve import Closing
+
+AutoClosing = Closing | Literal["auto"]
+"""A closing rule, or "auto": that of the solver; see `fixed_closing`."""
+Grid = Callable[..., Tensor]
+"""``grid(path, steps=N)`` gives N + 1 times; see `odediff.grid`."""
+
+STEPS = 20
+LEAST_NOISE = 5.0
+"""sigma/alpha at the start of a schedule below which data show through, and no noise is a sample's beginning."""
+
+
+def default_solver(path: Schedule) -> Solver:
+    """`GPMultistep`, the best from 5 to 50 calls; it knows schedules that begin in noise.
+
+    On one that begins below sigma/alpha = 5 it is DPM-Solver++(2M), with a warning that says so.
+    """
+    start = path.node(path.start)
+    if start.sigma >= LEAST_NOISE * start.alpha:
+        return GPMultistep()
+    fallback = DPMpp(2)
+    warnings.warn(
+        f"path={path} begins at sigma/alpha = {start.s:g}, and the default solver was derived for schedules that begin "
+        f"above {LEAST_NOISE:g}: {fallback} takes its place; name a solver to choose another",
+        stacklevel=3,
+    )
+    return fallback
+
+
+def default_grid(solver: Solver) -> Grid:
+    """The plateau for methods with a step of their own to the data, and Karras's for the others (EDM, eq. 5)."""
+    return grids.plateau if solver.closes else grids.karras
+
+
+def fixed_closing(solver: Solver, closing: AutoClosing) -> Closing:
+    """``closing``; for "auto" the solver's own step where it `Solver.closes`, and denoising elsewhere."""
+    if closing != "auto":
+        return closing
+    return None if solver.closes else "denoise"

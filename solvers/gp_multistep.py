@@ -1,0 +1,212 @@
+"""The multistep method that a Gaussian process gives: best linear predictions instead of polynomials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.multistep import require_within
+from solvers.noise import NoiseStream
+from solvers.ode import Node, PathODE, combine
+from solvers.prior import Array, Features, Prior
+from solvers.solver import Past, Solver, Step, require_path
+
+FAR = 70.0
+"""Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
+MOST_POINTS = 8
+
+
+class Belief(NamedTuple):
+    """The run as the process sees it: the state, and past predictions, newest first, each as a linear form.
+
+    A form is a row of numbers, one for every coefficient of a feature and one for every prediction's own error.
+    ``origin`` is the node at which the solve began.
+    """
+
+    origin: Node
+    state: Array
+    predictions: tuple[Array, ...] = ()
+
+
+class Move(NamedTuple):
+    """One step: ``x_b = ratio x_a + sum of weight x0`` over predictions, newest first, and what is believed after it.
+
+    With ``calls`` false no prediction is made at a.
+    """
+
+    ratio: float
+    weights: tuple[float, ...]
+    calls: bool
+    belief: Belief
+
+
+class History(NamedTuple):
+    """The moves of the grid and the number of the next; past predictions of x0, newest first; what is believed."""
+
+    moves: tuple[Move, ...]
+    next: int
+    predictions: tuple[Tensor, ...]
+    belief: Belief
+
+
+@dataclass(frozen=True)
+class GPMultistep(Solver):
+    """The best linear prediction of the next state from the present one and the latest predictions of the network.
+
+    A multistep method of one call per step
+
+        x_b = alpha_b (c x_a/alpha_a + sum_j w_j x0_j)
+
+    whose coefficients are those of a regression, not of a polynomial: the trajectory is taken for a draw of the
+    Gaussian process `Prior`, and c and w_j minimise the mean square of the error of x_b over all draws. They depend on
+    the nodes and the prior alone, and are computed once for a grid.
+
+    The network is called at states that already err. A prediction made at the estimate y_est of y = x/alpha is
+
+        x0_j = x0(s_j) + J_j (y_est - y(s_j)),    J_j = d x0 / d y,
+
+    and y_est is itself a linear form of the draw, so errors of the past enter the regression with their correlations:
+    the method knows how wrong it is. On features other than Gaussian scales, whose J is l^2/(l^2 + s^2), J is the mean
+    of that.
+
+    Written as vectors of all coefficients of the features, every quantity of the run is one vector, and a step is a
+    least-squares problem with one unknown for each of them (Rasmussen & Williams 2006, "Gaussian processes for machine
+    learning", section 2.1; as a method for ODEs compare Skilling 1992, "Bayesian solution of ordinary differential
+    equations"). The first step makes no call if it stays above s = 70, where there is nothing to learn but the data's
+    mean. The step to the data (sigma = 0) is one like the others, so that the method closes by itself; see `closes`.
+
+    The state at the data's end of a flipped grid is as good a start: inversion is the same rule.
+
+    Args:
+        points: past predictions that a step reads, itself included.
+        prior: what trajectories look like.
+    """
+
+    order: ClassVar[int] = 1
+    law: ClassVar[Literal["order", "weak", "tolerance", "bounded"]] = "bounded"
+
+    points: int = 4
+    prior: Prior = Prior()
+
+    def __post_init__(self) -> None:
+        require_within(self, "points", self.points, 1, MOST_POINTS)
+        if not isinstance(self.prior, Prior):
+            raise TypeError(f"GPMultistep: prior={self.prior!r} is no solvers.Prior; pass solvers.Prior()")
+
+    @property
+    def closes(self) -> bool:
+        """The step to the data is one like the others."""
+        return True
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """More points follow smoother trajectories."""
+        return [cls(), cls(points=5)]
+
+    def calls_over(self, ode: Any, nodes: Sequence[Node]) -> int:
+        """One for every step but the one in pure noise."""
+        return sum(_tells(a, b, nodes[0], nodes[-1]) for a, b in pairwise(nodes))
+
+    def start(
+        self,
+        ode: Any,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: History | None = None,
+    ) -> History:
+        """Compute the coefficients of every step; predict at the ``past`` nodes that the first steps read."""
+        require_path(self, ode)
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"x has dtype {x.dtype}, in which sums of predictions with weights of both signs lose their digits; "
+                "use a float32 state, and let the network compute in half precision"
+            )
+        if any(isinstance(value, np.ndarray) for node in nodes for value in node):
+            raise TypeError(f"nodes: {self} plans one grid for all samples; give each node one time")
+        if state is not None and len(past):
+            raise ValueError("past, state: both carry a history; give one of them")
+        if state is not None:
+            if not isinstance(state, History):
+                raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
+            return state._replace(moves=plan(self.prior, self.points, nodes, state.belief), next=0)
+        exact = _checked_past(past, x)[: self.points - 1]
+        moves, belief = planned(self.prior, self.points, tuple(nodes), tuple(node for node, _ in exact))
+        return History(moves, 0, tuple(ode.predict(node, known).x0 for node, known in exact), belief)
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
+        """Predict at a, unless a call tells nothing; move to b."""
+        if state is None:
+            state = self.start(ode, (a, b), x)
+        move = state.moves[state.next]
+        predictions = (ode.predict(a, x).x0, *state.predictions) if move.calls else state.predictions
+        end = combine((move.ratio, x), *zip(move.weights, predictions, strict=False))
+        kept = predictions[: self.points - 1]
+        return Step(end, state=History(state.moves, state.next + 1, kept, move.belief))
+
+
+@lru_cache(maxsize=64)
+def planned(
+    prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...]
+) -> tuple[tuple[Move, ...], Belief]:
+    """The moves between ``nodes``, and what is believed at the first: its state and ``past`` predictions are exact."""
+    features = prior.features((nodes[0], *past), nodes[0])
+    # A prediction at an exact state errs by its own noise alone: the oldest has the first coordinate of that kind.
+    own = np.fliplr(np.eye(len(past))) * prior.noise
+    predictions = tuple(np.append(data, noise) for data, noise in zip(features.data[1:], own, strict=True))
+    belief = Belief(nodes[0], np.append(features.state[0], np.zeros(len(past))), predictions)
+    return plan(prior, points, nodes, belief), belief
+
+
+def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tuple[Move, ...]:
+    """The moves between ``nodes``, from what is believed at the first."""
+    origin, state, predictions = belief
+    features = prior.features(nodes, origin)
+    moves = []
+    for i, (a, b) in enumerate(pairwise(nodes)):
+        calls = _tells(a, b, origin, nodes[-1])
+        if calls:
+            predictions = (_seen(state, features, i, prior.noise), *predictions)[:points]
+            state = np.append(state, 0.0)
+        basis = np.zeros((len(state), 1 + len(predictions)))
+        for column, form in enumerate((state, *predictions)):
+            basis[: len(form), column] = form
+        target = np.zeros(len(state))
+        target[: features.state.shape[1]] = features.state[i + 1]
+        coefficients = np.linalg.lstsq(basis, target, rcond=None)[0]
+        state = basis @ coefficients
+        radii = [math.hypot(node.alpha, node.sigma) for node in (a, b)]
+        ratio, *weights = (coefficients * radii[1]).tolist()
+        moves.append(Move(ratio / radii[0], tuple(weights), calls, Belief(origin, state, predictions[: points - 1])))
+    return tuple(moves)
+
+
+def _seen(state: Array, features: Features, i: int, noise: float) -> Array:
+    """The prediction at the estimate ``state`` of node i: that of the process, and its answer to the error."""
+    known = features.state.shape[1]
+    form = features.mean_response[i] * state
+    form[:known] = features.data[i] + features.response[i] * (state[:known] - features.state[i])
+    return np.append(form, noise)
+
+
+def _tells(a: Node, b: Node, origin: Node, last: Node) -> bool:
+    """Whether a step needs a call: all but the first of a descent and the last of an ascent, if it lies above 70."""
+    return bool(min(a.s, b.s) <= FAR) or not (a == origin if b.s < a.s else b == last)
+
+
+def _checked_past(past: Past, x: Tensor) -> Past:
+    for i, (_, known) in enumerate(past):
+        if not isinstance(known, Tensor) or known.shape != x.shape:
+            got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
+            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
+    return past

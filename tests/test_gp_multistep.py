@@ -1,0 +1,229 @@
+"""The Gaussian-process multistep method: its features solve the flow, its steps are best linear predictions."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad, solve_ivp
+from scipy.interpolate import CubicSpline
+
+import odediff
+from odediff.defaults import default_grid, default_solver, fixed_closing
+from odediff.problems import exact_model, standard
+from solvers import DDIM, RK4, DPMpp, GPMultistep, Heun, Node, Noise, Prior, Rotation, UniPC, solve
+from solvers.gp_multistep import FAR, planned
+from solvers.prior import DECISIONS, SCALES
+from solvers.testing import Gaussian
+
+TABLE = odediff.VPTable.linear()
+
+
+def node(s: float) -> Node:
+    return Node(0.0, 1 / math.hypot(1, s), s / math.hypot(1, s))
+
+
+# --- the features ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origin", [157.0, 0.0, math.inf])
+def test_every_feature_is_a_solution_of_the_flow(origin):
+    logs = np.linspace(math.log(0.02), math.log(60), 400)
+    start = Node(0.0, 0.0, 1.0) if math.isinf(origin) else node(origin)
+    features = Prior().features([node(math.exp(log)) for log in logs], start)
+    y = features.state * np.hypot(1, np.exp(logs))[:, None]
+    data = CubicSpline(logs, features.data)
+    # dy/d(log s) = y - x0; towards the data, in which direction it is stable.
+    found = solve_ivp(lambda v, y: y - data(v), (logs[-1], logs[0]), y[-1], rtol=1e-10, atol=1e-10).y[:, -1]
+    np.testing.assert_allclose(found, y[0], rtol=0, atol=1e-6)
+
+
+def test_a_decision_is_the_integral_that_the_docstring_states():
+    prior = Prior()
+    levels = np.exp(prior.decision + prior.decision_spread * np.linspace(-2.5, 2.5, DECISIONS))
+    features = prior.features([node(s) for s in (0.03, 0.5, 2.0, 40.0)], node(100.0))
+    shares = np.exp(-(np.linspace(-2.5, 2.5, DECISIONS) ** 2) / 2)
+    deviations = np.sqrt(prior.decision_variance * shares / shares.sum())
+    for row, s in enumerate((0.03, 0.5, 2.0, 40.0)):
+        for j, a in enumerate(levels):
+            # In v = 1/u, the integral over u from s to infinity is one over (0, 1/s).
+            integral = quad(lambda v, a=a: 1 / (1 + (1 / (v * a)) ** 4), 0, 1 / s, epsabs=1e-13, limit=200)[0]
+            state = features.state[row, SCALES + j] * math.hypot(1, s)
+            assert state == pytest.approx(deviations[j] * s * integral, abs=1e-9)
+
+
+def test_features_are_finite_at_the_data_and_at_pure_noise():
+    features = Prior().features([Node(0.0, 1.0, 0.0), Node(1.0, 0.0, 1.0)], Node(1.0, 0.0, 1.0))
+    assert all(np.isfinite(part).all() for part in features)
+    # At the data the prediction is the state, and answers to it one to one.
+    np.testing.assert_allclose(features.data[0], features.state[0], atol=1e-15)
+    np.testing.assert_allclose(features.response[0], 1.0)
+    np.testing.assert_allclose(features.response[1], 0.0)
+
+
+# --- the steps ------------------------------------------------------------------------------------------------------
+
+ONE_SCALE = Prior(math.log(0.6), 1e-9, decision_variance=0.0, error=0.0, noise=1e-9, mean=0.0)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+@pytest.mark.parametrize("path", [TABLE, odediff.VE(), odediff.RectifiedFlow()], ids=lambda path: type(path).__name__)
+def test_data_that_the_prior_knows_is_solved_exactly(path, calls):
+    data = Gaussian(mean=0.0, deviation=0.6)
+    solver = GPMultistep(prior=ONE_SCALE)
+    noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start, end = path.node(path.start), path.node(0.0)
+    x = noise * math.hypot(start.alpha, start.sigma)
+    found = odediff.sample(exact_model(data, path, "x0"), noise=x, solver=solver, nfe=calls)
+    torch.testing.assert_close(found, data.flow(start, end, x), rtol=1e-7, atol=1e-7)
+
+
+def test_one_prediction_tells_an_unknown_mean():
+    data = Gaussian(mean=0.5, deviation=0.6)
+    solver = GPMultistep(prior=replace(ONE_SCALE, mean=3.0))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = odediff.sample(exact_model(data, TABLE), noise=x, solver=solver, nfe=2)
+    exact = data.flow(TABLE.node(TABLE.start), TABLE.node(0.0), x)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+
+
+def test_a_step_is_the_regression_on_draws_of_the_process():
+    """Sampled instead of solved: trajectories with random coefficients, predicted by ordinary least squares."""
+    prior, levels = Prior(), [30.0, 6.0, 1.5, 0.4, 0.1]
+    nodes = [node(s) for s in levels]
+    moves, _ = planned(prior, 3, tuple(nodes), ())
+    features = prior.features(nodes, nodes[0])
+    random = np.random.default_rng(0)
+    draws = random.standard_normal((400_000, features.state.shape[1]))
+    true, data = draws @ features.state.T, draws @ features.data.T
+    estimate, predictions = true[:, 0], []
+    for i, move in enumerate(moves):
+        # The coefficients' own share of the error, and the mean response to errors that past noise made.
+        error = estimate - true[:, i]
+        explained = np.linalg.lstsq(draws, error, rcond=None)[0]
+        seen = data[:, i] + draws @ (features.response[i] * explained)
+        seen += features.mean_response[i] * (error - draws @ explained)
+        seen += prior.noise * random.standard_normal(len(draws))
+        predictions = [seen, *predictions][:3]
+        basis = np.stack([estimate, *predictions], axis=1)
+        fitted = basis @ np.linalg.lstsq(basis, true[:, i + 1], rcond=None)[0]
+        planned_end = basis @ np.array([move.ratio, *move.weights])
+        # Coefficients of nearly collinear columns scatter; the mean square error that they minimise does not.
+        least, reached = ((end - true[:, i + 1]).std() for end in (fitted, planned_end))
+        assert reached == pytest.approx(least, rel=2e-3)
+        estimate = planned_end
+
+
+def test_the_coefficients_of_a_grid_are_computed_once():
+    nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, 11).tolist()))
+    assert planned(Prior(), 4, nodes, ()) is planned(Prior(), 4, nodes, ())
+
+
+# --- as the default of sampling and inversion -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3, 4, 5, 10, 50])
+@pytest.mark.parametrize(
+    "path",
+    [
+        TABLE,
+        odediff.VPTable.scaled_linear(),
+        odediff.VE(),
+        odediff.RectifiedFlow(),
+        odediff.VPCosine(),
+        odediff.SubVP(),
+    ],
+    ids=repr,
+)
+def test_a_number_of_calls_is_spent_to_the_last(path, nfe):
+    model = exact_model(Gaussian(mean=0.5, deviation=0.6), path, "x0")
+    found = odediff.sample(model, (3, 2), nfe=nfe, return_solution=True, dtype=torch.float64)
+    assert found.stats.nfe == nfe
+    assert torch.isfinite(found.x).all()
+    # No call is made where one tells nothing, nor below the last node.
+    assert sum(n.s > FAR for n in found.nodes[1:]) <= 1 + nfe
+
+
+def test_more_calls_are_better_from_one_to_fifty():
+    problem = standard("mixture_16")
+    x = problem.noise(0, range(64))
+    exact = problem.reference(x).x
+    errors = []
+    for nfe in (1, 2, 4, 8, 16, 32):
+        end = problem.solve(GPMultistep(), 0, range(64), grid=None, nfe=nfe).x
+        errors.append(float((end - exact).norm(dim=1).median()))
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["mixture_2_held_out", "mixture_16_held_out", "mixture_64_held_out"])
+@pytest.mark.parametrize("nfe", [6, 10, 15])
+def test_the_default_leaves_less_than_the_usual_choices_on_problems_it_was_not_chosen_on(name, nfe):
+    problem = standard(name)
+    rows = range(128)
+    exact = problem.reference(problem.noise(0, rows)).x
+
+    def median(solver, grid):
+        return float((problem.solve(solver, 0, rows, grid=grid, nfe=nfe).x - exact).norm(dim=1).median())
+
+    grids = (odediff.grid.karras, odediff.grid.log_snr, odediff.grid.uniform_t)
+    others = min(median(solver, grid) for solver in (DDIM(), DPMpp(2), DPMpp(3), UniPC()) for grid in grids)
+    assert median(GPMultistep(), None) < 0.7 * others
+
+
+def test_the_flipped_grid_inverts():
+    model = odediff.zoo.fashion_mnist()
+    images, labels = odediff.zoo.test_images()
+    model = model.condition(label=labels[:4])
+    exact = odediff.encode(model, images[:4], solver=RK4(Rotation()), grid=odediff.grid.log_snr, nfe=160)
+    codes = [odediff.encode(model, images[:4], nfe=n) for n in (5, 10, 20)]
+    assert [code.stats.nfe for code in codes] == [5, 10, 20]
+    errors = [float((code.x - exact.x).square().mean().sqrt()) for code in codes]
+    assert errors == sorted(errors, reverse=True)
+    again = odediff.decode(model, codes[1])
+    assert float((again - images[:4]).square().mean().sqrt()) < 0.05
+    # Karras's nodes with the method that was made for them: twice as far from the noise at the same price.
+    usual = odediff.encode(model, images[:4], solver=Heun(Noise()), grid=odediff.grid.karras, nfe=10)
+    assert errors[1] < 0.5 * float((usual.x - exact.x).square().mean().sqrt())
+
+
+def test_the_default_steps_aside_for_schedules_that_do_not_begin_in_noise():
+    path = odediff.VE(0.002, 3.0)
+    with pytest.warns(UserWarning, match=r"begins at sigma/alpha = 3.*DPMpp\(order=2"):
+        assert default_solver(path) == DPMpp(2)
+    with pytest.warns(UserWarning, match="name a solver"):
+        odediff.sample(exact_model(Gaussian(), path), (2, 3), nfe=5)
+
+
+def test_what_is_not_said_depends_on_the_solver():
+    assert default_solver(TABLE) == GPMultistep()
+    assert (default_grid(GPMultistep()), default_grid(DDIM())) == (odediff.grid.plateau, odediff.grid.karras)
+    assert (fixed_closing(GPMultistep(), "auto"), fixed_closing(DDIM(), "auto")) == (None, "denoise")
+    assert fixed_closing(GPMultistep(), "denoise") == "denoise"
+
+
+def test_bad_input_is_named_before_the_first_call():
+    def never(x, time):
+        raise AssertionError("called")
+
+    model = odediff.Model(never, TABLE)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=f"x has dtype {dtype}.*float32"):
+            odediff.sample(model, (2, 3), nfe=5, dtype=dtype)
+    for nfe in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="nfe="):
+            odediff.sample(model, (2, 3), nfe=nfe)
+    for points in (0, 9, 2.5):
+        with pytest.raises(ValueError, match="points="):
+            GPMultistep(points=points)
+    with pytest.raises(TypeError, match=r"prior=.*solvers\.Prior\(\)"):
+        GPMultistep(prior=3.0)
+    with pytest.raises(ValueError, match="past, state"):
+        solve(
+            odediff.probability_flow(exact_model(Gaussian(), TABLE)),
+            GPMultistep(),
+            torch.zeros(2, 3),
+            [0.5, 0.4],
+            past=[(TABLE.node(0.6), torch.zeros(2, 3))],
+            state=object(),
+        )
