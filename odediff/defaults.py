@@ -24,7 +24,7 @@ LEAST_NOISE = 5.0
 
 
 def default_solver(path: Schedule) -> Solver:
-    """`GPMultistep`, the best from 5 to 50 calls; it knows schedules that begin in noise.
+    """`GPMultistep`, made for few calls; it knows schedules that begin in noise.
 
     On one that begins below sigma/alpha = 5 it is DPM-Solver++(2M), with a warning that says so.
     """

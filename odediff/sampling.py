@@ -48,7 +48,7 @@ def sample(
         model: the network and its declaration.
         shape: of the result, ``(B, ...)``; or give ``noise``.
         noise: the state to start from, instead of drawing it from the seed.
-        solver: the method; unless given the one that buys most with 5 to 50 calls, see `defaults.default_solver`.
+        solver: the method; unless given the one that buys most with few calls, see `defaults.default_solver`.
         grid: a function of `odediff.grid`, or the times themselves, noise first; unless given the solver's own, see
             `defaults.default_grid`.
         steps: intervals of the grid, the closing one included; 20 unless ``nfe`` or ``rtol`` is given.

@@ -150,7 +150,7 @@ class GPMultistep(Solver):
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
         predictions = (ode.predict(a, x).x0, *state.predictions) if move.calls else state.predictions
-        end = combine((move.ratio, x), *zip(move.weights, predictions, strict=False))
+        end = combine((move.ratio, x), *zip(move.weights, predictions, strict=True))
         kept = predictions[: self.points - 1]
         return Step(end, state=History(state.moves, state.next + 1, kept, move.belief))
 

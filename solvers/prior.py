@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ class Features(NamedTuple):
     mean_response: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prior:
     """A Gaussian process over the trajectories of the probability flow, in y = x/alpha and s = sigma/alpha.
 
@@ -79,6 +79,11 @@ class Prior:
     error_width: float = 1.1
     noise: float = 0.01
     mean: float = 3.0
+
+    def __repr__(self) -> str:
+        """The constants that are not the defaults."""
+        own = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Prior({', '.join(own)})"
 
     def features(self, nodes: Sequence[Node], origin: Node) -> Features:
         """The features at ``nodes`` of a solve that begins at the node ``origin``."""

@@ -188,7 +188,7 @@ def test_the_demonstration_leaves_its_pictures_in_one_folder(monkeypatch, tmp_pa
 def test_a_solver_of_the_users_own_runs_by_its_name(monkeypatch, tmp_path):
     (tmp_path / "mine_for_the_test.py").write_text(readme_blocks("python")[2])
     monkeypatch.syspath_prepend(str(tmp_path))
-    arguments = ["task=sample", "solver=ddim", "~solver.eta", "solver._target_=mine_for_the_test.MyDDIM", "steps=3"]
+    arguments = ["task=sample", "solver._target_=mine_for_the_test.MyDDIM", "steps=3"]
     assert run(monkeypatch, tmp_path, *arguments, "hydra.run.dir=out", *QUICK) == 0
     assert json.loads((tmp_path / "out" / "run.json").read_text())["solver"] == "MyDDIM()"
 

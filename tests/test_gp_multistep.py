@@ -115,6 +115,11 @@ def test_a_step_is_the_regression_on_draws_of_the_process():
         estimate = planned_end
 
 
+def test_a_prior_is_named_by_what_was_changed():
+    assert repr(GPMultistep()) == "GPMultistep(points=4, prior=Prior())"
+    assert eval(repr(Prior(noise=0.1, mean=2.0))) == Prior(noise=0.1, mean=2.0)
+
+
 def test_the_coefficients_of_a_grid_are_computed_once():
     nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, 11).tolist()))
     assert planned(Prior(), 4, nodes, ()) is planned(Prior(), 4, nodes, ())

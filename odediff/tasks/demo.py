@@ -18,9 +18,10 @@ from odediff.reference import reference_end
 from odediff.run import Run, build, rms
 from odediff.sampling import sample
 from odediff.table import text_table
-from solvers import DDIM, DDPM, RK4, Heun, Node, Noise, NoiseStream, Rotation, Solver
+from solvers import DDIM, DDPM, RK4, GPMultistep, Heun, Node, Noise, NoiseStream, Rotation, Solver
 
 SAMPLERS: dict[str, Solver] = {
+    "GP multistep": GPMultistep(),
     "DDIM": DDIM(),
     "Heun": Heun(line=Noise()),
     "RK4, rotation line": RK4(line=Rotation()),
