@@ -28,10 +28,11 @@ class Belief(NamedTuple):
     """The run as the process sees it: the state, and past predictions, newest first, each as a linear form.
 
     A form is a row of numbers, one for every coefficient of a feature and one for every prediction's own error.
-    ``origin`` is the node at which the solve began.
+    ``origin`` is the node at which the solve began, ``before`` the one before the present.
     """
 
     origin: Node
+    before: Node | None
     state: Array
     predictions: tuple[Array, ...] = ()
 
@@ -164,19 +165,19 @@ def planned(
     # A prediction at an exact state errs by its own noise alone: the oldest has the first coordinate of that kind.
     own = np.fliplr(np.eye(len(past))) * prior.noise
     predictions = tuple(np.append(data, noise) for data, noise in zip(features.data[1:], own, strict=True))
-    belief = Belief(nodes[0], np.append(features.state[0], np.zeros(len(past))), predictions)
+    belief = Belief(nodes[0], past[0] if past else None, np.append(features.state[0], np.zeros(len(past))), predictions)
     return plan(prior, points, nodes, belief), belief
 
 
 def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tuple[Move, ...]:
     """The moves between ``nodes``, from what is believed at the first."""
-    origin, state, predictions = belief
+    origin, before, state, predictions = belief
     features = prior.features(nodes, origin)
     moves = []
     for i, (a, b) in enumerate(pairwise(nodes)):
         calls = _tells(a, b, origin, nodes[-1])
         if calls:
-            predictions = (_seen(state, features, i, prior.noise), *predictions)[:points]
+            predictions = (_seen(state, features, i, prior.own_noise(a, before)), *predictions)[:points]
             state = np.append(state, 0.0)
         basis = np.zeros((len(state), 1 + len(predictions)))
         for column, form in enumerate((state, *predictions)):
@@ -187,7 +188,8 @@ def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tu
         state = basis @ coefficients
         radii = [math.hypot(node.alpha, node.sigma) for node in (a, b)]
         ratio, *weights = (coefficients * radii[1]).tolist()
-        moves.append(Move(ratio / radii[0], tuple(weights), calls, Belief(origin, state, predictions[: points - 1])))
+        before, predictions = a, predictions[: points - 1]
+        moves.append(Move(ratio / radii[0], tuple(weights), calls, Belief(origin, before, state, predictions)))
     return tuple(moves)
 
 

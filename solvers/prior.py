@@ -55,7 +55,9 @@ class Prior:
       moved nothing. A network's error is about as large in eps at all levels, so that in x0 it grows with s. Without
       this part the process suits exact scores, and no trained network.
 
-    What a sum of these cannot follow, ``noise``, is independent from one prediction to the next.
+    What a sum of these cannot follow is independent from one prediction to the next, of deviation
+    noise min(1, h/spacing)^smoothness at a distance h in log s from the node before: between close nodes a trajectory
+    is as smooth as one with that many derivatives.
 
     The units are those of data with a deviation of about 1, such as images in [-1, 1]. The defaults were chosen on
     exact mixtures, a kernel density over images and a trained network; see benchmarks/README.md.
@@ -66,7 +68,9 @@ class Prior:
         decision_variance: of the coefficients of all decisions together; that of all Gaussian scales is 1.
         error: the deviation of eps that the network's smooth errors make.
         error_width: w, the correlation length of these errors in log s.
-        noise: the deviation of an independent error of each x0.
+        noise: the deviation of the independent error of a prediction of x0.
+        spacing: the distance in log s below which nodes are close.
+        smoothness: the power of the distance with which that deviation falls between close nodes.
         mean: the deviation of the data's mean; so large that a constant is reproduced.
     """
 
@@ -78,12 +82,19 @@ class Prior:
     error: float = 0.008
     error_width: float = 1.1
     noise: float = 0.01
+    spacing: float = 0.5
+    smoothness: float = 2.5
     mean: float = 3.0
 
     def __repr__(self) -> str:
         """The constants that are not the defaults."""
         own = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
         return f"Prior({', '.join(own)})"
+
+    def own_noise(self, node: Node, before: Node | None) -> float:
+        """The deviation of the independent error at ``node``, after a node ``before``, if there is one."""
+        close = 1.0 if before is None else min(1.0, abs(float(node.log_snr) - float(before.log_snr)) / self.spacing)
+        return self.noise * close**self.smoothness
 
     def features(self, nodes: Sequence[Node], origin: Node) -> Features:
         """The features at ``nodes`` of a solve that begins at the node ``origin``."""

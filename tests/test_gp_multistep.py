@@ -90,7 +90,7 @@ def test_one_prediction_tells_an_unknown_mean():
 
 def test_a_step_is_the_regression_on_draws_of_the_process():
     """Sampled instead of solved: trajectories with random coefficients, predicted by ordinary least squares."""
-    prior, levels = Prior(), [30.0, 6.0, 1.5, 0.4, 0.1]
+    prior, levels = Prior(), [30.0, 6.0, 1.5, 1.1, 0.4, 0.1]
     nodes = [node(s) for s in levels]
     moves, _ = planned(prior, 3, tuple(nodes), ())
     features = prior.features(nodes, nodes[0])
@@ -104,7 +104,8 @@ def test_a_step_is_the_regression_on_draws_of_the_process():
         explained = np.linalg.lstsq(draws, error, rcond=None)[0]
         seen = data[:, i] + draws @ (features.response[i] * explained)
         seen += features.mean_response[i] * (error - draws @ explained)
-        seen += prior.noise * random.standard_normal(len(draws))
+        distance = math.inf if i == 0 else math.log(levels[i - 1] / levels[i])
+        seen += 0.01 * min(1, distance / 0.5) ** 2.5 * random.standard_normal(len(draws))
         predictions = [seen, *predictions][:3]
         basis = np.stack([estimate, *predictions], axis=1)
         fitted = basis @ np.linalg.lstsq(basis, true[:, i + 1], rcond=None)[0]
