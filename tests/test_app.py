@@ -47,7 +47,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "device=nonsense"], ["device=nonsense", "cpu"]),
         (["task=sample", "schedule=vp_cosine"], ["schedule=VPCosine", "remap=snr"]),
         (["task=sample", "solver._target_=mine.Nope"], ["mine.Nope", "No module named 'mine'"]),
-        (["task=sample", "solver._target_=odediff.Model"], ["solver", "unexpected keyword argument"]),
+        (["task=sample", "solver=heun", "solver._target_=odediff.Model"], ["solver", "unexpected keyword argument"]),
         (["task=sample", "hydra.run.dir=/proc/nowhere"], ["/proc/nowhere", "hydra.run.dir"]),
         (["task=sample", "grid=karras", "grid.rho=-1"], ["rho", "-1"]),
         (["task=invert", "solver=ddpm"], ["DDPM", "stochastic", "DDIM"]),
