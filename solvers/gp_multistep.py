@@ -17,7 +17,7 @@ from solvers.multistep import require_within
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE, combine
 from solvers.prior import Array, Features, Prior
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Past, Solver, Step, require_path, require_states
 
 FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
@@ -141,7 +141,8 @@ class GPMultistep(Solver):
             if not isinstance(state, History):
                 raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
             return state._replace(moves=plan(self.prior, self.points, nodes, state.belief), next=0)
-        exact = _checked_past(past, x)[: self.points - 1]
+        require_states(past, x)
+        exact = past[: self.points - 1]
         moves, belief = planned(self.prior, self.points, tuple(nodes), tuple(node for node, _ in exact))
         return History(moves, 0, tuple(ode.predict(node, known).x0 for node, known in exact), belief)
 
@@ -204,11 +205,3 @@ def _seen(state: Array, features: Features, i: int, noise: float) -> Array:
 def _tells(a: Node, b: Node, origin: Node, last: Node) -> bool:
     """Whether a step needs a call: all but the first of a descent and the last of an ascent, if it lies above 70."""
     return bool(min(a.s, b.s) <= FAR) or not (a == origin if b.s < a.s else b == last)
-
-
-def _checked_past(past: Past, x: Tensor) -> Past:
-    for i, (_, known) in enumerate(past):
-        if not isinstance(known, Tensor) or known.shape != x.shape:
-            got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
-            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
-    return past

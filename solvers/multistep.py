@@ -13,7 +13,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE, combine
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Past, Solver, Step, require_path, require_states
 
 Law = Literal["order", "weak", "tolerance", "bounded"]
 MOST_POINTS = 6
@@ -306,10 +306,7 @@ def _require_monotone(solver: ExponentialAdams, stack: Node, usable: np.ndarray,
 
 def _checked_past(solver: ExponentialAdams, past: Past, x: Tensor) -> Past:
     """As many exact pairs as the first step reads, newest first."""
-    for i, (_, known) in enumerate(past):
-        if not isinstance(known, Tensor) or known.shape != x.shape:
-            got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
-            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
+    require_states(past, x)
     nearest = past[: solver.points - 1]
     # What lies behind a singular node is not read, and the node itself need not have a prediction.
     usable = [bool(solver.usable(_stacked([node])).any()) for node, _ in nearest]

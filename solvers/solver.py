@@ -131,6 +131,14 @@ def require_solver(solver: object) -> None:
         raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
 
 
+def require_states(past: Past, x: Tensor) -> None:
+    """Raise `ValueError` unless every state of ``past`` has the shape of ``x``."""
+    for i, (_, known) in enumerate(past):
+        if not isinstance(known, Tensor) or known.shape != x.shape:
+            got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
+            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
+
+
 def require_path(solver: Solver, ode: ODE) -> None:
     """Raise `TypeError` unless ``ode`` splits a state into data and noise."""
     if not isinstance(ode, PathODE):
