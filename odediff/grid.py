@@ -43,7 +43,8 @@ AYS_STABLE_VIDEO_DIFFUSION = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0
 class _Plateau(NamedTuple):
     """Levels and exponents of the density of `plateau`.
 
-    Of n nodes below the start the first is first max(1, n/10)^rise, and the last is last (10/n)^fall.
+    Of n nodes below the start the first is first max(1, n/10)^rise, but no nearer to the start s_0 than `_NEAREST` s_0,
+    and the last is last (10/n)^fall.
     """
 
     first: float
@@ -58,6 +59,7 @@ class _Plateau(NamedTuple):
 
 _PLATEAU = _Plateau(first=72.0, rise=0.7, low=0.27, low_power=0.42, high=13.0, high_power=0.7, last=0.04, fall=1.8)
 _PLATEAU_POINTS = 4001
+_NEAREST = 0.9
 
 
 def uniform_t(
@@ -178,7 +180,8 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)
     noisiest, least = (math.exp(-path.log_snr(t)) for t in (path.start, last_time))
-    first = _PLATEAU.first * max(1.0, (n_steps - 1) / 10) ** _PLATEAU.rise
+    rising = _PLATEAU.first * max(1.0, (n_steps - 1) / 10) ** _PLATEAU.rise
+    first = min(rising, max(_PLATEAU.first, _NEAREST * noisiest))
     above = [first] if least < first < noisiest else []
     first = first if above else noisiest
     count = n_steps - len(above)

@@ -20,6 +20,7 @@ from odediff.schedule import (
     VPSigmoid,
     VPTable,
 )
+from solvers import GPMultistep
 
 PATHS = [
     VPLinear(),
@@ -99,10 +100,11 @@ def plateau_density(s):
 @pytest.mark.parametrize("path", [VPTable.linear(), VE(), RectifiedFlow(), VPTable.scaled_linear()], ids=repr)
 @pytest.mark.parametrize("steps", [4, 11, 60])
 def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps):
-    first = 72 * max(1, (steps - 1) / 10) ** 0.7
-    above = path.sigma(path.start) > first * path.alpha(path.start)
+    node = path.node(path.start)
+    first = min(72 * max(1, (steps - 1) / 10) ** 0.7, max(72, 0.9 * float(node.s)))
+    above = node.s > first
     levels = noise_levels(path, grid.plateau(path, steps)[above:])
-    assert levels[0] == pytest.approx(first if above else path.sigma(path.start) / path.alpha(path.start))
+    assert levels[0] == pytest.approx(first if above else node.s)
     calls = steps - above
     assert levels[-1] == pytest.approx(max(0.04 * (10 / calls) ** 1.8, path.sigma(path.end) / path.alpha(path.end)))
     parts = [
@@ -110,6 +112,12 @@ def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps
         for high, low in pairwise(levels)
     ]
     np.testing.assert_allclose(parts, np.mean(parts), rtol=1e-4)
+
+
+@every_path
+def test_the_plateau_pays_for_every_number_of_calls(path):
+    calls = [GPMultistep().calls_over(None, path.nodes(grid.plateau(path, n).tolist())) for n in range(2, 60)]
+    assert np.array_equal(np.diff(calls), np.ones(57))
 
 
 @every_path
