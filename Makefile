@@ -25,7 +25,7 @@ bench: $(INSTALLED) ## NFE against quality over all solvers, diffusers and probl
 
 bench-full: $(INSTALLED) ## the same with every variant, grid, closing and long rows; days, resumable
 	$(STUDY) folder=outputs/nfe_quality_full variants=true grids=null 'closings=[denoise,extrapolate,None]' peer_grids=null \
-	    networks.grids=null networks.peer_grids=null networks.nfe=null \
+	    networks.grids=null networks.peer_grids=null networks.nfe=null networks.tolerance=null networks.stochastic=true \
 	    'nfe=[2,3,4,5,6,8,10,12,15,20,25,30,40,50,75,100,200,500,1000]' 'tolerances=[1e-1,1e-2,1e-3,1e-4,1e-5]' \
 	    'images.problems=[network_1,network_2]' 'images.nfe=[5,6,8,10,15,20,50,100]' images.ours=5 images.peers=5
 
@@ -33,7 +33,7 @@ FOLLOWING := [DDIM,HeunDiscrete,KDPM2Discrete,LMSDiscrete,PNDM,DPMSolverMultiste
 
 bench-default: $(INSTALLED) ## the default sampler against diffusers' schedulers in all their grids
 	$(STUDY) folder=outputs/default_networks problems=[network_1,network_2] solvers=[gp_multistep] peers=$(FOLLOWING) \
-	    peer_grids=null networks.peer_grids=null nfe=[5,6,8,10,12,15,20] tolerances=[] samples.network=10 images.problems=[]
+	    peer_grids=null networks.peer_grids=null networks.nfe=null nfe=[5,6,8,10,12,15,20] tolerances=[] samples.network=10 images.problems=[]
 	$(STUDY) folder=outputs/default_exact solvers=[gp_multistep] peers=$(FOLLOWING) peer_grids=null tolerances=[] \
 	    problems=[mixture_2_held_out,mixture_16_held_out,mixture_64_held_out,mixture_256_held_out] samples.exact=342 \
 	    nfe=[5,6,8,10,12,15,20,30,50]

@@ -36,14 +36,18 @@ class Images:
 
 @dataclass
 class Networks:
-    """Limits for the networks, which cost most: the first ``grids`` and ``peer_grids`` alone, at most ``nfe`` calls.
+    """Limits for the networks, which cost most.
 
-    Null is no limit.
+    The first ``grids`` and ``peer_grids`` alone, at most ``nfe`` calls, no tolerance below ``tolerance``; null is no
+    limit. ``stochastic`` methods are left out unless asked for: they have no error, and what a few dozen images show of
+    their law is less than its scatter.
     """
 
     grids: int | None = 1
     peer_grids: int | None = 2
-    nfe: int | None = 20
+    nfe: int | None = 10
+    tolerance: float | None = 1e-2
+    stochastic: bool = False
 
 
 @dataclass

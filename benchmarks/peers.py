@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -131,8 +132,8 @@ class Scheduler(Method):
         ode = counted(probability_flow(model), len(rows), nfe)
         generator = torch.Generator().manual_seed(2**32 * seed + rows.start)
         with torch.no_grad(), _quiet():
-            scheduler = self._make()
-            scheduler.set_timesteps(steps)
+            # Some build their tables anew, and twice, in tenths of a second: a copy takes none.
+            scheduler = deepcopy(_prepared(self.scheduler, tuple(self.options.items()), steps))
             noises = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
             x = problem.noise(seed, rows) * float(scheduler.init_noise_sigma)
             for t in scheduler.timesteps:
@@ -141,9 +142,6 @@ class Scheduler(Method):
                 x = scheduler.step(eps, t, x, **noises).prev_sample
         calls = ode.ledger.nfe
         return Outcome(x, float(calls), calls, calls * model.passes, steps)
-
-    def _make(self) -> Any:
-        return _class(self.scheduler)(**TABLE, **self.options)
 
     def _steps(self, nfe: int) -> int | None:
         """The most steps whose calls do not exceed ``nfe``."""
@@ -198,13 +196,19 @@ def _parameters(scheduler: str) -> frozenset[str]:
 @cache
 def _calls(scheduler: str, options: tuple[tuple[str, Any], ...], steps: int) -> float:
     """The calls of that many steps, which are the same on every grid."""
+    try:
+        return len(_prepared(scheduler, options, steps).timesteps)
+    except (ValueError, IndexError):
+        return math.inf
+
+
+@cache
+def _prepared(scheduler: str, options: tuple[tuple[str, Any], ...], steps: int) -> Any:
+    """The scheduler before its first step."""
     with _quiet():
         made = _class(scheduler)(**TABLE, **dict(options))
-        try:
-            made.set_timesteps(steps)
-        except (ValueError, IndexError):
-            return math.inf
-    return len(made.timesteps)
+        made.set_timesteps(steps)
+    return made
 
 
 def _class(scheduler: str) -> Any:

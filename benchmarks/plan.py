@@ -32,7 +32,8 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     if config.problem is not None:
         names = list(select("problem", [config.problem], PROBLEMS))
     every = methods_of(config, None, None)
-    limited = methods_of(config, config.networks.grids, config.networks.peer_grids)
+    limits = config.networks
+    limited = [m for m in methods_of(config, limits.grids, limits.peer_grids) if m.deterministic or limits.stochastic]
     for key in ("nfe", "tolerances", "seeds"):
         values = list(config[key])
         if not values and key != "tolerances":
@@ -47,11 +48,12 @@ def plan(config: DictConfig) -> list[list[Cell]]:
         one = problem(name, config.data.root)
         count = config.samples[one.family]
         network = one.family == "network"
-        most = config.networks.nfe if network and config.networks.nfe is not None else math.inf
+        most = limits.nfe if network and limits.nfe is not None else math.inf
+        least = limits.tolerance if network and limits.tolerance is not None else 0.0
         costs: list[tuple[Method, int | None, float | None]] = []
         for method in limited if network else every:
             if method.adaptive:
-                costs += [(method, None, tolerance) for tolerance in config.tolerances]
+                costs += [(method, None, tolerance) for tolerance in config.tolerances if tolerance >= least]
             else:
                 costs += [(method, nfe, None) for nfe in config.nfe if nfe <= most and method.affordable(one, nfe)]
         groups += [[Cell(one, m, seed, count, nfe, tolerance) for m, nfe, tolerance in costs] for seed in config.seeds]

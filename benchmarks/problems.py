@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,7 +139,11 @@ def _test_images() -> Tensor:
 
 @cache
 def _network() -> Model:
-    return zoo.fashion_mnist()
+    model = zoo.fashion_mnist()
+    network: Any = model.network
+    # Hundreds of images at once take a third less time on a CPU so.
+    network.to(memory_format=torch.channels_last)
+    return model
 
 
 @cache

@@ -42,7 +42,9 @@ def test_the_network_is_told_what_diffusers_tells_it():
         warnings.simplefilter("ignore")
         scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True)
         scheduler.set_timesteps(4)
-    network, x = odediff.zoo.fashion_mnist().network, one.noise(0, rows)
+    # In the study's layout, for another one's rounding grows to 3e-4 in these four steps.
+    network = odediff.zoo.fashion_mnist().network.to(memory_format=torch.channels_last)
+    x = one.noise(0, rows)
     with torch.no_grad():
         for t in scheduler.timesteps:
             time = torch.full((2,), float(t))

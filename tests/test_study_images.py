@@ -1,5 +1,7 @@
 """The cells of many images: which methods get them, and that their figures are those of the library."""
 
+import itertools
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -7,7 +9,7 @@ from omegaconf import OmegaConf
 import odediff
 import solvers
 from benchmarks import plan
-from benchmarks.config import StudyConfig
+from benchmarks.config import Networks, StudyConfig
 from benchmarks.images import features
 from benchmarks.measure import measure
 from benchmarks.references import References
@@ -54,6 +56,28 @@ def test_the_best_of_each_side_by_median_error_get_them_and_who_is_asked_for(stu
         (name, nfe) for name in ("ralston", "heun", "UniPCMultistep 3 bh2") for nfe in (5, 6)
     ]
     assert all(cell.kind == "images" and cell.samples == COUNT for cell in cells)
+
+
+def costs(groups):
+    """What is asked of every method, by problem."""
+    return {
+        (cell.problem.name, cell.method.name, cell.method.grid, cell.nfe, cell.tolerance)
+        for group in groups
+        for cell in group
+    }
+
+
+def test_the_limits_of_networks_take_away_from_their_cells_alone(study):
+    config, _ = study
+    config.problems, config.solvers, config.peers = ["network_1", "mixture_2"], ["ddim", "ddpm", "adaptive_tsit5"], []
+    config.nfe, config.tolerances, config.grids = [5, 20], [1e-1, 1e-3], ["karras", "log_snr"]
+    fixed = itertools.product(config.problems, ["ddim", "ddpm"], config.grids, config.nfe, [None])
+    adaptive = itertools.product(config.problems, ["adaptive_tsit5"], ["adaptive"], [None], config.tolerances)
+    everything = {*fixed, *adaptive}
+    few = {("network_1", "ddim", "karras", 5, None), ("network_1", "adaptive_tsit5", "adaptive", None, 1e-1)}
+    assert costs(plan.plan(config)) == few | {cost for cost in everything if cost[0] == "mixture_2"}
+    config.networks = Networks(grids=None, peer_grids=None, nfe=None, tolerance=None, stochastic=True)
+    assert costs(plan.plan(config)) == everything
 
 
 def test_no_network_no_images(study):
