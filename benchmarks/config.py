@@ -11,7 +11,7 @@ from odediff import config
 
 @dataclass
 class Samples:
-    """Samples of each seed, by family of problems."""
+    """Samples of each seed, by family of problems; half as many under guidance, where a call takes two passes."""
 
     exact: int = 512
     kernel: int = 128

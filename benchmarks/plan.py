@@ -46,7 +46,7 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     groups = []
     for name in names:
         one = problem(name, config.data.root)
-        count = config.samples[one.family]
+        count = max(2, config.samples[one.family] // one.model(range(1)).passes)
         network = one.family == "network"
         most = limits.nfe if network and limits.nfe is not None else math.inf
         least = limits.tolerance if network and limits.tolerance is not None else 0.0

@@ -19,6 +19,7 @@ from benchmarks.summary import shown
 from benchmarks.theme import save
 
 ERROR = "median error, in deviations of the data"
+SWITCHED = "share of samples that end in another mode"
 ROUND_TRIP = "rms round-trip error, in deviations of the data"
 ENOUGH = 10
 """Calls each way below which images do not come back."""
@@ -26,7 +27,8 @@ ABOUT_ERROR = (
     "The distance between where a method ends and where the exact flow carries the same noise: the median over the "
     "samples of all seeds, with 95 % bootstrap intervals as bands. Every method stands in its best grid and closing on "
     "that problem, ours and the peers' alike. In colour: the solvers of odediff that are best over all problems, and "
-    "DDIM. Dark grey and dashed: the three best peers. Faint: the others, pale blue ours, pale grey theirs."
+    "DDIM. Dark grey and dashed: the three best peers. Faint: the others, pale blue ours, pale grey theirs. Where data "
+    "have modes, a second plot counts the samples that end in another one than the exact flow's."
 )
 ABOUT_DISTANCE = (
     "How far the samples as a whole are from data, which also judges methods that draw fresh noise. Dotted is the "
@@ -78,11 +80,15 @@ class Sections:
 
     def quality(self) -> Section:
         """Errors against the exact flow."""
-        plots = [
-            self.panel(problem, f"error_{problem.name}", curves, ERROR, line=self.study.reference(problem))
-            for problem in self.study.problems
-            if (curves := _fixed(self.study.errors[problem.name]))
-        ]
+        plots = []
+        for problem in self.study.problems:
+            if curves := _fixed(self.study.errors[problem.name]):
+                line = self.study.reference(problem)
+                plots.append(self.panel(problem, f"error_{problem.name}", curves, ERROR, line=line))
+            switched = _fixed(mean_curves(self.study.chosen[problem.name], "switched"))
+            if any(point.value > 0 for curve in switched for point in curve.points):
+                lowest = sorted(switched, key=_mean)
+                plots.append(self.panel(problem, f"switched_{problem.name}", lowest, SWITCHED, linear=True))
         return Section("error", "Error against calls", ABOUT_ERROR, plots)
 
     def distances(self) -> Section:
@@ -94,9 +100,7 @@ class Sections:
                 if curves:
                     share = column == "accuracy"
                     if share:
-                        curves = sorted(
-                            curves, key=lambda curve: -sum(p.value for p in curve.points) / len(curve.points)
-                        )
+                        curves = sorted(curves, key=_mean, reverse=True)
                     plots.append(
                         self.panel(problem, f"{column}_{problem.name}", curves, subtitle, line=line, linear=share)
                     )
@@ -107,7 +111,7 @@ class Sections:
         few = self.study.chosen[problem.name]
         many = [row for row in problem.rows if row.get("frechet") is not None]
         count = f"{many[0]['samples']:,} images" if many else ""
-        real, data = (floor(problem.rows, f"{column}_floor") for column in ("frechet", "sliced_wasserstein"))
+        real = floor(problem.rows, "frechet_floor")
         return [
             (
                 "frechet",
@@ -117,11 +121,15 @@ class Sections:
             ),
             ("kernel_distance", "kernel distance to real images", few, None),
             ("accuracy", "share classified as asked", few, None),
-            (
-                "sliced_wasserstein",
-                "sliced Wasserstein distance to data",
-                few,
-                None if data is None else Line(data, "data", "against data"),
+            *(
+                (
+                    column,
+                    f"{distance} distance to data",
+                    few,
+                    None if data is None else Line(data, "data", "against data"),
+                )
+                for column, distance in (("sliced_wasserstein", "sliced Wasserstein"), ("energy_distance", "energy"))
+                for data in (floor(problem.rows, f"{column}_floor"),)
             ),
         ]
 
@@ -222,6 +230,11 @@ class Sections:
 def _fixed(curves: Sequence[Curve]) -> list[Curve]:
     """Without the methods that choose their steps."""
     return [curve for curve in curves if any(point.nfe is not None for point in curve.points)]
+
+
+def _mean(curve: Curve) -> float:
+    """Over all of its points."""
+    return sum(point.value for point in curve.points) / len(curve.points)
 
 
 def _tiled(row: Mapping[str, Any], across: int) -> np.ndarray:
