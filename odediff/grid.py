@@ -57,7 +57,7 @@ class _Plateau(NamedTuple):
     fall: float
 
 
-_PLATEAU = _Plateau(first=72.0, rise=0.7, low=0.27, low_power=0.42, high=13.0, high_power=0.7, last=0.04, fall=1.8)
+_PLATEAU = _Plateau(first=76.0, rise=0.7, low=0.28, low_power=0.4, high=28.0, high_power=0.9, last=0.054, fall=2.2)
 _PLATEAU_POINTS = 4001
 _NEAREST = 0.9
 

@@ -75,15 +75,15 @@ class Prior:
     """
 
     scale: float = -1.9
-    scale_spread: float = 1.35
+    scale_spread: float = 1.6
     decision: float = 0.35
     decision_spread: float = 1.5
     decision_variance: float = 0.05
     error: float = 0.008
     error_width: float = 1.1
-    noise: float = 0.01
-    spacing: float = 0.5
-    smoothness: float = 2.5
+    noise: float = 0.012
+    spacing: float = 0.63
+    smoothness: float = 2.2
     mean: float = 3.0
 
     def __repr__(self) -> str:

@@ -105,7 +105,7 @@ def test_a_step_is_the_regression_on_draws_of_the_process():
         seen = data[:, i] + draws @ (features.response[i] * explained)
         seen += features.mean_response[i] * (error - draws @ explained)
         distance = math.inf if i == 0 else math.log(levels[i - 1] / levels[i])
-        seen += 0.01 * min(1, distance / 0.5) ** 2.5 * random.standard_normal(len(draws))
+        seen += prior.noise * min(1, distance / prior.spacing) ** prior.smoothness * random.standard_normal(len(draws))
         predictions = [seen, *predictions][:3]
         basis = np.stack([estimate, *predictions], axis=1)
         fitted = basis @ np.linalg.lstsq(basis, true[:, i + 1], rcond=None)[0]
