@@ -81,9 +81,9 @@ class Prior:
     decision_variance: float = 0.05
     error: float = 0.008
     error_width: float = 1.1
-    noise: float = 0.012
-    spacing: float = 0.63
-    smoothness: float = 2.2
+    noise: float = 0.01
+    spacing: float = 0.5
+    smoothness: float = 3.0
     mean: float = 3.0
 
     def __repr__(self) -> str:
