@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -202,7 +202,7 @@ def _calls(scheduler: str, options: tuple[tuple[str, Any], ...], steps: int) -> 
         return math.inf
 
 
-@cache
+@lru_cache(maxsize=2048)
 def _prepared(scheduler: str, options: tuple[tuple[str, Any], ...], steps: int) -> Any:
     """The scheduler before its first step."""
     with _quiet():
