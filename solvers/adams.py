@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from solvers.controller import row_norm
-from solvers.lagrange import gauss_legendre, odd_weights, quadrature_weights
 from solvers.lines import Data, Line, Noise, Rotation
+from solvers.newton_form import (
+    divided_differences,
+    first_terms,
+    gauss_legendre,
+    newton_integrals,
+    odd_newton_integrals,
+)
 from solvers.ode import accumulate, combine
 from solvers.solver import Solver
 from solvers.tolerance import Run, Span, Tolerance, error_scale
@@ -45,9 +51,9 @@ class AdaptiveAdams(Tolerance):
 
     The error is estimated by the corrector's change from k - 1 to k past slopes; the step is accepted if it meets the
     tolerance, and f_b joins the history (PEC mode). Orders k - 1, k and k + 1 are compared by the steps that they
-    allow. The weights are integrals of Lagrange's polynomials by Gauss-Legendre quadrature, exact for any nodes, in
-    float64 for all samples at once. The method is that of Shampine & Gordon (1975), "Computer solution of ordinary
-    differential equations", with the coefficients written anew at each step; the lines make it exponential.
+    allow. The weights come from Newton's form of the polynomials, whose terms all orders share, in float64 for all
+    samples at once. The method is that of Shampine & Gordon (1975), "Computer solution of ordinary differential
+    equations", with the coefficients written anew at each step; the lines make it exponential.
 
     For smooth data x0 is an even and eps an odd function of s, so that the slopes of `Rotation` and `Noise` are odd in
     q at the data. The last step to sigma = 0 uses this: it integrates q times the polynomial in q^2 through the slopes
@@ -137,20 +143,22 @@ class AdamsRun(Run):
         taken = (np.abs(past[:, :2] - b[:, None]) <= CLOSEST * np.abs(b - q)[:, None]).any(axis=1)
         b = np.where(taken, q + 0.8 * (b - q), b)
         h = np.abs(b - q)
-        predicted = self._combine(self._weights(past, k, q, b), self.z)
+        every, most = np.arange(len(q)), int(k.max())
+        ahead = newton_integrals(past[:, : most + 1], q, b, self.gauss)
+        predicted = self._combine(first_terms(_terms(ahead, past[:, : most + 1]), k), self.age, self.z)
         node = self.span.node(b)
         self._write(self.span.slope(ode, node, predicted, self.dtype), b)
 
         nodes = np.concatenate([b[:, None], past[:, :-1]], axis=1)
         slots = np.concatenate([self.age[:, -1:], self.age[:, :-1]], axis=1)
-        used = np.stack([k - 1, k, k + 1, np.minimum(k + 1, self.known) + 1])
-        used[-1] = np.minimum(used[-1], nodes.shape[1])
-        weights = self._weights(nodes, used, q, b)
-        corrected = self._combine(weights[2], self.z, slots)
+        integrals = newton_integrals(nodes[:, : most + 2], q, b, self.gauss)
+        terms = _terms(integrals, nodes[:, : most + 2])
+        # Term k has the divided difference over b and k past nodes, which is also what the predictor lacks of the
+        # corrector, there with another integral.
+        changes = [self._combine(terms[every, m], slots) for m in (k, k - 1, k + 1)]
+        corrected = combine((1.0, predicted), (ahead[every, k] / integrals[every, k], changes[0]))
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
-        e_k, e_lower, e_higher = (
-            row_norm(self._combine(weights[i + 1] - weights[i], None, slots).mul_(scale)) for i in (1, 0, 2)
-        )
+        e_k, e_lower, e_higher = (row_norm(change.mul_(scale)) for change in changes)
         self.broken = ~np.isfinite(e_k)
         # The first call is a probe: its slope is kept and the state stays, so that the second, of order 2, sets out
         # from the start again and its estimate covers both. From order 1 to the error of order 2 leads h over the
@@ -173,7 +181,7 @@ class AdamsRun(Run):
         self.h = np.where(self.broken, SHRINK * h, np.clip(wanted, SHRINK * h, most))
         if self.closes and (np.abs(self.span.q_b - b) <= 2 * NEAR * h).any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
-            odd = self._combine(self._weights(past, k, q, b, odd=True), self.z)
+            odd = self._combine(first_terms(_odd_terms(past[:, :-1], q, b), k), self.age, self.z)
             self.odd = row_norm(odd - corrected) <= row_norm(predicted - corrected)
         self.last = _Piece(q, self.z, nodes, slots, k + 1)
         self.k = np.where(rise, k + 1, np.where(fall, k - 1, k))
@@ -191,11 +199,12 @@ class AdamsRun(Run):
         candidates = at_last | ((rest <= NEAR * self.h) & self.odd)
         if not self.closes or not candidates.any():
             return np.zeros(len(self.q), dtype=bool)
-        past, end = self._ordered(), np.full(len(self.q), span.q_b)
-        weights = self._weights(past, np.stack([self.k, self.k - 1]), self.q, end, odd=True)
-        ended = self._combine(weights[0], self.z)
+        past, end = self._ordered()[:, :-1], np.full(len(self.q), span.q_b)
+        terms = _odd_terms(past, self.q, end)
+        ended = self._combine(first_terms(terms, self.k), self.age, self.z)
         scale = error_scale(span, self.solver.tolerances, span.node(end), ended)
-        error = row_norm(self._combine(weights[0] - weights[1]).mul_(scale))
+        last = self._combine(terms[np.arange(len(end)), self.k - 1], self.age)
+        error = row_norm(last.mul_(scale))
         reached = candidates & (at_last | (error <= 1))
         self.closing_error = np.where(reached, error, self.closing_error)
         self.last = _Piece(self.q, self.z, past, self.age, self.k, odd=True)
@@ -210,10 +219,8 @@ class AdamsRun(Run):
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """The integral of the last step's own polynomial: of the step's order."""
         last, index = self.last, torch.from_numpy(rows).to(self.z.device)
-        weights = self._weights(last.nodes[rows], last.used[rows], last.q[rows], q, last.odd)
-        scattered = np.zeros_like(weights)
-        np.put_along_axis(scattered, last.slots[rows], weights, axis=1)
-        return accumulate(last.z[index], scattered, self.slopes[:, index])
+        weights = _weights(last.nodes[rows], last.used[rows], last.q[rows], q, last.odd)
+        return accumulate(last.z[index], self._by_slot(weights, last.slots[rows]), self.slopes[:, index])
 
     def piece(self, row: int) -> "AdamsPiece":
         """The polynomial of the row's last step, with the slopes that it reads."""
@@ -251,16 +258,15 @@ class AdamsRun(Run):
         """The places of the slopes, newest first."""
         return np.take_along_axis(self.places, self.age, axis=1)
 
-    def _weights(
-        self, nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, odd: bool = False
-    ) -> np.ndarray:
-        return odd_weights(nodes, used, a, b) if odd else quadrature_weights(nodes, used, a, b, self.gauss)
+    def _combine(self, weights: np.ndarray, slots: np.ndarray, z: Tensor | None = None) -> Tensor:
+        """``z``, or nothing, plus the slopes in these slots, weighted."""
+        return accumulate(torch.zeros_like(self.z) if z is None else z, self._by_slot(weights, slots), self.slopes)
 
-    def _combine(self, weights: np.ndarray, z: Tensor | None = None, slots: np.ndarray | None = None) -> Tensor:
-        """``z`` plus the slopes in these slots (newest first unless given), weighted."""
-        scattered = np.zeros_like(weights)
-        np.put_along_axis(scattered, self.age if slots is None else slots, weights, axis=1)
-        return accumulate(torch.zeros_like(self.z) if z is None else z, scattered, self.slopes)
+    def _by_slot(self, weights: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """The weights of the slopes in the first of ``slots``, in the order of the slots."""
+        ordered = np.zeros((len(weights), len(self.slopes)))
+        ordered[np.arange(len(weights))[:, None], slots[:, : weights.shape[1]]] = weights
+        return ordered
 
     def _steps(self, h: np.ndarray, error: np.ndarray, power: np.ndarray) -> np.ndarray:
         """The steps that would meet the tolerance with `SAFETY`, from an error that grows like ``h^power``."""
@@ -269,6 +275,21 @@ class AdamsRun(Run):
 
     def _column(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.z.device).reshape(-1, *(1,) * (self.z.ndim - 1))
+
+
+def _terms(integrals: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The terms of Newton's polynomial, integrated, as weights of the slopes at ``nodes``."""
+    return integrals[..., None] * divided_differences(nodes)
+
+
+def _odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The same for the odd polynomial ``q p(q^2)``, which runs through the slopes over q."""
+    return _terms(odd_newton_integrals(nodes, a, b), nodes**2) / nodes[:, None, :]
+
+
+def _weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, odd: bool) -> np.ndarray:
+    """The weights of the slopes in the integral from a to b of the polynomial through the first ``used`` of them."""
+    return first_terms(_odd_terms(nodes, a, b) if odd else _terms(newton_integrals(nodes, a, b), nodes), used)
 
 
 @dataclass(frozen=True)
@@ -297,7 +318,6 @@ class AdamsPiece:
 
     def __call__(self, q: float) -> Tensor:
         """The line's state at ``q``."""
-        rule = odd_weights if self.odd else quadrature_weights
         used = np.array([len(self.nodes)])
-        (weights,) = rule(self.nodes[None], used, np.array([self.q_a]), np.array([q]))
+        (weights,) = _weights(self.nodes[None], used, np.array([self.q_a]), np.array([q]), self.odd)
         return combine((1.0, self.z), *((float(w), slope) for w, slope in zip(weights, self.slopes, strict=True)))

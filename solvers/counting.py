@@ -38,6 +38,8 @@ class Ledger:
 
     def left(self, index: Tensor) -> np.ndarray:
         """How many evaluations the samples ``index`` can still pay for; infinity without a budget."""
+        if self.budget == math.inf:
+            return np.full(len(index), math.inf)
         return self.budget - self.evaluations[index].numpy()
 
     def count(self, index: Tensor | None) -> None:
