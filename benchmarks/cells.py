@@ -13,7 +13,7 @@ from benchmarks.store import key_of
 from odediff.problems import Problem
 from odediff.version import __version__
 
-PACKAGES = ("torch", "numpy", "scipy", "torchdiffeq", "diffusers")
+PACKAGES = ("torch", "numpy", "scipy", "torchdiffeq", "diffusers", "k-diffusion")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
@@ -101,18 +99,11 @@ def methods_of(config: DictConfig, first: int | None, first_of_peers: int | None
     grids = dict(list(select("grids", config.grids, configured_grids()).items())[:first])
     if not solvers and not config.variants and config.peers == []:
         raise ValueError("solvers=[] and peers=[] leave nothing to measure; name some, or null for all")
-    if config.peers != [] and not peers.available("diffusers"):
-        _say_once("diffusers is not installed: its rows are skipped (pip install 'odediff[bench]')")
     others = peers.peers(
         None if config.peers is None else list(config.peers),
         list(select("peer_grids", config.peer_grids, peers.GRIDS))[:first_of_peers],
     )
     return [*ours(solvers, grids, list(config.closings), config.variants), *others]
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def select(key: str, chosen: Iterable[str] | None, known: Mapping[str, T]) -> dict[str, T]:

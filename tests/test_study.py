@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks import nfe_quality, peers
+from benchmarks.diffusers_schedulers import SCHEDULERS
 from benchmarks.methods import is_inverse
 from benchmarks.store import Entry, Store
 from odediff.config import configured_solvers
@@ -34,9 +35,11 @@ SMALL = [
 ]
 
 
-def run(monkeypatch, *arguments: str) -> int:
-    """The study as a user calls it, in this process; returns its exit code."""
+def run(monkeypatch, *arguments: str, page: bool = False) -> int:
+    """The study as a user calls it, in this process, its page left out unless asked for; returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["nfe_quality", *arguments])
+    if not page:
+        monkeypatch.setattr(nfe_quality.report, "write", lambda *_: None)
     threads = torch.get_num_threads()
     try:
         nfe_quality.main()
@@ -62,19 +65,20 @@ def serial(tmp_path_factory) -> Path:
     """The small study in one go."""
     folder = tmp_path_factory.mktemp("serial")
     with pytest.MonkeyPatch.context() as patch:
-        assert run(patch, *SMALL, f"folder={folder}") == 0
+        assert run(patch, *SMALL, f"folder={folder}", page=True) == 0
+    assert (folder / nfe_quality.report.PAGE).stat().st_size > 10_000
     return folder
 
 
 def test_every_solver_and_every_peer_at_two_numbers_of_calls(monkeypatch, tmp_path, capsys):
     arguments = ["problems=[mixture_2]", "grids=[karras]", "peer_grids=[trailing,karras]", "nfe=[7,14]"]
     arguments += ["tolerances=[0.1]", "samples.exact=4", "seeds=[0]", "progress=false", f"folder={tmp_path}"]
-    assert run(monkeypatch, *arguments) == 0
+    assert run(monkeypatch, *arguments, page=True) == 0
     table = rows(tmp_path)
     known = configured_solvers()
     samplers = {solver for solver in known.values() if not is_inverse(solver)}
     assert {known[row["method"]] for row in table if row["source"] == "odediff"} == samplers
-    assert {row["method"].split()[0] for row in table if row["source"] == "diffusers"} == set(peers.SCHEDULERS)
+    assert {row["method"].split()[0] for row in table if row["source"] == "diffusers"} == set(SCHEDULERS)
     for row in table:
         assert row["status"] == "ok", (row["method"], row["grid"], row["status"])
         assert row["nfe"] is None or 0 < row["calls"] <= row["nfe"], (row["method"], row["calls"])

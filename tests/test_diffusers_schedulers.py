@@ -1,4 +1,4 @@
-"""The peers of the study do what their library does, with no more calls than allowed."""
+"""Diffusers' schedulers do in the study what they do alone, with no more calls than allowed."""
 
 import warnings
 
@@ -8,16 +8,16 @@ import torch
 
 import odediff
 import solvers
-from benchmarks.peers import Scheduler, peers
+from benchmarks.diffusers_schedulers import SCHEDULERS, Scheduler, schedulers
 from benchmarks.problems import problem
 from odediff import grid
 
 NOWHERE = "no/such/folder"
-ALL = peers(None, ["trailing", "karras"])
+ALL = schedulers(tuple(SCHEDULERS), ["trailing", "karras"])
 
 
 def peer(scheduler: str, setting: str, place: str) -> Scheduler:
-    (found,) = [p for p in peers([scheduler], [place]) if p.setting == setting]
+    (found,) = [p for p in schedulers([scheduler], [place]) if p.setting == setting]
     return found
 
 
