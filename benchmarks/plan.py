@@ -95,8 +95,8 @@ def best(cells: Iterable[Cell], store: Store, wanted: DictConfig) -> list[Method
 
 def methods_of(config: DictConfig, first: int | None, first_of_peers: int | None) -> list[Method]:
     """Every chosen method on every chosen grid, or on the first few of the grids."""
-    solvers = select("solvers", config.solvers, configured_solvers())
-    grids = dict(list(select("grids", config.grids, configured_grids()).items())[:first])
+    solvers = configured_solvers(config.solvers)
+    grids = dict(list(configured_grids(config.grids).items())[:first])
     if not solvers and not config.variants and config.peers == []:
         raise ValueError("solvers=[] and peers=[] leave nothing to measure; name some, or null for all")
     others = peers.peers(

@@ -1,6 +1,6 @@
 """The schema of the application's configuration, and where the configuration tree lies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -194,21 +194,31 @@ def conf_folder() -> Path:
     return shipped if shipped.is_dir() else package.parent / "conf"
 
 
-def configured_solvers() -> dict[str, Solver]:
-    """Every solver of the tree by the name of its file, those of the user's ``--config-dir`` among them."""
-    return _members("solver")
+def configured_solvers(chosen: Iterable[str] | None = None) -> dict[str, Solver]:
+    """The chosen solvers of the tree by the names of their files, those of the user's ``--config-dir`` among them.
+
+    All of them unless given, which takes a second or two.
+
+    Raises:
+        ValueError: a name is unknown; the message lists the known ones.
+    """
+    return _members("solver", chosen)
 
 
-def configured_grids() -> dict[str, Callable[..., Any]]:
-    """Every grid of the tree by the name of its file."""
-    return _members("grid")
+def configured_grids(chosen: Iterable[str] | None = None) -> dict[str, Callable[..., Any]]:
+    """The same for the grids."""
+    return _members("grid", chosen)
 
 
-def _members(group: str) -> dict[str, Any]:
+def _members(group: str, chosen: Iterable[str] | None) -> dict[str, Any]:
     with _tree():
-        names = GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
+        known = sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
+        names = known if chosen is None else list(chosen)
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{group}s={name} is unknown; use one of {', '.join(known)}")
         # One composition for all: composing the whole configuration takes a good part of a second each time.
-        config = compose(None, [f"+{group}@{name}={name}" for name in sorted(names)])
+        config = compose(None, [f"+{group}@{name}={name}" for name in names])
         return {str(name): instantiate(member) for name, member in config.items()}
 
 
