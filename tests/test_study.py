@@ -131,10 +131,11 @@ def test_a_killed_run_is_resumed_and_repeats_nothing(serial, tmp_path):
     assert rows(tmp_path) == rows(serial)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])
 def test_workers_on_several_processes_give_the_serial_numbers(serial, tmp_path, launcher):
-    if find_spec(f"hydra_plugins.hydra_{launcher}_launcher") is None:
-        pytest.skip(f"hydra-{launcher}-launcher is not installed: pip install 'odediff[distributed]'")
+    plugin = launcher.removesuffix("_local")
+    if find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is None:
+        pytest.skip(f"hydra-{plugin}-launcher is not installed: pip install 'odediff[distributed]'")
     arguments = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHER[launcher]]
     done = subprocess.run(command(tmp_path, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -143,6 +144,7 @@ def test_workers_on_several_processes_give_the_serial_numbers(serial, tmp_path, 
 
 LAUNCHER = {
     "joblib": ["hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra.launcher.submitit_folder=${folder}/submitit"],
     "ray": ["+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"],
 }
 
