@@ -12,9 +12,22 @@ import torch
 
 import odediff
 import solvers
+from benchmarks.live_memory import LiveMemory
 from odediff.table import text_table
 
 SHAPE = (1, 4, 64, 64)
+HISTORIES: list[tuple[solvers.Solver, int]] = [
+    (solvers.DDIM(), 1),
+    (solvers.DPMpp(2), 2),
+    (solvers.DPMpp(3), 3),
+    (solvers.DPMSolver(3), 3),
+    (solvers.DEIS(3), 3),
+    (solvers.LMS(), 4),
+    (solvers.IPNDM(), 4),
+    (solvers.GPMultistep(), 4),
+    (solvers.UniPC(3), 4),
+]
+"""Solver -> the predictions that a step reads, the newest among them."""
 STEPS = 200
 REPEATS = 15
 
@@ -62,6 +75,18 @@ def main() -> None:
     rows = [(name, median, best, median / floor) for name, (median, best) in costs.items()]
     print(f"state {SHAPE}, one thread, {STEPS} steps, {REPEATS} repeats, processor time beside the network")
     print(text_table(("step", "median [us/call]", "least [us/call]", "ratio to arithmetic"), rows))
+    print("\nmemory alive at once beside what the solve was given, in states")
+    print(text_table(("solver", "history", "peak [states]"), [(str(s), kept, peak_states(s)) for s, kept in HISTORIES]))
+
+
+def peak_states(solver: solvers.Solver) -> float:
+    """The most memory that a solve holds at once beside what it was given, in units of the state."""
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = odediff.Model(lambda x, time: 0.1 * x, odediff.VPTable.linear())
+    times = odediff.grid.log_snr(model.path, 12)[:-1]
+    with torch.no_grad(), LiveMemory() as memory:
+        solvers.solve(odediff.probability_flow(model), solver, x, times)
+    return memory.peak / x.untyped_storage().nbytes()
 
 
 def _microseconds(work: Callable[[], None]) -> tuple[float, float]:

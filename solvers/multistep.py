@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,30 +29,28 @@ class Formula(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What a step needs of the grid: the formula that ends at b, and the one that corrects the state at a.
+    """What a step needs of the grid: the formula that ends at b, which is None for a DDIM step.
 
-    Without a predictor it is a DDIM step. Where samples keep their own times, ``reads`` says how many predictions each
-    one's predictor reads, ``(B,)``, and with none its step is DDIM's; ``corrects`` says which states are corrected.
+    Where samples keep their own times, ``reads`` says how many predictions each one's predictor reads, ``(B,)``, and
+    with none its step is DDIM's.
     """
 
-    predictor: Formula | None
-    corrector: Formula | None = None
+    formula: Formula | None
     reads: np.ndarray | None = None
-    corrects: np.ndarray | None = None
 
 
 class History(NamedTuple):
     """The run of a multistep method: the moves of the grid and the number of the next, and what it remembers.
 
-    ``nodes`` and ``slopes`` are those of past evaluations, newest first; ``base`` is the (corrected) state at
-    ``nodes[0]``, which a corrector starts from.
+    ``nodes`` and ``slopes`` are those of past evaluations, newest first; ``predicted`` says whether a step of this
+    method led to the present state, so that a corrector can correct it.
     """
 
     moves: tuple[Move, ...]
     next: int
     nodes: tuple[Node, ...]
     slopes: tuple[Tensor, ...]
-    base: Tensor | None
+    predicted: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,11 @@ class ExponentialAdams(Solver):
 
     With ``corrector=True`` the state at a is corrected, before b is predicted, by the polynomial that passes through
     the prediction made there as well (Adams-Moulton with the one evaluation that the predictor makes anyway: PEC).
+    Predictor and corrector set out from one state, so that they differ by slopes alone, and the correction of weights
+    c from a prediction of weights p costs no operation of its own:
+
+        x_b = (scale_b/scale_a) (x_a + sum_j (c_j - p_j) slope_j) + scale_b sum_j w_j slope_j
+
     N steps are N calls, and the result is the last prediction.
 
     The first steps have fewer predictions to go by, so the order rises from 1; ``past`` gives exact ones. A step that
@@ -160,47 +164,46 @@ class ExponentialAdams(Solver):
         if state is not None:
             if not isinstance(state, History):
                 raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
-            moves = self._plan(ode, state.nodes, nodes, corrects=state.base is not None)
+            moves = self._plan(ode, state.nodes, nodes, state.predicted)
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
-        moves = self._plan(ode, [node for node, _ in exact], nodes, corrects=False)
+        moves = self._plan(ode, [node for node, _ in exact], nodes, predicted=False)
         slopes = tuple(self.line.slope(node, ode.predict(node, known)) for node, known in exact)
-        return History(moves, 0, tuple(node for node, _ in exact), slopes, None)
+        return History(moves, 0, tuple(node for node, _ in exact), slopes, False)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
-        """Predict at a; correct the state there; move it to b."""
+        """Predict at a; move to b."""
         if state is None:
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
         prediction = ode.predict(a, x)
-        if move.predictor is None:
+        if move.formula is None:
             end = prediction.mix(b.alpha, b.sigma)
-            return Step(end, state=History(state.moves, state.next + 1, (), (), None))
+            return Step(end, state=History(state.moves, state.next + 1, (), (), False))
         slope = self.line.slope(a, prediction)
         frozen = None if move.reads is None or move.reads.all() else _rows(move.reads == 0, x)
         if frozen is not None:
             # Those rows' slopes may be infinite, and their weights are zero.
             slope = torch.where(frozen, 0.0, slope)
+        ddim = None if frozen is None else prediction.mix(b.alpha, b.sigma)
+        # What the network returned would be one more state beside the slopes that are kept.
+        del prediction
         slopes = (slope, *state.slopes)
-        if move.corrector is not None and state.base is not None:
-            corrected = _apply(move.corrector, state.base, slopes)
-            x = corrected if move.corrects is None else torch.where(_rows(move.corrects, x), corrected, x)
-        end = _apply(move.predictor, x, slopes)
-        if frozen is not None:
-            end = torch.where(frozen, prediction.mix(b.alpha, b.sigma), end)
+        end = combine((move.formula.ratio, x), *zip(move.formula.weights, slopes, strict=False))
+        if frozen is not None and ddim is not None:
+            end = torch.where(frozen, ddim, end)
         kept = self.points if self.corrector else self.points - 1
         nodes = (a, *state.nodes)
-        base = x if self.corrector else None
-        return Step(end, state=History(state.moves, state.next + 1, nodes[:kept], slopes[:kept], base))
+        return Step(end, state=History(state.moves, state.next + 1, nodes[:kept], slopes[:kept], self.corrector))
 
     def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
         """The weights of the slopes at ``nodes`` in the step from a to b; see `quadrature.adams_weights`."""
         return adams_weights(ode, self.line, self.variable, a, b, nodes)
 
-    def _plan(self, ode: PathODE, earlier: Sequence[Node], nodes: Sequence[Node], corrects: bool) -> tuple[Move, ...]:
+    def _plan(self, ode: PathODE, earlier: Sequence[Node], nodes: Sequence[Node], predicted: bool) -> tuple[Move, ...]:
         """The moves between ``nodes``, given those of the history, newest first.
 
-        ``corrects`` says whether the step that led to ``nodes[0]`` can still be corrected.
+        ``predicted`` says whether the step that led to ``nodes[0]`` can still be corrected.
         """
         first, steps = len(earlier), len(nodes) - 1
         stack = _stacked([*reversed(earlier), *nodes])
@@ -211,18 +214,16 @@ class ExponentialAdams(Solver):
         used = np.minimum(place - np.maximum.accumulate(np.where(usable, -1, place)), self.points)[:-1] * usable[1:]
         if steps < self.lower_order_below:
             used[first:] = np.minimum(used[first:], steps - place[:steps])
-        predictors = self._formulas(ode, stack, used, range(first, first + steps), corrector=False)
-        # The step that led to a node is corrected there.
-        corrected = range(first - corrects, first + steps - 1) if self.corrector else ()
-        correctors = self._formulas(ode, stack, used, corrected, corrector=True)
-        correctors = [*[None] * (steps - len(correctors)), *correctors]
+        # The step that led to a node is corrected there: the plan sets out one step earlier if that is yet to be done.
+        led = first - predicted
+        formulas = self._formulas(ode, stack, used, range(led, first + steps), corrector=False)
+        if self.corrector:
+            correctors = self._formulas(ode, stack, used, range(led, first + steps - 1), corrector=True)
+            formulas[1:] = map(_correcting, formulas[1:], formulas, correctors)
+        formulas = formulas[predicted:]
         if used.ndim == 1:
-            return tuple(map(Move, predictors, correctors))
-        pairs = enumerate(zip(predictors, correctors, strict=True), start=first)
-        return tuple(
-            Move(predictor, corrector, used[i], None if corrector is None else used[i - 1] > 0)
-            for i, (predictor, corrector) in pairs
-        )
+            return tuple(map(Move, formulas))
+        return tuple(map(Move, formulas, used[first:]))
 
     def usable(self, stack: Node) -> np.ndarray:
         """Which nodes a polynomial may pass through."""
@@ -270,8 +271,13 @@ def require_within(solver: Solver, name: str, number: int, least: int, most: int
         raise ValueError(f"{type(solver).__name__}: {name}={number!r} must be a whole number from {least} to {most}")
 
 
-def _apply(formula: Formula, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
-    return combine((formula.ratio, x), *zip(formula.weights, slopes, strict=False))
+def _correcting(predictor: Formula | None, led: Formula | None, corrector: Formula | None) -> Formula | None:
+    """The predictor from the corrected state, given the formulas that predict and that correct that state."""
+    if predictor is None or led is None or corrector is None:
+        return predictor
+    changes = (c - p for c, p in zip(corrector.weights, (0.0, *led.weights), strict=True))
+    weights = (w + predictor.ratio * change for w, change in zip_longest(predictor.weights, changes, fillvalue=0.0))
+    return Formula(predictor.ratio, tuple(weights))
 
 
 def _rows(mask: np.ndarray, like: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class PNDM(IPNDM):
         move = state.moves[state.next]
         step = super().step(ode, a, b, x, state)
         few = 3 if self.warm_up == "runge_kutta" else 1
-        if move.predictor is None or (move.reads is None and len(move.predictor.weights) > few):
+        if move.formula is None or (move.reads is None and len(move.formula.weights) > few):
             return step
         slope = step.state.slopes[0]
         if move.reads is None:

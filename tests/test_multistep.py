@@ -9,6 +9,7 @@ import torch
 
 import odediff
 import solvers
+from benchmarks.overhead import HISTORIES, peak_states
 from solvers import (
     DDIM,
     DEIS,
@@ -294,7 +295,7 @@ def test_the_state_holds_the_predictions_that_the_next_step_reads_and_no_copies(
     _, state = run(solver, watched, nodes, starting_points())
     corrects = isinstance(solver, UniPC)
     assert len(state.slopes) == solver.points - (not corrects)
-    assert (state.base is not None) == corrects
+    assert state.predicted == corrects
     if not isinstance(solver, PNDM):  # whose stages lie between
         latest = zip(reversed(nodes[:-1]), reversed(seen), state.slopes, strict=False)
         assert all(solver.line.slope(node, prediction) is slope for node, prediction, slope in latest)
@@ -451,6 +452,10 @@ def test_a_plain_ode_is_refused():
 def test_single_nodes_stay_floats():
     state = UniPC().start(problem_on(), nodes_on(), starting_points())
     for move in state.moves:
-        for formula in (move.predictor, move.corrector):
-            assert formula is None or all(type(c) is float for c in (formula.ratio, *formula.weights))
+        assert move.formula is None or all(type(c) is float for c in (move.formula.ratio, *move.formula.weights))
     assert isinstance(nodes_on()[0], Node)
+
+
+@pytest.mark.parametrize(("solver", "reads"), HISTORIES, ids=str)
+def test_a_solve_holds_its_history_and_two_states(solver, reads):
+    assert peak_states(solver) < reads + 2.01
