@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -24,32 +24,29 @@ HIGHEST = 4
 class Coefficients(NamedTuple):
     """What a step needs of the grid.
 
-    ``state`` is the coefficient of the state and ``std`` that of the fresh noise; ``predictor`` and ``corrector`` are
-    weights of predictions, newest first, the corrector's with the one at the end of the step in front. ``levels`` are
-    the log-SNRs of the predictions that are kept after the step. ``frozen`` marks a step at a singular node, which
-    reads ``predictor`` as the weights of x0 and eps.
+    ``state`` is the coefficient of the state, ``std`` that of the fresh noise, and ``weights`` those of the slopes,
+    newest first, which also correct the state that is left. ``correction`` are the weights of the slopes, the one at
+    the end of the step in front, by which the corrected state differs from the predicted one there. ``levels`` are the
+    log-SNRs of the predictions that are kept after the step. ``frozen`` marks a step at a singular node, which reads
+    ``weights`` as those of x0 and eps.
     """
 
     state: float
     std: float
-    predictor: tuple[float, ...]
-    corrector: tuple[float, ...]
+    weights: tuple[float, ...]
+    correction: tuple[float, ...]
     levels: tuple[float, ...]
     frozen: bool = False
 
 
 class Run(NamedTuple):
-    """A run: its noise, the coefficients of all steps and the next one's number, past slopes with their log-SNRs.
-
-    ``pending`` is what the corrector needs to finish the last step: the sum without the newest slope, and its weight.
-    """
+    """A run: its noise, the coefficients of all steps and the next one's number, past slopes with their log-SNRs."""
 
     stream: NoiseStream
     steps: tuple[Coefficients, ...]
     next: int
     slopes: tuple[Tensor, ...] = ()
     levels: tuple[float, ...] = ()
-    pending: tuple[Tensor, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,9 @@ class SASolver(Solver):
 
     The slope is a polynomial through ``predictor_order`` past ones: the predictor. With ``corrector_order`` q > 0 the
     call at b, which the next step needs anyway, corrects x_b by the polynomial through that slope and q - 1 past ones,
-    with the same draw z; the last state is a prediction. tau = 1 where ``s_min <= s_a <= s_max`` and 0 elsewhere is the
-    paper's advice, within s of 0.05 to 1 for CIFAR-10. k-diffusion's eta is tau^2.
+    with the same draw z, so that the two differ by slopes alone; the last state is a prediction. tau = 1 where ``s_min
+    <= s_a <= s_max`` and 0 elsewhere is the paper's advice, within s of 0.05 to 1 for CIFAR-10. k-diffusion's eta is
+    tau^2.
 
     SDE-DPM-Solver++ (Lu et al. 2022, "DPM-Solver++", section 5) is ``corrector_order=0`` with tau = 1: of order 1 it is
     ``DDIM(eta=1)``. Published forms that are not the Adams quadrature are settings:
@@ -156,36 +154,32 @@ class SASolver(Solver):
         require_path(self, ode)
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
         levels = state.levels if state is not None else ()
+        correction = state.steps[state.next - 1].correction if state is not None and state.next else ()
         steps: list[Coefficients] = []
         for a, b in pairwise(nodes):
-            steps.append(self._coefficients(ode, a, b, levels))
-            levels = steps[-1].levels
-        earlier = (state.slopes, state.levels, state.pending) if state is not None else ()
+            steps.append(self._coefficients(ode, a, b, levels, correction))
+            levels, correction = steps[-1].levels, steps[-1].correction
+        earlier = (state.slopes, state.levels) if state is not None else ()
         return Run(stream, tuple(steps), 0, *earlier)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """Correct the state at a with the call made there, then predict the one at b."""
+        """Predict at a; move to b, with the state at a corrected by that call."""
         coefficients: Coefficients = state.steps[state.next]
         prediction = ode.predict(a, x)
         z, stream = state.stream.draw(x)
-        following = state._replace(stream=stream, next=state.next + 1, levels=coefficients.levels, pending=None)
+        following = state._replace(stream=stream, next=state.next + 1, levels=coefficients.levels)
         if coefficients.frozen:
-            mean = prediction.mix(*coefficients.predictor)
+            mean = prediction.mix(*coefficients.weights)
             return Step(combine((1.0, mean), (coefficients.std, z)), state=following._replace(slopes=()))
-        slope = self.line.slope(a, prediction)
-        if state.pending is not None:
-            known, weight = state.pending
-            x = combine((1.0, known), (weight, slope))
-        slopes = (slope, *state.slopes)
-        moved = combine((coefficients.state, x), (coefficients.std, z))
-        if coefficients.corrector:
-            newest, *others = coefficients.corrector
-            following = following._replace(pending=(combine((1.0, moved), *zip(others, slopes, strict=False)), newest))
-        end = combine((1.0, moved), *zip(coefficients.predictor, slopes, strict=False))
+        slopes = (self.line.slope(a, prediction), *state.slopes)
+        moved = (coefficients.state, x), (coefficients.std, z)
+        end = combine(*moved, *zip(coefficients.weights, slopes, strict=False))
         return Step(end, state=following._replace(slopes=slopes[: len(coefficients.levels)]))
 
-    def _coefficients(self, ode: ODE, a: Node, b: Node, levels: tuple[float, ...]) -> Coefficients:
-        """Those of the step from a to b, after predictions at ``levels``."""
+    def _coefficients(
+        self, ode: ODE, a: Node, b: Node, levels: tuple[float, ...], correction: tuple[float, ...]
+    ) -> Coefficients:
+        """Those of the step from a to b, after predictions at ``levels``, with the ``correction`` of the state at a."""
         eta = self.tau**2 if self.s_min <= a.s <= self.s_max else 0.0
         if singular_step(Noise(), ode, a, b) or singular_step(Data(), ode, a, b):
             r = float(b.s / a.s) ** eta
@@ -198,14 +192,13 @@ class SASolver(Solver):
             scale, std = float(b.sigma / a.sigma) * math.exp(-eta * h), math.sqrt(-math.expm1(-2 * eta * h))
         else:
             scale, std = float(b.alpha / a.alpha), math.sqrt(eta * math.expm1(2 * h))
-        corrector = (float(b.log_snr), *levels)[: self.corrector_order]
-        return Coefficients(
-            scale,
-            float(b.sigma) * std,
-            self._weights(a, b, eta, levels[: self.predictor_order]),
-            self._weights(a, b, eta, corrector) if corrector else (),
-            levels[:keep],
-        )
+        predictor = self._weights(a, b, eta, levels[: self.predictor_order])
+        change: tuple[float, ...] = ()
+        if self.corrector_order:
+            corrector = self._weights(a, b, eta, (float(b.log_snr), *levels)[: self.corrector_order])
+            change = tuple(c - p for c, p in zip_longest(corrector, (0.0, *predictor), fillvalue=0.0))
+        weights = tuple(w + scale * c for w, c in zip_longest(predictor, correction, fillvalue=0.0))
+        return Coefficients(scale, float(b.sigma) * std, weights, change, levels[:keep])
 
     def _weights(self, a: Node, b: Node, eta: float, levels: tuple[float, ...]) -> tuple[float, ...]:
         """The exponential integral from a to b of the polynomial through values at ``levels``, as weights of these."""
