@@ -13,7 +13,7 @@ from odediff import config
 class Samples:
     """Samples of each seed, by family of problems; half as many under guidance, where a call takes two passes."""
 
-    exact: int = 512
+    exact: int = 342
     kernel: int = 128
     network: int = 44
 
@@ -29,7 +29,7 @@ class Images:
     problems: list[str] = field(default_factory=lambda: ["network_1"])
     samples: int = 2048
     nfe: list[int] = field(default_factory=lambda: [5, 6, 8, 10, 20])
-    ours: int = 3
+    ours: int = 2
     peers: int = 3
     also: list[str] = field(default_factory=lambda: ["ddim"])
 

@@ -12,6 +12,9 @@ import torch
 from scipy.stats import pearson3
 from torch import Tensor
 
+FEW = 16
+"""Dimensions up to which distances are computed difference by difference."""
+
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean ``(D,)`` and unbiased covariance ``(D, D)`` of features ``(N, D)``, in float64."""
@@ -111,9 +114,19 @@ def energy_distance(x: Tensor, y: Tensor, within: float | None = None) -> float:
 
 
 def mean_distance(x: Tensor, y: Tensor) -> float:
-    """The mean Euclidean distance between the points of ``x`` ``(N, D)`` and those of ``y`` ``(M, D)``."""
+    """The mean Euclidean distance between the points of ``x`` ``(N, D)`` and those of ``y`` ``(M, D)``.
+
+    In more than `FEW` dimensions by matrix products, several times faster: they lose 1e-8 of the spread of the points
+    where two coincide, which a mean does not show.
+    """
     x, y = _points(x, y)
-    total = sum(_distances(rows, y).sum().item() for rows in x.split(1024))
+    if x.shape[1] <= FEW:
+        total = sum(_distances(rows, y).sum().item() for rows in x.split(1024))
+    else:
+        centre = y.mean(0)
+        x, y = x - centre, y - centre
+        parts = (torch.cdist(rows, y, compute_mode="use_mm_for_euclid_dist") for rows in x.split(1024))
+        total = sum(part.sum().item() for part in parts)
     return total / (len(x) * len(y))
 
 

@@ -88,6 +88,14 @@ def test_energy_distance_in_one_dimension_equals_scipy(seed, count, other):
     assert metrics.energy_distance(x, y) == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
+def test_the_mean_distance_of_many_dimensions_is_that_of_the_definition():
+    generator = torch.Generator().manual_seed(3)
+    x, y = (100 + torch.randn(count, 40, generator=generator, dtype=torch.float64) for count in (30, 20))
+    expected = np.mean([np.linalg.norm(a - b) for a in x.numpy() for b in y.numpy()])
+    assert metrics.mean_distance(x, y) == pytest.approx(expected, rel=1e-14)
+    assert metrics.energy_distance(x, x) < 1e-4
+
+
 def test_energy_distance_of_point_masses_in_the_plane():
     x, y = torch.zeros(4, 2), torch.tensor([[3.0, 4.0]])
     assert metrics.energy_distance(x, y) == pytest.approx(math.sqrt(10), rel=1e-15)
