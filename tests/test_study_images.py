@@ -82,9 +82,10 @@ def test_the_limits_of_networks_take_away_from_their_cells_alone(study):
 
 def test_guidance_halves_the_samples(study):
     config, _ = study
-    config.problems, config.samples.network = ["network_1", "network_2", "mixture_2"], 10
+    config.problems = ["network_1", "network_2", "mixture_2"]
+    config.samples.network, config.samples.exact = 10, 20
     counts = {cell.problem.name: cell.samples for group in plan.plan(config) for cell in group}
-    assert counts == {"network_1": 10, "network_2": 5, "mixture_2": 512}
+    assert counts == {"network_1": 10, "network_2": 5, "mixture_2": 20}
 
 
 def test_no_network_no_images(study):
