@@ -104,8 +104,9 @@ def sentence(verdicts: Sequence[Verdict], mine: tuple[str, float], others: tuple
     (first, best), (second, worse) = (mine, others) if mine[1] <= others[1] else (others, mine)
     whose = {mine[0]: "odediff", others[0]: "the peers"}
     if first:
-        how = "the smallest" if round(best, 2) == 1 else f"{times(best)} the smallest"
-        where = " on every problem" if len(verdicts) > 1 else ""
+        alike = round(best, 2) == 1
+        how = "the smallest" if alike else f"{times(best)} the smallest"
+        where = "" if len(verdicts) == 1 else " on every problem" if alike else " in the mean"
         parts.append(f"{first} of {whose[first]} is best: its error is {how}{where}")
         if second:
             parts[0] += f"; the best of {whose[second]} is {second}, with {times(worse)} the smallest"

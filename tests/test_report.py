@@ -258,6 +258,8 @@ def test_a_sentence_names_the_best_and_the_factors():
         "a of odediff is best: its error is the smallest on every problem; the best of the peers is DPM ++2M, with 2.0 "
         "times the smallest. Of 3 problems, the first rank is odediff's on 3."
     )
+    behind = summary.sentence(verdicts, ("a", 1.26), ("DPM ++2M", 2.0))
+    assert behind.startswith("a of odediff is best: its error is 1.26 times the smallest in the mean; the best of")
     assert summary.against(4.0) == "ours 4.0 times smaller"
     assert summary.against(0.8) == "ours 1.25 times larger"
     assert summary.against(1.001) == "ours alike"
