@@ -86,6 +86,7 @@ def main() -> None:
         rows = [(name, *(curve.at(target) for target in TARGETS)) for name, curve in curves.items()]
         print(f"\nmixture in {dimension} dimensions: mean calls per sample for an rms error over the data's deviation")
         print(text_table(("method", *(f"{target:.0e}" for target in TARGETS)), rows))
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
         for name, curve in curves.items():
             bold = name.startswith("AdaptiveAdams")
             axis.loglog(curve.calls, curve.errors, "o-" if bold else ".--", lw=2 if bold else 1, label=name)
