@@ -128,7 +128,7 @@ class Scheduler(Method):
         if steps is None:
             raise ValueError(f"nfe={nfe} does not pay for one step of diffusers' {self.name}")
         model = problem.model(rows)
-        ode = counted(probability_flow(model), len(rows), nfe)
+        ode: Any = counted(probability_flow(model), len(rows), nfe)
         generator = torch.Generator().manual_seed(2**32 * seed + rows.start)
         with torch.no_grad(), _quiet():
             # Some build their tables anew, and twice, in tenths of a second: a copy takes none.
@@ -137,7 +137,7 @@ class Scheduler(Method):
             x = problem.noise(seed, rows) * float(scheduler.init_noise_sigma)
             for t in scheduler.timesteps:
                 seen = scheduler.scale_model_input(x, t)
-                eps = ode.predict(ode.node((float(t) + 1) / ENTRIES), seen).eps  # type: ignore[attr-defined]
+                eps = ode.predict(ode.node((float(t) + 1) / ENTRIES), seen).eps
                 x = scheduler.step(eps, t, x, **noises).prev_sample
         calls = ode.ledger.nfe
         return Outcome(x, float(calls), calls, calls * model.passes, steps)

@@ -82,14 +82,15 @@ class Sampler(Method):
         from k_diffusion import sampling
 
         model = problem.model(rows)
-        path, ode = model.path, counted(probability_flow(model), len(rows), nfe)
+        path = model.path
+        ode: Any = counted(probability_flow(model), len(rows), nfe)
         start = path.node(path.start)
         ends = float(path.node(path.end).s), float(start.s)
 
         def denoise(y: Tensor, sigma: Tensor) -> Tensor:
             # Its grids are float32: their ends may round to the outside of the table.
-            node = ode.node_at(-math.log(np.clip(sigma[0].item(), *ends)))  # type: ignore[attr-defined]
-            return ode.predict(node, combine((node.alpha, y))).x0  # type: ignore[attr-defined]
+            node = ode.node_at(-math.log(np.clip(sigma[0].item(), *ends)))
+            return ode.predict(node, combine((node.alpha, y))).x0
 
         y = combine((1 / start.alpha, problem.noise(seed, rows)))
         sample = partial(getattr(sampling, f"sample_{self.name}"), denoise, y, disable=True)

@@ -33,6 +33,7 @@ class Outcome(NamedTuple):
 class Method(ABC):
     """A sampler with everything that belongs to it but the number of calls, which is a ceiling, or a tolerance."""
 
+    # Some methods compute these: mypy calls a read-only property in an attribute's place an incompatible override.
     name: str
     algorithm: str
     """What it is a setting of."""

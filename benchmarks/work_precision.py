@@ -86,10 +86,11 @@ def main() -> None:
         rows = [(name, *(curve.at(target) for target in TARGETS)) for name, curve in curves.items()]
         print(f"\nmixture in {dimension} dimensions: mean calls per sample for an rms error over the data's deviation")
         print(text_table(("method", *(f"{target:.0e}" for target in TARGETS)), rows))
-        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
+        axis.set_prop_cycle(color=plt.get_cmap("tab20")(range(20)).tolist())
         for name, curve in curves.items():
-            bold = name.startswith("AdaptiveAdams")
-            axis.loglog(curve.calls, curve.errors, "o-" if bold else ".--", lw=2 if bold else 1, label=name)
+            bold = name == "AdaptiveAdams"
+            style = "o-" if bold else ".--"
+            axis.loglog(curve.calls, curve.errors, style, lw=2 if bold else 1, zorder=3 if bold else 2, label=name)
         axis.set(title=f"mixture, {dimension} dimensions", xlabel="calls per sample, mean")
     axes[0].set_ylabel("rms error / deviation of the data")
     axes[1].legend(fontsize=7)

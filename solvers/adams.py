@@ -260,7 +260,7 @@ class AdamsRun(Run):
 
     def _combine(self, weights: np.ndarray, slots: np.ndarray, z: Tensor | None = None) -> Tensor:
         """``z``, or nothing, plus the slopes in these slots, weighted."""
-        return accumulate(torch.zeros_like(self.z) if z is None else z, self._by_slot(weights, slots), self.slopes)
+        return accumulate(z, self._by_slot(weights, slots), self.slopes)
 
     def _by_slot(self, weights: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """The weights of the slopes in the first of ``slots``, in the order of the slots."""

@@ -136,14 +136,14 @@ def combine(*terms: tuple[Real, Tensor]) -> Tensor:
     return total
 
 
-def accumulate(start: Tensor, weights: np.ndarray, tensors: Tensor) -> Tensor:
+def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Tensor:
     """``start + sum over j of weights[:, j] tensors[j]``: `combine` for weights ``(B, M)`` and tensors ``(M, B, ...)``.
 
     One transfer for all weights; columns of zeros cost nothing.
     """
-    total = start.clone()
-    columns = torch.from_numpy(weights.T.copy()).to(device=start.device, dtype=start.dtype)
-    columns = columns.reshape(*columns.shape, *(1,) * (start.ndim - 1))
+    total = torch.zeros_like(tensors[0]) if start is None else start.clone()
+    columns = torch.from_numpy(weights.T.copy()).to(device=total.device, dtype=total.dtype)
+    columns = columns.reshape(*columns.shape, *(1,) * (total.ndim - 1))
     for j in np.flatnonzero(weights.any(axis=0)).tolist():
         total.addcmul_(tensors[j], columns[j])
     return total
