@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
@@ -15,6 +15,7 @@ from benchmarks.methods import Method, Ours, ours
 from benchmarks.problems import NETWORKS, PROBLEMS, problem
 from benchmarks.store import Store
 from odediff.config import configured_grids, configured_solvers
+from solvers import Solver
 
 T = TypeVar("T")
 
@@ -29,9 +30,11 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     names = list(select("problems", config.problems, PROBLEMS))
     if config.problem is not None:
         names = list(select("problem", [config.problem], PROBLEMS))
-    every = methods_of(config, None, None)
+    solvers, grids = configured_solvers(config.solvers), configured_grids(config.grids)
+    every = methods_of(config, solvers, grids, None)
     limits = config.networks
-    limited = [m for m in methods_of(config, limits.grids, limits.peer_grids) if m.deterministic or limits.stochastic]
+    first = dict(list(grids.items())[: limits.grids])
+    limited = [m for m in methods_of(config, solvers, first, limits.peer_grids) if m.deterministic or limits.stochastic]
     for key in ("nfe", "tolerances", "seeds"):
         values = list(config[key])
         if not values and key != "tolerances":
@@ -93,15 +96,15 @@ def best(cells: Iterable[Cell], store: Store, wanted: DictConfig) -> list[Method
     return list(dict.fromkeys([*mine[: wanted.ours], *also, *others[: wanted.peers]]))
 
 
-def methods_of(config: DictConfig, first: int | None, first_of_peers: int | None) -> list[Method]:
-    """Every chosen method on every chosen grid, or on the first few of the grids."""
-    solvers = configured_solvers(config.solvers)
-    grids = dict(list(configured_grids(config.grids).items())[:first])
+def methods_of(
+    config: DictConfig, solvers: Mapping[str, Solver], grids: Mapping[str, Callable[..., Any]], peer_grids: int | None
+) -> list[Method]:
+    """The solvers on the grids, and the chosen peers on all of theirs or the first few."""
     if not solvers and not config.variants and config.peers == []:
         raise ValueError("solvers=[] and peers=[] leave nothing to measure; name some, or null for all")
     others = peers.peers(
         None if config.peers is None else list(config.peers),
-        list(select("peer_grids", config.peer_grids, peers.GRIDS))[:first_of_peers],
+        list(select("peer_grids", config.peer_grids, peers.GRIDS))[:peer_grids],
     )
     return [*ours(solvers, grids, list(config.closings), config.variants), *others]
 
