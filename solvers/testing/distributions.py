@@ -79,13 +79,15 @@ class Mixture:
         # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
         centred = x.reshape(len(x), 1, -1) - tensor(alpha[..., None] * means)
         log_density = torch.addcmul(tensor(prior), centred.square().sum(-1), tensor(-0.5 / total))
-        responsibility = torch.softmax(log_density, dim=1)[..., None]
+        responsibility = torch.softmax(log_density, dim=1)
 
         def mix(data: Real, noise: Real) -> Tensor:
             data, noise = (np.asarray(v)[..., None] for v in (data, noise))
-            slope = (data * alpha * variances + noise * sigma) / total
-            parts = torch.addcmul(tensor(data[..., None] * means), tensor(slope[..., None]), centred)
-            return (responsibility * parts).sum(1).reshape(x.shape)
+            slopes = responsibility * tensor((data * alpha * variances + noise * sigma) / total)
+            mixed = (slopes[..., None] * centred).sum(1)
+            if data.any():  # eps, which most solvers ask for, does without the means
+                mixed = mixed + (responsibility[..., None] * tensor(data[..., None] * means)).sum(1)
+            return mixed.reshape(x.shape)
 
         return Mixed(mix)
 
