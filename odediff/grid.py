@@ -57,7 +57,7 @@ class _Plateau(NamedTuple):
     fall: float
 
 
-_PLATEAU = _Plateau(first=76.0, rise=0.7, low=0.28, low_power=0.4, high=28.0, high_power=0.9, last=0.054, fall=2.2)
+_PLATEAU = _Plateau(first=78.0, rise=0.67, low=0.28, low_power=0.4, high=28.0, high_power=0.9, last=0.058, fall=2.2)
 _PLATEAU_POINTS = 4001
 _NEAREST = 0.9
 

@@ -22,6 +22,8 @@ from solvers.solver import Past, Solver, Step, require_path, require_states
 FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
 MOST_POINTS = 8
+MANY_STEPS = 42
+"""Above, nodes stand so close that a fifth past prediction tells more than its own error takes away."""
 
 
 class Belief(NamedTuple):
@@ -87,18 +89,20 @@ class GPMultistep(Solver):
     The state at the data's end of a flipped grid is as good a start: inversion is the same rule.
 
     Args:
-        points: past predictions that a step reads, itself included.
+        points: past predictions that a step reads, the newest among them; None is four, and five on grids of more than
+            42 steps.
         prior: what trajectories look like.
     """
 
     order: ClassVar[int] = 1
     law: ClassVar[Literal["order", "weak", "tolerance", "bounded"]] = "bounded"
 
-    points: int = 4
+    points: int | None = None
     prior: Prior = Prior()
 
     def __post_init__(self) -> None:
-        require_within(self, "points", self.points, 1, MOST_POINTS)
+        if self.points is not None:
+            require_within(self, "points", self.points, 1, MOST_POINTS)
         if not isinstance(self.prior, Prior):
             raise TypeError(f"GPMultistep: prior={self.prior!r} is no solvers.Prior; pass solvers.Prior()")
 
@@ -135,15 +139,18 @@ class GPMultistep(Solver):
             )
         if any(isinstance(value, np.ndarray) for node in nodes for value in node):
             raise TypeError(f"nodes: {self} plans one grid for all samples; give each node one time")
+        points = self.points or (5 if len(nodes) - 1 > MANY_STEPS else 4)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:
             if not isinstance(state, History):
                 raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
-            return state._replace(moves=plan(self.prior, self.points, nodes, state.belief), next=0)
+            belief = state.belief._replace(predictions=state.belief.predictions[: points - 1])
+            moves = plan(self.prior, points, nodes, belief)
+            return History(moves, 0, state.predictions[: points - 1], belief)
         require_states(past, x)
-        exact = past[: self.points - 1]
-        moves, belief = planned(self.prior, self.points, tuple(nodes), tuple(node for node, _ in exact))
+        exact = past[: points - 1]
+        moves, belief = planned(self.prior, points, tuple(nodes), tuple(node for node, _ in exact))
         return History(moves, 0, tuple(ode.predict(node, known).x0 for node, known in exact), belief)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
@@ -153,7 +160,7 @@ class GPMultistep(Solver):
         move = state.moves[state.next]
         predictions = (ode.predict(a, x).x0, *state.predictions) if move.calls else state.predictions
         end = combine((move.ratio, x), *zip(move.weights, predictions, strict=True))
-        kept = predictions[: self.points - 1]
+        kept = predictions[: len(move.belief.predictions)]
         return Step(end, state=History(state.moves, state.next + 1, kept, move.belief))
 
 

@@ -49,7 +49,7 @@ def test_a_decision_is_the_integral_that_the_docstring_states():
         for j, a in enumerate(levels):
             # In v = 1/u, the integral over u from s to infinity is one over (0, 1/s).
             integral = quad(lambda v, a=a: 1 / (1 + (1 / (v * a)) ** 4), 0, 1 / s, epsabs=1e-13, limit=200)[0]
-            state = features.state[row, SCALES + j] * math.hypot(1, s)
+            state = features.state[row, SCALES + 1 + j] * math.hypot(1, s)  # after the scales and the common one
             assert state == pytest.approx(deviations[j] * s * integral, abs=1e-9)
 
 
@@ -64,7 +64,7 @@ def test_features_are_finite_at_the_data_and_at_pure_noise():
 
 # --- the steps ------------------------------------------------------------------------------------------------------
 
-ONE_SCALE = Prior(math.log(0.6), 1e-9, decision_variance=0.0, error=0.0, noise=1e-9, mean=0.0)
+ONE_SCALE = Prior(math.log(0.6), 1e-9, decision_variance=0.0, error=0.0, noise=1e-9, mean=0.0, common=0.0)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 5])
@@ -117,13 +117,33 @@ def test_a_step_is_the_regression_on_draws_of_the_process():
 
 
 def test_a_prior_is_named_by_what_was_changed():
-    assert repr(GPMultistep()) == "GPMultistep(points=4, prior=Prior())"
+    assert repr(GPMultistep()) == "GPMultistep(points=None, prior=Prior())"
     assert eval(repr(Prior(noise=0.1, mean=2.0))) == Prior(noise=0.1, mean=2.0)
 
 
 def test_the_coefficients_of_a_grid_are_computed_once():
     nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, 11).tolist()))
     assert planned(Prior(), 4, nodes, ()) is planned(Prior(), 4, nodes, ())
+
+
+@pytest.mark.parametrize(("steps", "points"), [(42, 4), (43, 5)])
+def test_close_nodes_are_worth_a_fifth_prediction(steps, points):
+    problem, rows = standard("mixture_16"), range(4)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows)
+    times = odediff.grid.plateau(problem.path, steps)
+    found, same = (solve(ode, GPMultistep(n), x, times, closing=None) for n in (None, points))
+    assert torch.equal(found.x, same.x)
+
+
+def test_a_short_grid_takes_what_it_reads_of_a_longer_history():
+    problem, rows = standard("mixture_16"), range(4)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows)
+    times = odediff.grid.plateau(problem.path, 50)
+    before = solve(ode, GPMultistep(), x, times[:-5], closing=None)
+    after = solve(ode, GPMultistep(), before.x, times[-6:], closing=None, state=before.state)
+    assert (len(before.state.predictions), len(after.state.predictions)) == (4, 3)
+    exact = problem.reference(x).x
+    torch.testing.assert_close(after.x, exact, rtol=0, atol=0.01)
 
 
 # --- as the default of sampling and inversion -----------------------------------------------------------------------

@@ -101,12 +101,12 @@ def plateau_density(s):
 @pytest.mark.parametrize("steps", [4, 11, 60])
 def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps):
     node = path.node(path.start)
-    first = min(76 * max(1, (steps - 1) / 10) ** 0.7, max(76, 0.9 * float(node.s)))
+    first = min(78 * max(1, (steps - 1) / 10) ** 0.67, max(78, 0.9 * float(node.s)))
     above = node.s > first
     levels = noise_levels(path, grid.plateau(path, steps)[above:])
     assert levels[0] == pytest.approx(first if above else node.s)
     calls = steps - above
-    assert levels[-1] == pytest.approx(max(0.054 * (10 / calls) ** 2.2, path.sigma(path.end) / path.alpha(path.end)))
+    assert levels[-1] == pytest.approx(max(0.058 * (10 / calls) ** 2.2, path.sigma(path.end) / path.alpha(path.end)))
     parts = [
         quad(lambda v: plateau_density(math.exp(v)), math.log(low), math.log(high), epsabs=1e-12)[0]
         for high, low in pairwise(levels)

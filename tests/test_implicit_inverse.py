@@ -1,6 +1,7 @@
 """Implicit inverses: they undo a step where it can be undone, and say so where they did not."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -101,10 +102,18 @@ def test_a_step_that_has_no_inverse_says_so(solver):
         solve(ode, Inverse(solver), x, [0.2, 0.9, 1.2])
 
 
-def test_real_images_return_through_ddim_in_float64():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grid": odediff.grid.log_snr, "steps": 31},
+        {"grid": partial(odediff.grid.uniform_t, spacing="trailing"), "steps": 50},
+    ],
+    ids=["log_snr", "uniform_t"],
+)
+def test_real_images_return_through_ddim_in_float64(settings):
     real, labels = odediff.zoo.test_images()
     model = odediff.zoo.fashion_mnist(dtype=torch.float64).condition(label=labels[:1])
-    real, settings = real[:1].double(), {"grid": odediff.grid.log_snr, "steps": 31}
+    real = real[:1].double()
     code = odediff.encode(model, real, solver=FixedPoint(history=3), **settings)
     assert code.effort.residual.max() <= 100 * torch.finfo(torch.float64).eps
     assert float((odediff.decode(model, code) - real).abs().max()) < 1e-10
