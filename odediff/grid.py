@@ -75,7 +75,8 @@ def uniform_t(
     - "linspace": from the last entry to the first, rounded;
     - "leading": every (T // steps)-th entry counted from the first. It starts below the noise end, at
       n = 1 + (steps - 1) (T // steps), and never visits t = 1;
-    - "trailing": every (T / steps)-th entry counted from the last, rounded. Its last node is T/steps, not `end`.
+    - "trailing": every (T / steps)-th entry counted from the last, rounded. Its last node is T/steps, not `end`, so
+      that an inversion begins by doubling sigma/alpha, where "linspace" multiplies it many times over.
 
     Elsewhere [end, start] is cut into steps - 1 parts ("linspace") or into steps parts of which the lower ends are
     taken ("leading"), and [0, start] into steps parts of which the upper ends are taken ("trailing").
