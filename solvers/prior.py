@@ -51,8 +51,8 @@ class Prior:
       another, as between modes; log a is normal. An even power, for x0 is even in s along every trajectory;
     - *a constant*: y = x0 = 1, the mean of the data;
     - *a Gaussian scale that all data have in common*, of about their deviation. The larger its share, the less a
-      prediction is shrunk towards the prior's mean, all samples alike, which shows in medians from ten calls on; and the
-      more of a network's own error comes through in five;
+      prediction is shrunk towards the prior's mean, all samples alike, which shows in medians from ten calls on; and
+      the more of a network's own error comes through in five;
     - *an error of the network*: eps differs by a smooth bump in log s, exp(-(log s - c)^2/(2 w^2)), and then
       y = integral_{s_o}^s eps du, x0 = y - s eps, where s_o is the level at which the solve begins: until then it has
       moved nothing. A network's error is about as large in eps at all levels, so that in x0 it grows with s. Without
