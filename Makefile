@@ -27,7 +27,7 @@ bench-full: $(INSTALLED) ## the same with every variant, grid, closing and long 
 	$(STUDY) folder=outputs/nfe_quality_full variants=true grids=null 'closings=[denoise,extrapolate,None]' peer_grids=null \
 	    networks.grids=null networks.peer_grids=null networks.nfe=null networks.tolerance=null networks.stochastic=true \
 	    'nfe=[2,3,4,5,6,8,10,12,15,20,25,30,40,50,75,100,200,500,1000]' 'tolerances=[1e-1,1e-2,1e-3,1e-4,1e-5]' \
-	    'images.problems=[network_1,network_2]' 'images.nfe=[5,6,8,10,15,20,50,100]' images.ours=5 images.peers=5 'images.also=[ddim]'
+	    'images.problems=[network_1,network_2]' 'images.nfe=[5,6,8,10,15,20,50,100]' images.ours=5 images.peers=5
 
 FOLLOWING := [DDIM,HeunDiscrete,KDPM2Discrete,LMSDiscrete,PNDM,DPMSolverMultistep,DPMSolverSinglestep,UniPCMultistep,DEISMultistep]
 

@@ -29,9 +29,9 @@ class Images:
     problems: list[str] = field(default_factory=lambda: ["network_1"])
     samples: int = 2048
     nfe: list[int] = field(default_factory=lambda: [5, 6, 8, 10, 20])
-    ours: int = 1
+    ours: int = 2
     peers: int = 3
-    also: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=lambda: ["ddim"])
 
 
 @dataclass

@@ -26,7 +26,7 @@ DATA = 1024
 """Samples of the data that distances are taken to; as many others give the floor."""
 PICTURES = 10
 """Images that a cell keeps for the report."""
-ROUND_TRIPS = 8
+ROUND_TRIPS = 16
 BATCH = 256
 
 BROKEN = (ValueError, TypeError, AssertionError, IndexError, RuntimeError)
