@@ -1,7 +1,7 @@
 """Ways to the noise and back, on real images: ``python -m benchmarks.inversion [PART]``.
 
 The parts are table, exact, implicit, null_text, curve and memory; without a word all of them run. The table takes 10
-minutes of one thread, null-text as much, the exact methods more than eight of two, implicit about eight, the curve and
+minutes of one thread, null-text as much, the exact methods more than eight of two, implicit four, the curve and
 memory two together.
 ``--images N`` sets how many images each uses.
 """
