@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from typing import Any, Literal
 
 from benchmarks.methods import Method
 from benchmarks.store import key_of
+from benchmarks.versions import PACKAGES, installed
 from odediff.problems import Problem
 from odediff.version import __version__
-
-PACKAGES = ("torch", "numpy", "scipy", "torchdiffeq", "diffusers", "k-diffusion")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +79,3 @@ class Cell:
             "version_odediff": __version__,
             **{f"version_{name}": installed(name) for name in PACKAGES},
         }
-
-
-@cache
-def installed(package: str) -> str | None:
-    """A package's version; None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

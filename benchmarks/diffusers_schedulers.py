@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
 
 from benchmarks.methods import Method, Outcome
+from benchmarks.versions import installed
 from odediff.problem import probability_flow
 from odediff.problems import Problem
 from solvers.counting import counted
@@ -118,7 +118,7 @@ class Scheduler(Method):
         return self.scheduler not in STOCHASTIC and not self.options.get("algorithm_type", "").startswith("sde")
 
     def settings(self) -> Mapping[str, Any]:
-        return {"scheduler": self.scheduler, "options": dict(self.options), "diffusers": version("diffusers")}
+        return {"scheduler": self.scheduler, "options": dict(self.options), "diffusers": installed("diffusers")}
 
     def affordable(self, problem: Problem, nfe: int) -> bool:
         return self._steps(nfe) is not None

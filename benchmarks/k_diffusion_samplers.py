@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods import ADAPTIVE_GRID, Method, Outcome
+from benchmarks.versions import installed
 from odediff.problem import probability_flow
 from odediff.problems import Problem
 from odediff.schedule import Schedule
@@ -72,7 +72,7 @@ class Sampler(Method):
         return self.name == "dpm_adaptive"
 
     def settings(self) -> Mapping[str, Any]:
-        return {"sampler": self.name, "grid": self.grid, "k-diffusion": version("k-diffusion")}
+        return {"sampler": self.name, "grid": self.grid, "k-diffusion": installed("k-diffusion")}
 
     def affordable(self, problem: Problem, nfe: int) -> bool:
         # Some of its samplers break on a single step.

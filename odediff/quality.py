@@ -27,29 +27,46 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance of two empirical laws (Bonneel, Rabin, Peyré & Pfister 2015).
+class SlicedWasserstein:
+    """Sliced 2-Wasserstein distance to an empirical law ``y`` ``(M, D)`` (Bonneel, Rabin, Peyré & Pfister 2015).
 
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections, which is the
     mean squared difference of their quantiles: exact for these directions, for any N and M. Directions are uniform on
-    the sphere and fixed by the seed.
+    the sphere and fixed by the seed. ``y`` is projected and sorted once, for all sets of samples compared with it.
     """
+
+    def __init__(self, y: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> None:
+        self.y, _ = _points(y, y)
+        if projections < 1:
+            raise ValueError(f"projections={projections} must be at least 1")
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.randn(self.y.shape[1], projections, generator=generator, dtype=torch.float64)
+        self._directions = directions / directions.norm(dim=0)
+        self._sorted = self._project(self.y)
+
+    def __call__(self, x: Tensor) -> float:
+        """The distance of ``x`` ``(N, D)``."""
+        x, y = _points(x, self.y)
+        # Both quantile functions are constant between these levels.
+        levels = np.union1d(np.arange(1, len(x) + 1) / len(x), np.arange(1, len(y) + 1) / len(y))
+        widths = np.diff(levels, prepend=0.0)
+        middles = levels - widths / 2
+
+        def quantiles(projected: Tensor) -> Tensor:
+            return projected[:, torch.from_numpy((middles * projected.shape[1]).astype(np.int64))]
+
+        squares = (quantiles(self._project(x)) - quantiles(self._sorted)).square().mean(0)
+        return math.sqrt(float(squares @ torch.from_numpy(widths)))
+
+    def _project(self, points: Tensor) -> Tensor:
+        """The sorted projections, one row for each direction."""
+        return (points @ self._directions).T.contiguous().sort(dim=1).values
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> float:
+    """`SlicedWasserstein` between two empirical laws, ``(N, D)`` and ``(M, D)``."""
     x, y = _points(x, y)
-    if projections < 1:
-        raise ValueError(f"projections={projections} must be at least 1")
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
-    directions /= directions.norm(dim=0)
-    # Both quantile functions are constant between these levels.
-    levels = np.union1d(np.arange(1, len(x) + 1) / len(x), np.arange(1, len(y) + 1) / len(y))
-    widths = np.diff(levels, prepend=0.0)
-    middles = levels - widths / 2
-    quantiles = [
-        (points @ directions).sort(dim=0).values[torch.from_numpy((middles * len(points)).astype(np.int64))]
-        for points in (x, y)
-    ]
-    squares = (quantiles[0] - quantiles[1]).square().mean(1)
-    return math.sqrt(float(squares @ torch.from_numpy(widths)))
+    return SlicedWasserstein(y, projections, seed)(x)
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> float:
