@@ -155,23 +155,22 @@ class AdamsRun(Run):
         terms = _terms(integrals, nodes[:, : most + 2])
         # Term k has the divided difference over b and k past nodes, which is also what the predictor lacks of the
         # corrector, there with another integral.
-        changes = [self._combine(terms[every, m], slots) for m in (k, k - 1, k + 1)]
+        changes = self._combine(terms[every, np.stack([k, k - 1, k + 1])], slots)
         corrected = combine((1.0, predicted), (ahead[every, k] / integrals[every, k], changes[0]))
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
-        e_k, e_lower, e_higher = (row_norm(change.mul_(scale)) for change in changes)
-        self.broken = ~np.isfinite(e_k)
+        errors = row_norm(changes.mul_(scale).flatten(0, 1)).reshape(3, -1)
+        self.broken = ~np.isfinite(errors[0])
         # The first call is a probe: its slope is kept and the state stays, so that the second, of order 2, sets out
         # from the start again and its estimate covers both. From order 1 to the error of order 2 leads h over the
         # solution's scale.
         probe = (self.known == 1) & ~self.broken
-        e_k = np.where(probe, e_k * h / self.reach, e_k)
-        accepted = (e_k <= 1) & (self.known > 1)  # False for NaN
+        errors[0] = np.where(probe, errors[0] * h / self.reach, errors[0])
+        accepted = (errors[0] <= 1) & (self.known > 1)  # False for NaN
         if self.broken.any():
             self._forget(self.broken)
-        steps = self._steps(h, e_k, k + 1 + probe)
-        lower = np.where(k > 1, self._steps(h, e_lower, k), 0.0)
         may_rise = accepted & (self.known > k) & (k < self.solver.max_order)
-        higher = np.where(may_rise, self._steps(h, e_higher, k + 2), 0.0)
+        steps, lower, higher = _steps(h, errors, np.stack([k + 1 + probe, k, k + 2]))
+        lower, higher = np.where(k > 1, lower, 0.0), np.where(may_rise, higher, 0.0)
         begun = probe & (k < self.solver.max_order)
         rise = (may_rise & (higher > np.maximum(steps, lower))) | begun
         fall = ~rise & (lower > np.maximum(steps, higher))
@@ -263,18 +262,19 @@ class AdamsRun(Run):
         return accumulate(z, self._by_slot(weights, slots), self.slopes)
 
     def _by_slot(self, weights: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The weights of the slopes in the first of ``slots``, in the order of the slots."""
-        ordered = np.zeros((len(weights), len(self.slopes)))
-        ordered[np.arange(len(weights))[:, None], slots[:, : weights.shape[1]]] = weights
+        """The weights ``(..., B, k)`` of the slopes in the first of ``slots``, in the order of the slots."""
+        ordered = np.zeros((*weights.shape[:-1], len(self.slopes)))
+        ordered[..., np.arange(len(slots))[:, None], slots[:, : weights.shape[-1]]] = weights
         return ordered
-
-    def _steps(self, h: np.ndarray, error: np.ndarray, power: np.ndarray) -> np.ndarray:
-        """The steps that would meet the tolerance with `SAFETY`, from an error that grows like ``h^power``."""
-        known = np.where(np.isfinite(error), np.maximum(error, UNKNOWN), math.inf)
-        return np.asarray(SAFETY * h * known ** (-1.0 / np.maximum(power, 1)))
 
     def _column(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.z.device).reshape(-1, *(1,) * (self.z.ndim - 1))
+
+
+def _steps(h: np.ndarray, errors: np.ndarray, powers: np.ndarray) -> np.ndarray:
+    """The steps that would meet the tolerance with `SAFETY`, from errors that grow like ``h^power``."""
+    known = np.where(np.isfinite(errors), np.maximum(errors, UNKNOWN), math.inf)
+    return np.asarray(SAFETY * h * known ** (-1.0 / powers))
 
 
 def _terms(integrals: np.ndarray, nodes: np.ndarray) -> np.ndarray:

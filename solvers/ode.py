@@ -139,12 +139,14 @@ def combine(*terms: tuple[Real, Tensor]) -> Tensor:
 def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Tensor:
     """``start + sum over j of weights[:, j] tensors[j]``: `combine` for weights ``(B, M)`` and tensors ``(M, B, ...)``.
 
-    One transfer for all weights; columns of zeros cost nothing.
+    Weights ``(S, B, M)`` give S sums at once, ``(S, B, ...)``. One transfer for all weights; columns of zeros cost
+    nothing.
     """
-    total = torch.zeros_like(tensors[0]) if start is None else start.clone()
-    columns = torch.from_numpy(weights.T.copy()).to(device=total.device, dtype=total.dtype)
-    columns = columns.reshape(*columns.shape, *(1,) * (total.ndim - 1))
-    for j in np.flatnonzero(weights.any(axis=0)).tolist():
+    shape = (*weights.shape[:-1], *tensors.shape[2:])
+    total = tensors.new_zeros(shape) if start is None else start.clone()
+    columns = torch.from_numpy(np.moveaxis(weights, -1, 0).copy()).to(device=total.device, dtype=total.dtype)
+    columns = columns.reshape(*columns.shape, *(1,) * (tensors.ndim - 2))
+    for j in np.flatnonzero(weights.reshape(-1, weights.shape[-1]).any(axis=0)).tolist():
         total.addcmul_(tensors[j], columns[j])
     return total
 
