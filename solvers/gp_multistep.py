@@ -16,13 +16,13 @@ from torch import Tensor
 from solvers.multistep import require_within
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE, combine
-from solvers.prior import Array, Features, Prior
+from solvers.prior import Array, Features, Prior, mean_distance
 from solvers.solver import Past, Solver, Step, require_path, require_states
 
 FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
 MOST_POINTS = 8
-MANY_STEPS = 42
+MANY_STEPS = 37
 """Above, nodes stand so close that a fifth past prediction tells more than its own error takes away."""
 
 
@@ -30,10 +30,12 @@ class Belief(NamedTuple):
     """The run as the process sees it: the state, and past predictions, newest first, each as a linear form.
 
     A form is a row of numbers, one for every coefficient of a feature and one for every prediction's own error.
-    ``origin`` is the node at which the solve began, ``before`` the one before the present.
+    ``origin`` is the node at which the solve began, ``distance`` that of its nodes in log s, and ``before`` the node
+    before the present.
     """
 
     origin: Node
+    distance: float
     before: Node | None
     state: Array
     predictions: tuple[Array, ...] = ()
@@ -90,7 +92,7 @@ class GPMultistep(Solver):
 
     Args:
         points: past predictions that a step reads, the newest among them; None is four, and five on grids of more than
-            42 steps.
+            37 steps.
         prior: what trajectories look like.
     """
 
@@ -169,18 +171,20 @@ def planned(
     prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...]
 ) -> tuple[tuple[Move, ...], Belief]:
     """The moves between ``nodes``, and what is believed at the first: its state and ``past`` predictions are exact."""
-    features = prior.features((nodes[0], *past), nodes[0])
+    distance = mean_distance(nodes)
+    features = prior.features((nodes[0], *past), nodes[0], distance)
     # A prediction at an exact state errs by its own noise alone: the oldest has the first coordinate of that kind.
     own = np.fliplr(np.eye(len(past))) * prior.noise
     predictions = tuple(np.append(data, noise) for data, noise in zip(features.data[1:], own, strict=True))
-    belief = Belief(nodes[0], past[0] if past else None, np.append(features.state[0], np.zeros(len(past))), predictions)
+    state = np.append(features.state[0], np.zeros(len(past)))
+    belief = Belief(nodes[0], distance, past[0] if past else None, state, predictions)
     return plan(prior, points, nodes, belief), belief
 
 
 def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tuple[Move, ...]:
     """The moves between ``nodes``, from what is believed at the first."""
-    origin, before, state, predictions = belief
-    features = prior.features(nodes, origin)
+    origin, distance, before, state, predictions = belief
+    features = prior.features(nodes, origin, distance)
     moves = []
     for i, (a, b) in enumerate(pairwise(nodes)):
         calls = _tells(a, b, origin, nodes[-1])
@@ -197,7 +201,8 @@ def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tu
         radii = [math.hypot(node.alpha, node.sigma) for node in (a, b)]
         ratio, *weights = (coefficients * radii[1]).tolist()
         before, predictions = a, predictions[: points - 1]
-        moves.append(Move(ratio / radii[0], tuple(weights), calls, Belief(origin, before, state, predictions)))
+        belief = Belief(origin, distance, before, state, predictions)
+        moves.append(Move(ratio / radii[0], tuple(weights), calls, belief))
     return tuple(moves)
 
 

@@ -51,16 +51,17 @@ class Prior:
       another, as between modes; log a is normal. An even power, for x0 is even in s along every trajectory;
     - *a constant*: y = x0 = 1, the mean of the data;
     - *a Gaussian scale that all data have in common*, of about their deviation. The larger its share, the less a
-      prediction is shrunk towards the prior's mean, all samples alike, which shows in medians from ten calls on; and
-      the more of a network's own error comes through in five;
+      prediction is shrunk towards the prior's mean, all samples alike; and the more of a network's own error comes
+      through. Between few nodes the second weighs more, between many the first: its deviation is common/h^2 for nodes h
+      apart in log s, and at most that of the constant, which is reproduced;
     - *an error of the network*: eps differs by a smooth bump in log s, exp(-(log s - c)^2/(2 w^2)), and then
       y = integral_{s_o}^s eps du, x0 = y - s eps, where s_o is the level at which the solve begins: until then it has
       moved nothing. A network's error is about as large in eps at all levels, so that in x0 it grows with s. Without
       this part the process suits exact scores, and no trained network.
 
     What a sum of these cannot follow is independent from one prediction to the next, of deviation
-    noise min(1, h/spacing)^smoothness at a distance h in log s from the node before: between close nodes a trajectory
-    is as smooth as one with that many derivatives.
+    noise max(floor, min(1, h/spacing)^smoothness) at a distance h in log s from the node before: between close nodes a
+    trajectory is as smooth as one with that many derivatives, down to a remainder that is not smooth at all.
 
     The units are those of data with a deviation of about 1, such as images in [-1, 1]. The defaults were chosen on
     exact mixtures, a kernel density over images and a trained network; see benchmarks/README.md.
@@ -74,8 +75,10 @@ class Prior:
         noise: the deviation of the independent error of a prediction of x0.
         spacing: the distance in log s below which nodes are close.
         smoothness: the power of the distance with which that deviation falls between close nodes.
+        floor: the share of it that remains, however close they are.
         mean: the deviation of the data's mean; so large that a constant is reproduced.
-        common, common_scale: the deviation and the l of the common Gaussian scale.
+        common, common_scale: the deviation of the common Gaussian scale between nodes that lie 1 apart in log s, and
+            its l.
     """
 
     scale: float = -2.4
@@ -88,9 +91,10 @@ class Prior:
     noise: float = 0.012
     spacing: float = 0.55
     smoothness: float = 2.5
+    floor: float = 0.12
     mean: float = 3.0
     common: float = 0.5
-    common_scale: float = 0.6
+    common_scale: float = 0.83
 
     def __repr__(self) -> str:
         """The constants that are not the defaults."""
@@ -100,15 +104,16 @@ class Prior:
     def own_noise(self, node: Node, before: Node | None) -> float:
         """The deviation of the independent error at ``node``, after a node ``before``, if there is one."""
         close = 1.0 if before is None else min(1.0, abs(float(node.log_snr) - float(before.log_snr)) / self.spacing)
-        return self.noise * close**self.smoothness
+        return self.noise * max(close**self.smoothness, self.floor)
 
-    def features(self, nodes: Sequence[Node], origin: Node) -> Features:
-        """The features at ``nodes`` of a solve that begins at the node ``origin``."""
+    def features(self, nodes: Sequence[Node], origin: Node, distance: float) -> Features:
+        """The features at ``nodes`` of a solve from ``origin`` whose nodes are ``distance`` apart in log s."""
         radii = np.array([[math.hypot(node.alpha, node.sigma)] for node in nodes])
         alpha = np.array([[node.alpha] for node in nodes]) / radii
         sigma = np.array([[node.sigma] for node in nodes]) / radii
         scales, shares = _normal(self.scale, self.scale_spread, SCALES)
-        scales, deviations = np.append(scales, self.common_scale), np.append(np.sqrt(shares), self.common)
+        common = min(self.mean, self.common / distance**2)
+        scales, deviations = np.append(scales, self.common_scale), np.append(np.sqrt(shares), common)
         squares = (scales * alpha) ** 2 + sigma**2
         response = scales**2 * alpha / squares
         mean_response = (response[:, :SCALES] * shares).sum(axis=1)
@@ -143,6 +148,12 @@ class Prior:
         with np.errstate(divide="ignore", invalid="ignore"):
             data = np.where(alpha > 0, y - sigma / alpha * eps, 0.0)
         return deviation * alpha * y, deviation * data
+
+
+def mean_distance(nodes: Sequence[Node]) -> float:
+    """The mean distance of ``nodes`` in log s, less those at which it is infinite; infinite for fewer than two."""
+    levels = [level for node in nodes if math.isfinite(level := float(node.log_snr))]
+    return abs(levels[0] - levels[-1]) / (len(levels) - 1) if len(levels) > 1 else math.inf
 
 
 def _normal(mean: float, spread: float, count: int) -> tuple[Array, Array]:
