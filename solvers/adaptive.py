@@ -15,7 +15,7 @@ from solvers.dop853 import DOP853
 from solvers.dpm_pairs import DPM12, DPM23, LogSNR
 from solvers.lines import Line, Noise, Rotation
 from solvers.ode import combine
-from solvers.runge_kutta import Bosh3, Dopri5, RungeKutta, Tsit5
+from solvers.runge_kutta import Bosh3, Dopri5, Extension, RungeKutta, Tsit5
 from solvers.solver import Solver
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
@@ -27,8 +27,9 @@ class Adaptive(Tolerance):
     ``pair`` is one of the Runge-Kutta pairs Bosh3, Dopri5, Tsit5 and DOP853, on ``line`` or on x(t) as written
     (``line=None``), or one of DPM12 and DPM23, which bring their own. The solution of the higher order is carried on.
     Error control and the first step, which costs one call, are those of Hairer, Norsett & Wanner 1993, "Solving
-    ordinary differential equations I", section II.4. Steps end on the nodes of the grid; between them a solution is a
-    cubic, of order 3.
+    ordinary differential equations I", section II.4. Steps end on the nodes of the grid. Between them a solution is of
+    order 3, of order 4 by Dopri5 and Tsit5, and of order 7 by DOP853, which makes three further calls a step where a
+    trajectory is asked for.
     """
 
     pair: RungeKutta | DOP853 | DPM12 | DPM23 = Dopri5()
@@ -87,25 +88,32 @@ class PairRun(Run):
     def __init__(self, solver: Adaptive, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray):
         super().__init__(span, z, dtype, ids)
         self.solver, self.pair = solver, solver.pair
-        self.calls = solver.pair.calls(1)
         embedded = getattr(self.pair, "embedded", None)
         self.power = embedded.power if embedded else self.pair.order
+        self.extension: Extension | None = embedded.extension if embedded and _keeps_steps(ode) else None
+        self.calls = solver.pair.calls(1) + (len(self.extension.c) if self.extension else 0)
         self.slope = span.slope(ode, span.node(self.q), z, dtype)
         self.errors = np.ones((len(z), 3))
         self.calm = np.ones(len(z), dtype=bool)
         self.h = self._first_step(ode)
         self.broken = ~np.isfinite(row_norm(self.slope))
         self.last = (self.q, self.z, self.slope)
+        self.slopes: Sequence[Tensor] = ()
 
     def _first_step(self, ode: Any) -> np.ndarray:
         span = self.span
         scale = error_scale(span, self.solver.tolerances, span.node(self.q), self.z)
-        d0, d1 = row_norm(self.z * scale), row_norm(self.slope * scale)
+        rate = self._rate(self.q, self.slope)
+        d0, d1 = row_norm(self.z * scale), row_norm(rate * scale)
         h0 = first_step(d0, d1, span.length)
-        state = combine((1.0, self.z), (span.direction * h0, self.slope))
-        probed = span.slope(ode, span.node(self._at(h0)), state, self.dtype)
-        d2 = row_norm((probed - self.slope).mul_(scale)) / h0
+        state, place = combine((1.0, self.z), (span.direction * h0, rate)), self._at(h0)
+        probed = self._rate(place, span.slope(ode, span.node(place), state, self.dtype))
+        d2 = row_norm((probed - rate).mul_(scale)) / h0
         return second_step(h0, d1, d2, self.power, span.length)
+
+    def _rate(self, q: np.ndarray, slope: Tensor) -> Tensor:
+        """dz/dq: the slope, but on the line of the DPM pairs, whose slope is dz/ds at q = -log s."""
+        return combine((-np.exp(-q), slope)) if isinstance(self.pair, DPM12 | DPM23) else slope
 
     def _at(self, h: np.ndarray) -> np.ndarray:
         left = np.abs(self.span.q_b - self.q)
@@ -138,6 +146,8 @@ class PairRun(Run):
             place = b if c == 1.0 else q + c * h
             node = self.span.node(place)
             slopes.append(self.span.slope(ode, node, state, self.dtype))
+        if self.extension:
+            self.slopes = self._extended(ode, q, h, slopes)
         scale = error_scale(self.span, self.solver.tolerances, node, state)
 
         def norm(weights: tuple[float, ...]) -> np.ndarray:
@@ -149,6 +159,15 @@ class PairRun(Run):
             error = np.where(error > 0, error**2 / np.sqrt(np.maximum(error**2 + 0.01 * coarse**2, 1e-300)), error)
         return state, error, slopes[-1]
 
+    def _extended(self, ode: Any, q: np.ndarray, h: np.ndarray, slopes: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The slopes that the polynomial over the step reads."""
+        assert self.extension is not None
+        found = list(slopes)
+        for c, row in zip(self.extension.c, self.extension.a, strict=True):
+            state = combine((1.0, self.z), *((w * h, slope) for w, slope in zip(row, found, strict=True) if w))
+            found.append(self.span.slope(ode, self.span.node(q + c * h), state, self.dtype))
+        return found
+
     def _exponential(self, ode: Any, q: np.ndarray, b: np.ndarray) -> tuple[Tensor, np.ndarray, Tensor]:
         """The same for the DPM pairs."""
 
@@ -159,17 +178,16 @@ class PairRun(Run):
         scale = error_scale(self.span, self.solver.tolerances, self.span.node(b), state)
         return state, row_norm(error.mul_(scale)), slope(b, state)
 
-    def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
-        """Cubic Hermite interpolation of the last steps."""
-        index = torch.from_numpy(rows).to(self.z.device)
+    def piece(self, row: int) -> HermitePiece | PolynomialPiece:
+        """The row's last step: the pair's own polynomial, or the cubic."""
         q_a, z_a, slope_a = self.last
-        return hermite(q_a[rows], self.q[rows], (z_a[index], slope_a[index], self.z[index], self.slope[index]), q)
-
-    def piece(self, row: int) -> HermitePiece:
-        """The cubic over the row's last step."""
-        q_a, z_a, slope_a = self.last
-        values = tuple(v[row : row + 1].clone() for v in (z_a, slope_a, self.z, self.slope))
-        return HermitePiece(self.span, float(q_a[row]), float(self.q[row]), values)
+        ends = self.span, float(q_a[row]), float(self.q[row])
+        if self.extension:
+            slopes = tuple(slope[row].clone() for slope in self.slopes)
+            return PolynomialPiece(*ends, z_a[row].clone(), slopes, self.extension.weights)
+        one = slice(row, row + 1)
+        rates = self._rate(q_a[one], slope_a[one]), self._rate(self.q[one], self.slope[one])
+        return HermitePiece(*ends, (z_a[row].clone(), rates[0][0].clone(), self.z[row].clone(), rates[1][0].clone()))
 
     def keep(self, rows: np.ndarray) -> None:
         """Select the rows of the slopes and errors."""
@@ -177,9 +195,34 @@ class PairRun(Run):
         self.slope, self.errors, self.calm = self.slope[index], self.errors[rows], self.calm[rows]
 
 
+def _keeps_steps(ode: Any) -> bool:
+    """Whether somebody will ask for the solution between the nodes."""
+    ledger = getattr(ode, "ledger", None)
+    return ledger is not None and ledger.dense is not None
+
+
+@dataclass(frozen=True)
+class PolynomialPiece:
+    """One step of one sample by the `Extension` of its pair."""
+
+    span: Span
+    q_a: float
+    q_b: float
+    z: Tensor
+    slopes: tuple[Tensor, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    def __call__(self, q: float) -> Tensor:
+        """The line's state at ``q``."""
+        h = self.q_b - self.q_a
+        powers = ((q - self.q_a) / h) ** np.arange(1, len(self.weights[0]) + 1)
+        weights = (h * (np.array(self.weights) @ powers)).tolist()
+        return combine((1.0, self.z), *zip(weights, self.slopes, strict=True))
+
+
 @dataclass(frozen=True)
 class HermitePiece:
-    """One step of one sample between two states and slopes."""
+    """One step of one sample by the cubic through z and dz/dq at its two ends."""
 
     span: Span
     q_a: float
@@ -188,12 +231,7 @@ class HermitePiece:
 
     def __call__(self, q: float) -> Tensor:
         """The line's state at ``q``."""
-        return hermite(np.array([self.q_a]), np.array([self.q_b]), self.values, np.array([q]))[0]
-
-
-def hermite(a: np.ndarray, b: np.ndarray, values: tuple[Tensor, ...], q: np.ndarray) -> Tensor:
-    """The cubic through state and slope at a and at b, at ``q``: local error of order 4."""
-    h = b - a
-    u = (q - a) / h
-    weights = ((1 + 2 * u) * (1 - u) ** 2, h * u * (1 - u) ** 2, u**2 * (3 - 2 * u), h * u**2 * (u - 1))
-    return combine(*zip(weights, values, strict=True))
+        h = self.q_b - self.q_a
+        u = (q - self.q_a) / h
+        weights = ((1 + 2 * u) * (1 - u) ** 2, h * u * (1 - u) ** 2, u**2 * (3 - 2 * u), h * u**2 * (u - 1))
+        return combine(*zip(weights, self.values, strict=True))

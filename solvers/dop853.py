@@ -3,12 +3,33 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.polynomial import Polynomial
 from scipy import integrate
 
-from solvers.runge_kutta import Embedded, Tableau
+from solvers.runge_kutta import Embedded, Extension, Tableau
 
 _PUBLISHED = integrate.DOP853
 """Its coefficients, as scipy publishes them."""
+
+
+def _extension() -> Extension:
+    """The method's own polynomial of degree 7, which is published as ``sum_j F_j u^ceil(j/2) (1 - u)^floor(j/2)``.
+
+    F_1 is the step, F_2 and F_3 make the slopes at its ends right, and the others are ``h D k``.
+    """
+    stages, slopes = len(_PUBLISHED.B), _PUBLISHED.D.shape[1]
+    step, first, last = np.zeros(slopes), np.eye(slopes)[0], np.eye(slopes)[stages]
+    step[:stages] = _PUBLISHED.B
+    parts = np.stack([step, first - step, 2 * step - last - first, *_PUBLISHED.D])
+    u = Polynomial([0.0, 1.0])
+    basis = [u]
+    for j in range(1, len(parts)):
+        basis.append(basis[-1] * (1 - u if j % 2 else u))
+    powers = np.stack([np.pad(term.coef, (0, len(parts) + 1 - len(term.coef))) for term in basis])
+    further = tuple(tuple(row[: stages + 1 + i]) for i, row in enumerate(_PUBLISHED.A_EXTRA.tolist()))
+    weights = parts.T @ powers[:, 1:]
+    return Extension(7, tuple(map(tuple, weights.tolist())), tuple(_PUBLISHED.C_EXTRA.tolist()), further)
 
 
 @dataclass(frozen=True)
@@ -16,7 +37,7 @@ class DOP853:
     """The order-8 method of Dormand & Prince in the form of DOP853, for `Adaptive`.
 
     Hairer, Norsett & Wanner, "Solving ordinary differential equations I", II.5 and II.10: the estimate of order 5 is
-    damped by one of order 3.
+    damped by one of order 3. Between its steps the solution is of order 7, for three further calls a step.
     """
 
     order: ClassVar[int] = 8
@@ -25,7 +46,9 @@ class DOP853:
         tuple(tuple(row[:i]) for i, row in enumerate(_PUBLISHED.A.tolist())),
         tuple(_PUBLISHED.B.tolist()),
     )
-    embedded: ClassVar[Embedded] = Embedded(tuple(_PUBLISHED.E5.tolist()), 8, tuple(_PUBLISHED.E3.tolist()))
+    embedded: ClassVar[Embedded] = Embedded(
+        tuple(_PUBLISHED.E5.tolist()), 8, tuple(_PUBLISHED.E3.tolist()), _extension()
+    )
 
     def calls(self, n_steps: int) -> int:
         """Twelve for each step: the slope at its end is the next one's first."""

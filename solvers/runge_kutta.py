@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+from scipy import integrate
 
 from solvers.lines import Data, Noise, Rotation
 from solvers.ode import ODE, Node
@@ -25,15 +26,30 @@ class Tableau(NamedTuple):
     b: tuple[float, ...]
 
 
+class Extension(NamedTuple):
+    """The solution inside a step: ``z_a + h sum_i k_i sum_j weights_ij u^j`` at ``q_a + u h``, j from 1.
+
+    The slopes are those of the stages, that at the end of the step, and those of further stages with the times ``c``
+    and rows ``a``. ``order`` is that of a solution which is read between its steps.
+    """
+
+    order: int
+    weights: tuple[tuple[float, ...], ...]
+    c: tuple[float, ...] = ()
+    a: tuple[tuple[float, ...], ...] = ()
+
+
 class Embedded(NamedTuple):
     """The error estimate of a pair: ``h sum_i error_i k_i``, the last slope that at the end of the step.
 
-    It falls like ``h^power``. ``coarse``, where there is one, is a second estimate that damps the first.
+    It falls like ``h^power``. ``coarse``, where there is one, is a second estimate that damps the first. Without an
+    ``extension`` the cubic through states and slopes is of the method's order.
     """
 
     error: tuple[float, ...]
     power: int
     coarse: tuple[float, ...] = ()
+    extension: Extension | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ class Bosh3(RungeKutta):
 
 @dataclass(frozen=True)
 class Dopri5(RungeKutta):
-    """The order-5 method of Dormand & Prince (1980), fixed-grid."""
+    """The order-5 method of Dormand & Prince (1980), fixed-grid; between its steps Shampine (1986), as in scipy."""
 
     order: ClassVar[int] = 5
     tableau: ClassVar[Tableau] = Tableau(
@@ -157,7 +173,9 @@ class Dopri5(RungeKutta):
         (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     )
     embedded: ClassVar[Embedded | None] = Embedded(
-        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40), 5
+        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+        5,
+        extension=Extension(4, tuple(map(tuple, integrate.RK45.P.tolist()))),
     )
 
 
@@ -189,4 +207,16 @@ class Tsit5(RungeKutta):
             1 / 66,
         ),
         5,
+        extension=Extension(
+            4,
+            (
+                (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+                (0.0, 0.1317, -0.2234, 0.1017),
+                (0.0, 3.930296236894751, -5.941033872131505, 2.490627285651253),
+                (0.0, -12.411077166933676, 30.338188630282318, -16.548102889244902),
+                (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+                (0.0, -27.896526289197286, 65.09189467479368, -34.87065786149661),
+                (0.0, 1.5, -4.0, 2.5),
+            ),
+        ),
     )

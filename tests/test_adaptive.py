@@ -115,6 +115,44 @@ def test_nodes_between_the_ends_are_reported_to_the_tolerance(solver):
             assert alone.x.equal(found.x)
 
 
+PAIRS = [*PLAIN[1:], *PATH[1:], Adaptive(DPM12())]
+REACHED = {"Bosh3": 1e-6, "DPM12": 1e-4, "DPM23": 1e-6}
+"""Tolerances of the pairs of low order, which take too long to the 1e-9 of the others."""
+
+
+@pytest.mark.parametrize("solver", PAIRS, ids=str)
+@pytest.mark.parametrize("span", [SPAN, SPAN[::-1]], ids=str)
+def test_the_solution_between_the_steps_has_their_accuracy(solver, span):
+    problem, x, rtol = ExactODE(Gaussian()), starting_points(), REACHED.get(type(solver.pair).__name__, 1e-9)
+    found = solve(problem, replace(solver, rtol=rtol), x, span, trajectory=True)
+    for t in np.linspace(*span, 41):
+        exact = problem.distribution.flow(found.nodes[0], problem.node(float(t)), x)
+        torch.testing.assert_close(found(float(t)), exact, rtol=0, atol=10 * rtol)
+
+
+@pytest.mark.parametrize("pair", [Dopri5(), Tsit5(), DOP853()], ids=name)
+def test_the_polynomial_over_a_step_integrates_powers_and_ends_with_the_slopes(pair):
+    tableau, extension = pair.tableau, pair.embedded.extension
+    weights = np.array(extension.weights)
+    c = np.array([*tableau.c, 1.0, *extension.c])
+    powers = np.arange(1, weights.shape[1] + 1)
+    for k in range(extension.order):
+        # The integral of u^k from 0 to u is u^(k + 1)/(k + 1).
+        np.testing.assert_allclose(weights.T @ c**k, np.where(powers == k + 1, 1 / powers, 0.0), atol=2e-12)
+    stages = len(tableau.b)
+    np.testing.assert_allclose(weights.sum(1), np.pad(tableau.b, (0, len(c) - stages)), atol=1e-12)
+    np.testing.assert_allclose(weights[:, 0], np.eye(len(c))[0], atol=1e-12)
+    np.testing.assert_allclose(weights @ powers, np.eye(len(c))[stages], atol=1e-11)
+
+
+def test_dop853_pays_for_its_polynomial_where_it_is_asked_for():
+    problem, x = ExactODE(Gaussian()), starting_points()
+    alone, kept = (solve(problem, Adaptive(DOP853()), x, SPAN, trajectory=kept) for kept in (False, True))
+    # Two calls for the first step; then 12 a step, or 15.
+    assert (kept.stats.evaluations - 2).equal((alone.stats.evaluations - 2) * 15 // 12)
+    assert kept.x.equal(alone.x)
+
+
 @pytest.mark.parametrize("solver", [AdaptiveAdams(), Adaptive(Tsit5(), line=Rotation()), Adaptive(DPM23())], ids=name)
 def test_rows_are_bit_for_bit_the_same_alone_among_256_and_permuted(solver):
     x = torch.randn(256, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
