@@ -14,7 +14,7 @@ from odediff.files import replacing
 from odediff.ranking import Ranked, rank
 
 TABLE = "table.parquet"
-LISTS = {"errors": "float32", "images": "uint8"}
+LISTS = {"errors": "float32", "images": "uint8", "frechet_resampled": "float32"}
 """Columns that hold a list in every row."""
 
 

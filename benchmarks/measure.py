@@ -52,7 +52,9 @@ def measure(cell: Cell, references: References, root: str) -> Entry:
     whole = bool(torch.isfinite(outcome.x).all())
     if cell.kind == "images":
         assert isinstance(cell.problem, NetworkProblem)
-        record |= images.many(cell.problem, outcome.x, cell.rows, root) if whole else {}
+        if whole:
+            found, arrays["frechet_resampled"] = images.many(cell.problem, outcome.x, cell.rows, root)
+            record |= found
     else:
         if cell.method.deterministic:
             found, arrays["errors"] = _errors(cell, outcome.x, references)

@@ -26,11 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import odediff
+from benchmarks.frechet import Distance
 from odediff.app import plain_failures
 from odediff.defaults import Grid
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint
-from odediff.metrics import convergence_slope, feature_statistics, frechet_distance
+from odediff.metrics import convergence_slope
 from odediff.table import text_table
 from solvers import DDIM, DDPM, Heun, Noise, Solver
 
@@ -61,8 +62,6 @@ PUBLISHED_HEUN = (319.87, 99.74, 38.06, 15.93, 7.59, 4.76, 2.51)
 PUBLISHED_EULER = (66.76, 35.62, 22.32, 15.69, None, None, None)
 GRIDS: tuple[Grid, ...] = (odediff.grid.uniform_t, odediff.grid.quadratic_t)
 CALLS = (3, 5, 7, 9, 11, 15, 19)
-RESAMPLES = 100
-"""Bootstrap samples behind every deviation."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +74,6 @@ class Row:
 
 
 ROWS = {name: Row(name, solver, odediff.grid.quadratic_t) for name, solver in ETAS.items()}
-
-
-@dataclass(frozen=True)
-class Distance:
-    """A Frechet distance, and the same of the bootstrap's samples; those of equal images are paired."""
-
-    value: float
-    resampled: Tensor
-
-    @staticmethod
-    def of(features: Tensor) -> Distance:
-        """The distance of ``features`` to those of the 10,000 test images."""
-        generator = torch.Generator().manual_seed(SEED)
-        draws = torch.randint(len(features), (RESAMPLES, len(features)), generator=generator)
-        values = [
-            frechet_distance(*feature_statistics(rows), *odediff.zoo.feature_statistics())
-            for rows in (features, *(features[draw] for draw in draws))
-        ]
-        return Distance(values[0], torch.tensor(values[1:]))
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} +- {self.resampled.std():.2f}"
-
-    def against(self, other: Distance) -> tuple[float, float]:
-        """The difference and its deviation."""
-        return self.value - other.value, float((self.resampled - other.resampled).std())
 
 
 @dataclass(frozen=True)

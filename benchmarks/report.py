@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from markupsafe import Markup
 
 from benchmarks import summary
 from benchmarks.collect import label
+from benchmarks.frechet import Distance
 from benchmarks.sections import Sections, counted
 from benchmarks.series import Problem, Row, floor, name_of
 from benchmarks.store import writable
@@ -105,12 +107,20 @@ def _standings(study: Study) -> list[tuple[Problem, list[summary.Standing], int]
 
 
 def _many(study: Study) -> list[tuple[str, list[dict[str, Any]]]]:
-    """By problem the rows of thousands of images, the best first under every ceiling."""
+    """By problem the rows of thousands of images, the best first under every ceiling; ``excess`` is over that best."""
     found = []
     for problem in study.problems:
         rows = [{**row, "name": name_of(row)} for row in problem.rows if row.get("frechet") is not None]
+        rows.sort(key=lambda row: (row["nfe"], row["frechet"]))
+        best: dict[int, Distance] = {}
+        for row in rows:
+            row["excess"] = None
+            if row.get("frechet_resampled") is not None:
+                distance = Distance(row["frechet"], torch.tensor(row["frechet_resampled"]))
+                leader = best.setdefault(row["nfe"], distance)
+                row["excess"] = None if leader is distance else distance.interval(leader)
         if rows:
-            found.append((problem.title, sorted(rows, key=lambda row: (row["nfe"], row["frechet"]))))
+            found.append((problem.title, rows))
     return found
 
 

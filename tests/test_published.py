@@ -3,6 +3,7 @@ import torch
 
 import odediff
 from benchmarks import published
+from benchmarks.frechet import Distance
 from solvers import DDIM
 
 
@@ -57,7 +58,7 @@ def test_a_reconstruction_error_is_that_of_images_between_0_and_1(study, monkeyp
 def test_a_verdict_needs_two_deviations_of_the_paired_difference(capsys, rival, noise, best, worst):
     wide = torch.linspace(-3, 3, 100)  # shared by both, so that it says nothing about their difference
     own = noise * torch.tensor([1.0, -1.0]).repeat(50)
-    column = {"a": published.Distance(1.0, 1 + wide), "b": published.Distance(rival, rival + wide + own)}
+    column = {"a": Distance(1.0, 1 + wide), "b": Distance(rival, rival + wide + own)}
     for sign, answer in ((1, best), (-1, worst)):
         published.verdict("claim", "a", column, sign)
         assert f"claim: {answer} (b is {abs(rival - 1):.2f}" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import odediff
 import solvers
 from benchmarks import plan
 from benchmarks.config import Networks, StudyConfig
+from benchmarks.frechet import RESAMPLES
 from benchmarks.images import features
 from benchmarks.measure import measure
 from benchmarks.references import References
@@ -107,6 +108,8 @@ def test_a_cell_of_many_images_is_what_the_library_gives(study):
     images = odediff.sample(model, (COUNT, 1, 28, 28), solver=solvers.DDIM(), grid=grid.karras, nfe=5).clamp(-1, 1)
     frechet = metrics.frechet_distance(*metrics.feature_statistics(features(images)), *zoo.feature_statistics())
     assert entry.record["frechet"] == pytest.approx(frechet, rel=1e-3)
+    resampled = entry.arrays["frechet_resampled"]
+    assert len(resampled) == RESAMPLES and resampled.min() < resampled.max()
     assert entry.record["accuracy"] == pytest.approx(metrics.class_accuracy(images, labels, zoo.classifier()), abs=0.01)
     assert 0.2 < entry.record["frechet_floor"] < entry.record["frechet"]
     assert 0 < entry.record["recall"] < 1 and 0 < entry.record["precision"] < 1

@@ -1,0 +1,48 @@
+"""Frechet distances of images to the test split, and what chance makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odediff import zoo
+from odediff.metrics import feature_statistics, frechet_distance
+
+RESAMPLES = 100
+"""Bootstrap samples behind every deviation."""
+SEED = 0
+WIDTH = 1.96
+"""Deviations on either side of a difference that hold it with 95 %."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A Frechet distance, and the same of the bootstrap's samples; those of equally many images are paired."""
+
+    value: float
+    resampled: Tensor
+
+    @staticmethod
+    def of(features: Tensor) -> Distance:
+        """The distance of ``features`` ``(N, D)`` to those of the 10,000 test images."""
+        generator = torch.Generator().manual_seed(SEED)
+        draws = torch.randint(len(features), (RESAMPLES, len(features)), generator=generator)
+        values = [
+            frechet_distance(*feature_statistics(rows), *zoo.feature_statistics())
+            for rows in (features, *(features[draw] for draw in draws))
+        ]
+        return Distance(values[0], torch.tensor(values[1:]))
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} +- {self.resampled.std():.2f}"
+
+    def against(self, other: Distance) -> tuple[float, float]:
+        """The difference and its deviation."""
+        return self.value - other.value, float((self.resampled - other.resampled).std())
+
+    def interval(self, other: Distance) -> tuple[float, float]:
+        """What holds the difference with 95 %."""
+        difference, deviation = self.against(other)
+        return difference - WIDTH * deviation, difference + WIDTH * deviation
