@@ -188,6 +188,11 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     count = n_steps - len(above)
     if count < 2:
         return _nodes(path, [last_time if end is not None else path.time(-math.log(s)) for s in above[:count]])
+    if math.isinf(first):
+        raise ValueError(
+            f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, and the path begins at "
+            "infinity: give a smaller end, or use grid.angle"
+        )
     last = _PLATEAU.last * (10 / count) ** _PLATEAU.fall
     if end is None and last > least:
         least, last_time = last, path.time(-math.log(last))

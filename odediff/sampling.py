@@ -78,8 +78,7 @@ def sample(
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
     if follows_tolerance(solver, rtol, steps, nfe, grid):
         solver = at_tolerance(solver, rtol)
-        times, closing = tolerance_span(model, solver, closing)
-        times = times if not isinstance(grid, Tensor) else grids.custom(model.path, grid)
+        times, closing = tolerance_span(model, solver, closing, grid)
     else:
         solver = default_solver(model.path) if solver is None else solver
         require_solver(solver)
@@ -139,7 +138,7 @@ def make_times(
         return place(path, steps=STEPS if steps is None else steps)
     times = place(path, steps=steps_within(solver, nfe, closing))
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
-    while _calls(ode, solver, times, closing) < min(nfe, _most_calls(solver, len(times) - 1, closing)):
+    while _calls(ode, solver, times, closing) < nfe:
         longer = place(path, steps=len(times))
         if _calls(ode, solver, longer, closing) > nfe:
             break

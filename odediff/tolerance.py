@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from odediff import grid as grids
 from odediff.defaults import AutoClosing
 from odediff.model import Model
+from odediff.problem import probability_flow
 from solvers import AdaptiveAdams, Solver
+from solvers.backends import Backend
+from solvers.lines import singular_step
 from solvers.solve import Closing
+from solvers.tolerance import Tolerance
 
 
 def follows_tolerance(
@@ -50,15 +56,35 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
     return replace(solver, rtol=rtol)  # type: ignore[call-arg]
 
 
-def tolerance_span(model: Model, solver: Solver, closing: AutoClosing) -> tuple[Tensor, Closing]:
-    """The times of a solve to a tolerance, and how it closes.
+def tolerance_span(model: Model, solver: Solver, closing: AutoClosing, grid: object = None) -> tuple[Tensor, Closing]:
+    """The times of a solve to a tolerance, those of ``grid`` if it is a tensor, and how it closes.
 
-    A model that knows all times down to 0 is followed to the end; a table as far as its first entry, from where a
-    method that can extrapolates and the others denoise.
+    A model that is declared to know all times down to 0 is followed to the end, and any other as far as `Schedule.end`,
+    from where a method that can extrapolates and the others denoise. A prediction of the data tells nothing at the data
+    itself, whatever is declared.
     """
     path = model.path
     if closing == "auto":
-        whole = model.first_defined == 0 and solver.extrapolates
+        whole = model.continuous and model.prediction != "x0" and solver.extrapolates
         closing = None if whole else "extrapolate" if solver.extrapolates else "denoise"
+    if isinstance(grid, Tensor):
+        return grids.custom(path, grid), closing
     times = (path.start, 0.0) if closing is None else (path.start, path.end, 0.0)
+    _require_regular(model, solver, times[:2])
     return torch.tensor(times, dtype=torch.float64), closing
+
+
+def _require_regular(model: Model, solver: Solver, times: tuple[float, ...]) -> None:
+    """Refuse a way whose two ends alone are nodes where one of them is singular on the solver's line.
+
+    A step that leaves or reaches a singular node is a DDIM step, whatever the tolerance; here it would be all there is.
+    """
+    if isinstance(solver, Tolerance | Backend):
+        ode = probability_flow(model)
+        a, b = ode.nodes(list(times))
+        if np.any(singular_step(solver.way, ode, a, b)):
+            raise ValueError(
+                f"solver={solver}: its line is singular at t={a.t:g} or t={b.t:g}, and the way between them would be "
+                "one DDIM step, whatever the tolerance; use one on a line that is regular there, such as "
+                "solvers.AdaptiveAdams() or solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation()), or give a grid"
+            )

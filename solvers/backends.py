@@ -145,6 +145,11 @@ class Backend(Solver):
         return self.methods[self.method].law
 
     @property
+    def way(self) -> Line | None:
+        """The line that is followed."""
+        return self.line
+
+    @property
     def carries_on(self) -> bool:
         """Only for one-step methods on a fixed grid: step sizes and history stay in the library."""
         return self.law == "order"

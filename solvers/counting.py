@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +18,28 @@ class BudgetSpent(Exception):
     """The next evaluation would exceed ``max_nfe``."""
 
 
+class Recorded(NamedTuple):
+    """A prediction at a node, of the samples ``ids`` in ascending order, or of all."""
+
+    node: Node
+    prediction: Prediction
+    ids: Tensor | None
+
+    def data(self, samples: Tensor) -> Tensor:
+        """The predicted data of ``samples``, which are among those."""
+        x0 = self.prediction.x0
+        rows = samples if self.ids is None else torch.searchsorted(self.ids, samples)
+        return x0 if len(rows) == len(x0) else x0[rows.to(x0.device)]
+
+
 class Ledger:
     """The evaluations of one solve, shared by a wrapped ODE and its row selections.
 
     Every sample has the whole ``budget``: one that needs many evaluations takes none from the others.
 
     ``first``, when it is a list, receives the first prediction after each time that it was emptied: the one at the node
-    that a step leaves. ``extrapolate`` tells a method that follows a tolerance that the last interval costs no call;
-    ``dense``, if there is one, receives its steps as functions of time.
+    that a step leaves, for the samples that are left there. ``extrapolate`` tells a method that follows a tolerance
+    that the last interval costs no call; ``dense``, if there is one, receives its steps as functions of time.
     """
 
     def __init__(self, ode: ODE, batch: int, budget: int | None) -> None:
@@ -32,7 +47,7 @@ class Ledger:
         self.budget = math.inf if budget is None else budget
         self.batch_calls = 0
         self.row_calls = torch.zeros(batch, dtype=torch.int64)
-        self.first: list[tuple[Node, Prediction]] | None = None
+        self.first: list[Recorded] | None = None
         self.extrapolate = False
         self.dense: Dense | None = None
 
@@ -96,8 +111,8 @@ class CountedPathODE(CountedODE, PathODE):
     def predict(self, node: Node, x: Tensor) -> Prediction:
         self.ledger.count(self.index)
         prediction = self.ode.predict(node, x)
-        if self.ledger.first == [] and self.index is None:
-            self.ledger.first.append((node, prediction))
+        if self.ledger.first == []:
+            self.ledger.first.append(Recorded(node, prediction, self.index))
         return prediction
 
     def node_at(self, log_snr: Real) -> Node:

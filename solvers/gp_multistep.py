@@ -113,6 +113,11 @@ class GPMultistep(Solver):
         """The step to the data is one like the others."""
         return True
 
+    @property
+    def carries_on(self) -> bool:
+        """A step's coefficients suit the grid that was known when it was planned, and that was a part."""
+        return False
+
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """More points follow smoother trajectories."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from solvers.counting import BudgetSpent, counted
+from solvers.counting import BudgetSpent, Recorded, counted
 from solvers.dense import Dense
 from solvers.exponential import DDIM
 from solvers.fusion import fusion, require_compiler
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, Prediction, combine
+from solvers.ode import ODE, Node, PathODE, combine
 from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solver import Past, Solver, Step, require_solver
 
@@ -99,11 +99,14 @@ def solve(
     if trajectory:
         wrapped.ledger.dense = Dense(len(x))
     body = nodes[:-1] if closes else nodes
-    state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
-    recent: deque[tuple[Node, Prediction]] = deque(maxlen=EXTRAPOLATED)
+    recent: deque[Recorded] = deque(maxlen=EXTRAPOLATED)
     states = [x]
     steps, spent, failed = 0, False, None
     try:
+        state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
+        if wrapped.ledger.first:
+            # What was predicted at the nodes of ``past`` belongs to no step.
+            wrapped.ledger.first.clear()
         bar = tqdm(total=len(nodes) - 1, desc=type(solver).__name__, unit="step", disable=not progress)
         with fusion(compile), bar:
             for node, step in zip(
@@ -143,7 +146,7 @@ def _steps(
     x: Tensor,
     state: Any,
     closing: Closing,
-    recent: deque[tuple[Node, Prediction]],
+    recent: deque[Recorded],
 ) -> Iterator[Step]:
     """The solver's steps over ``body``, then the closing step if ``nodes`` has one more."""
     failed = None
@@ -152,12 +155,12 @@ def _steps(
             x, state, failed = step.x, step.state, step.status
             if ode.ledger.first is not None:
                 # At pure noise s is infinite, and x0 says nothing about its limit at s = 0.
-                recent.extend((node, prediction) for node, prediction in ode.ledger.first if node.s < math.inf)
+                recent.extend(record for record in ode.ledger.first if record.node.s < math.inf)
                 ode.ledger.first.clear()
             yield step
     if len(body) < len(nodes):
         if closing == "extrapolate" and recent:
-            yield Step(extrapolate_data(nodes[-1], recent), state=state)
+            yield _extrapolate(nodes[-1], recent, x, failed)._replace(state=state)
         else:
             yield _denoise(ode, nodes[-2], nodes[-1], x, failed)._replace(state=state)
 
@@ -174,17 +177,24 @@ def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> St
     return Step(x, status=status)
 
 
-def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Prediction]]) -> Tensor:
-    """The state at the data: x0 as a polynomial in s^2 through ``recent`` nodes, at s = 0.
+def _extrapolate(end: Node, recent: Sequence[Recorded], x: Tensor, failed: Tensor | None) -> Step:
+    """The extrapolated data; samples that were lost stay as they are."""
+    left = torch.arange(len(x)) if failed is None else torch.nonzero(failed == Status.SUCCESS).ravel()
+    reached = extrapolate_data(end, [(record.node, record.data(left)) for record in recent])
+    return Step(reached if len(left) == len(x) else x.index_copy(0, left.to(x.device), reached), status=failed)
+
+
+def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Tensor]]) -> Tensor:
+    """The state at the data: x0 as a polynomial in s^2 through the predictions at ``recent`` nodes, at s = 0.
 
     Along a solution x0 is an even function of s, so the polynomial in s^2 has no odd terms to waste a node on.
     """
     squares = [float(node.s) ** 2 for node, _ in recent]
     terms = []
-    for i, (_, prediction) in enumerate(recent):
+    for i, (_, x0) in enumerate(recent):
         others = (square for j, square in enumerate(squares) if j != i)
         weight = math.prod(square / (square - squares[i]) for square in others)
-        terms.append((end.alpha * weight, prediction.x0))
+        terms.append((end.alpha * weight, x0))
     return combine(*terms)
 
 

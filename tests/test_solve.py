@@ -409,7 +409,7 @@ def test_extrapolation_leaves_out_a_node_of_pure_noise(nodes):
 
 def test_extrapolated_weights_sum_to_one():
     problem, x = mild_mixture(), torch.ones(1, 1, dtype=torch.float64)
-    recent = [(problem.node(t), Prediction(x, x)) for t in (0.3, 0.25, 0.2)]
+    recent = [(problem.node(t), x) for t in (0.3, 0.25, 0.2)]
     assert float(extrapolate_data(problem.node(0.0), recent)) == pytest.approx(1, abs=1e-13)
 
 
