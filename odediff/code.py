@@ -108,7 +108,8 @@ class Code:
         Raises:
             TypeError: a part of the code, such as a solver that `solvers` does not export, has no safe written form.
         """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+        # Two parts may be one tensor, and a file holds each by itself.
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._tensors().items()}
         guidance = None if isinstance(self.guidance, Tensor) else float(self.guidance)
         header = {
             "format": FORMAT,
@@ -184,7 +185,7 @@ class Code:
             "path": self.path,
             "prediction": self.prediction,
             "weights": self.weights,
-            "guidance": _hashable(self.guidance),
+            "guidance": _hashable(self.guidance if isinstance(self.guidance, Tensor) else float(self.guidance)),
             "conditions": {name: _hashable(value) for name, value in sorted(self.conditions.items())},
             "null": {name: _hashable(value) for name, value in sorted(self.null.items())},
             "nodes": _hashable(self.nodes),
@@ -223,7 +224,7 @@ def written(value: Any) -> Any:
         return [written(one) for one in value]
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"code.solver holds {value!r}, which has no written form; use numbers, strings and dataclasses")
-    fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
     return {"class": type(value).__name__, **fields}
 
 
@@ -239,7 +240,9 @@ def read_back(description: Any) -> Any:
         raise ValueError(
             f"the code was made by {name}, which solvers does not export; pass Code.load(path, solver=...)"
         )
-    return getattr(solvers, name)(**{key: read_back(value) for key, value in fields.items()})
+    made = getattr(solvers, name)
+    known = {field.name for field in dataclasses.fields(made) if field.init}
+    return made(**{key: read_back(value) for key, value in fields.items() if key in known})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -253,9 +256,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); {remedy}") from error
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} holds tensors and no code; {remedy}") from error
+    if not isinstance(header, dict) or not header.get("digest"):
+        raise ValueError(f"{path} is altered: its description is no longer whole; {remedy}")
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has format {header.get('format')}, this version reads {FORMAT}; {remedy}")
-    if tensors_hash(tensors) != header["tensors"]:
+    if tensors_hash(tensors) != header.get("tensors"):
         raise ValueError(f"{path} is altered: its tensors are not those that were written; {remedy}")
     return tensors, header
 

@@ -123,7 +123,7 @@ class Model:
                 f"null={dict(self.null)!r} holds no floating-point tensor to optimise; give the null condition as an "
                 "embedding that the network accepts"
             )
-        return found
+        return {name: value[0] if value.ndim and len(value) == 1 else value for name, value in found.items()}
 
     def remap(self, path: Schedule) -> Model:
         """The same network on another schedule: it is asked at equal signal-to-noise ratio, on rescaled states.

@@ -18,7 +18,7 @@ from odediff.inversion import climb, inversion_times
 from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.replay import mean_step
-from solvers import DDIM, Node, NoiseStream, Solver, Stats, combine
+from solvers import DDIM, Node, NoiseStream, Solver, Stats, Status, combine
 from solvers.exponential import direction, posterior_std
 
 
@@ -121,7 +121,7 @@ def _record(
         x=first,
         solver=solver,
         stats=Stats(calls, climbing + len(offsets) * ode.passes, torch.full((len(first),), calls), len(offsets)),
-        status=torch.zeros(len(first), dtype=torch.int64),
+        status=torch.where(x.flatten(1).isfinite().all(1).cpu(), int(Status.SUCCESS), int(Status.NON_FINITE)),
         offsets=torch.stack(offsets),
     )
 

@@ -62,7 +62,7 @@ def row_norm(x: Tensor) -> np.ndarray:
     A long row is summed in blocks: torch splits the sum of a single long row between threads, and a sample solved alone
     would round otherwise than among others.
     """
-    rows = x.reshape(len(x), -1).square()
+    rows = x.detach().reshape(len(x), -1).square()
     size = rows.shape[1]
     if size > BLOCK:
         whole = size // BLOCK * BLOCK

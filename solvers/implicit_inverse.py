@@ -98,12 +98,12 @@ class ImplicitInverse(ReversibleSolver):
         past: Past = (),
         state: Any = None,
     ) -> Any:
-        """The base method's; what the inverse did is of no use to it."""
-        return self.base.start(ode, nodes, x, past=past, state=None if isinstance(state, Effort) else state)
+        """Nothing: every step starts afresh, for so it is undone."""
+        return None
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """The base method's."""
-        return self.base.step(ode, a, b, x, state)
+        """One step of the base method, without a history."""
+        return Step(one_step(self.base, ode, a, b, x))
 
     def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> Effort:
         """Nothing done yet."""

@@ -83,7 +83,13 @@ class NoiseStream:
         return np.asarray(self.samples, dtype=np.int64)
 
     def draw(self, like: Tensor) -> tuple[Tensor, "NoiseStream"]:
-        """Return noise in the shape, dtype and device of ``like``, and the stream that draws next."""
+        """Return noise in the shape, dtype and device of ``like``, and the stream that draws next.
+
+        Raises:
+            TypeError: ``like`` holds whole numbers, which noise would be cut to.
+        """
+        if not like.is_floating_point():
+            raise TypeError(f"x has dtype {like.dtype}; convert it to a floating-point dtype, such as torch.float32")
         values = normal(self.seed, self.ids(len(like)), self.counter, math.prod(like.shape[1:]))
         noise = torch.from_numpy(values).reshape(like.shape).to(device=like.device, dtype=like.dtype)
         return noise, replace(self, counter=self.counter + 1)

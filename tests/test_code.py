@@ -1,16 +1,21 @@
 """A code file is whole or refused, and a code is decoded by what encoded it, or not at all."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import odediff
 import solvers
 from odediff import Code
+from odediff.code import read_back, written
+from odediff.problems import exact_model
 from solvers import BDIA, DDIM, EDICT, OBELM, AsynchronousLeapfrog, FixedPoint, Heun, Noise, Reversible, Rotation
+from solvers.testing import Gaussian
 
 TABLE = odediff.VPTable.linear()
 
@@ -191,3 +196,49 @@ def test_codes_are_mixed_when_they_are_alike():
         odediff.mix_codes(first, odediff.encode(model(), images(), solver=DDIM(), steps=9), 0.5)
     with pytest.raises(ValueError, match="carries more than its states"):
         odediff.mix_codes(first, odediff.encode(model(), images(), solver=BDIA(), steps=8), 0.5)
+
+
+# --- every solver, and what a file must hold ----------------------------------------------------------------------
+
+GAUSSIAN = exact_model(Gaussian(mean=0.5, deviation=0.6), odediff.VPTable.linear())
+EXPORTED = [getattr(solvers, name) for name in solvers.__all__]
+METHODS = [
+    solver
+    for kind in EXPORTED
+    if isinstance(kind, type) and issubclass(kind, solvers.Solver) and not kind.__abstractmethods__
+    for solver in (kind.variants() if kind is not solvers.RungeKutta else [])
+    if solver.deterministic
+]
+
+
+@pytest.mark.parametrize("solver", METHODS, ids=repr)
+def test_every_solver_is_written_and_read_back(solver):
+    assert read_back(written(solver)) == solver
+
+
+def test_two_parts_of_a_code_may_be_one_tensor(tmp_path: Path):
+    x = 0.5 + 0.6 * torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    code = odediff.encode(GAUSSIAN, x, solver=Reversible(), steps=9)
+    code.save(tmp_path / "code.safetensors")
+    again = odediff.decode(GAUSSIAN, Code.load(tmp_path / "code.safetensors"))
+    assert torch.equal(again, odediff.decode(GAUSSIAN, code))
+
+
+def test_a_whole_number_is_as_good_a_guidance(tmp_path: Path):
+    def network(x, time, shift):
+        return 0.1 * x + shift[:, None]
+
+    model = odediff.Model(network, odediff.VPTable.linear(), conditions={"shift": 1.0}, null={"shift": 0.0}, guidance=3)
+    code = odediff.encode(model, torch.ones(2, 3), solver=BDIA(), steps=9)
+    code.save(tmp_path / "code.safetensors")
+    assert Code.load(tmp_path / "code.safetensors").digest == code.digest
+
+
+def test_a_file_without_its_digest_is_refused(tmp_path: Path):
+    file = tmp_path / "code.safetensors"
+    odediff.encode(GAUSSIAN, torch.ones(2, 3), solver=BDIA(), steps=9).save(file)
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["odediff"])
+    save_file(load_file(file), file, metadata={"odediff": json.dumps(header | {"digest": ""})})
+    with pytest.raises(ValueError, match="altered: its description"):
+        Code.load(file)

@@ -12,7 +12,7 @@ import solvers
 from odediff.problems import exact_model
 from solvers import DDIM, RK4, FixedPoint, Heun, Inverse, NewtonKrylov, Noise, Rotation, TrajectoryInverse, solve
 from solvers.krylov import gmres
-from solvers.testing import SPAN, check_independence, mild_mixture, starting_points, uneven_times
+from solvers.testing import SPAN, Gaussian, check_independence, mild_mixture, starting_points, uneven_times
 
 METHODS = [
     FixedPoint(),
@@ -182,3 +182,12 @@ def test_a_network_on_an_exact_model_is_inverted_through_encode():
     code = odediff.encode(model, images, solver=FixedPoint(), steps=12)
     assert float((odediff.decode(model, code) - images).abs().max()) < 1e-10
     assert code.state is None and code.effort.status.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("base", [solvers.UniPC(), solvers.DPMpp(2)], ids=repr)
+def test_a_method_with_a_history_is_inverted_as_it_is_decoded(base):
+    model = exact_model(Gaussian(mean=0.5, deviation=0.6), odediff.VPTable.linear())
+    x = 0.5 + 0.6 * torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grid = partial(odediff.grid.uniform_t, spacing="trailing")
+    code = odediff.encode(model, x, solver=solvers.FixedPoint(base), grid=grid, steps=50)
+    torch.testing.assert_close(odediff.decode(model, code), x, rtol=0, atol=1e-11)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import odediff
+import solvers
 from odediff.metrics import psnr
 from solvers import DDIM
 
@@ -200,3 +201,28 @@ def test_a_recorder_s_noise_belongs_to_seed_and_sample(record):
     assert not torch.equal(record(embedded(), images(), seed=4, **STEPS).x, whole.x)
     with pytest.raises(ValueError, match="eta=0 has no noise to record"):
         record(embedded(), images(), eta=0.0, **STEPS)
+
+
+def test_a_null_condition_of_one_row_serves_any_model():
+    class Network(torch.nn.Module):
+        def forward(self, x, time, e):
+            assert e.shape == x.shape
+            return 0.4 * torch.tanh(x) + 0.2 * e
+
+    conditions, null = {"e": torch.zeros(3, 6, dtype=torch.float64)}, {"e": torch.ones(1, 6, dtype=torch.float64)}
+    model = odediff.Model(Network(), odediff.VPTable.linear(), conditions=conditions, null=null, guidance=3.0)
+    images = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    code = odediff.null_text(model, images, steps=6)
+    assert odediff.decode(model, code).isfinite().all()
+
+
+def test_recorders_want_images_of_real_numbers_and_say_which_were_lost():
+    def network(x, time):
+        return torch.where((x[:, :1] > 5) & (time < 500)[:, None], float("nan"), 0.1 * x)
+
+    model = odediff.Model(network, odediff.VPTable.linear())
+    for record in (odediff.edit_friendly, odediff.cycle_diffusion):
+        with pytest.raises(TypeError, match=r"x has dtype torch\.uint8"):
+            record(model, torch.zeros(2, 6, dtype=torch.uint8), steps=5)
+        code = record(model, torch.tensor([[0.0] * 6, [50.0] * 6]), steps=5)
+        assert code.status.tolist() == [solvers.Status.SUCCESS, solvers.Status.NON_FINITE]

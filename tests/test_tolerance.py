@@ -97,3 +97,10 @@ def test_a_budget_may_be_spent_on_the_history():
 def test_a_grid_that_begins_at_infinity_needs_an_end_below_its_first_node():
     with pytest.raises(ValueError, match="end = 0.99 has sigma/alpha = 99.*smaller end"):
         odediff.grid.plateau(RectifiedFlow(), 5, end=0.99)
+
+
+def test_parameters_that_want_a_gradient_do_not_disturb_an_adaptive_solve():
+    layer = torch.nn.Linear(3, 3).double()
+    ode = odediff.probability_flow(Model(lambda x, time: layer(x), VPLinear()))
+    for solver in (solvers.AdaptiveAdams(), solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation())):
+        assert solvers.solve(ode, solver, noise(2), [1.0, 0.5]).success
