@@ -61,7 +61,7 @@ def sample(
         device: of the state.
         closing: what happens on the last interval, to the data; see `solvers.solve`. "auto" denoises, unless the
             solver `Solver.closes` by itself. Where a tolerance is followed it goes to the data without an error of its
-            own: a continuous model is followed to the end, a table extrapolated by solvers that can.
+            own: a model declared continuous is followed to the end, any other extrapolated by solvers that can.
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
         trajectory: whether the solution keeps the states at all nodes.
