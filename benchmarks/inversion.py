@@ -1,27 +1,27 @@
 """Ways to the noise and back, on real images: ``python -m benchmarks.inversion [PART]``.
 
-The parts are table, exact, implicit, null_text, curve and memory; without a word all of them run. The table takes 10
-minutes of one thread, null-text as much, the exact methods more than eight of two, implicit four, the curve and
-memory two together.
-``--images N`` sets how many images each uses.
+The parts are table, exact, implicit, null_text, curve and memory; without a word all of them run. Each row is kept
+when it is finished, and the same command goes on with the next one.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
-import sys
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import odediff
+from benchmarks.live_memory import LiveMemory
+from benchmarks.rows import Rows
 from odediff.code import Code
 from odediff.metrics import convergence_slope, psnr, round_trip_error
 from odediff.model import Model
@@ -66,7 +66,9 @@ GRID = odediff.grid.uniform_t
 IMPLICIT_GRID = partial(odediff.grid.uniform_t, spacing="trailing")
 """Uniform in t too, but without the first entry, from which sigma/alpha would grow eightfold in one step."""
 REFERENCE_STEPS = 201
-TABLE_IMAGES, EXACT_IMAGES, IMPLICIT_IMAGES, NULL_TEXT_IMAGES, CURVE_IMAGES = 2, 100, 4, 32, 2
+TABLE_IMAGES, EXACT_IMAGES, NULL_TEXT_IMAGES, CURVE_IMAGES = 2, 100, 32, 2
+IMPLICIT_IMAGES = {1.0: 100, 3.0: 20, 7.5: 20}
+"""A float64 network takes three times as long, and each guided step two passes for each of its 11 to 14 iterations."""
 CURVE_STEPS = (10, 20, 40, 80, 160, 320, 640, 1000)
 
 
@@ -74,98 +76,129 @@ def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", choices=PARTS)
-    parser.add_argument("--images", type=int)
+    parser.add_argument("--images", type=int, help="how many images each part uses, instead of its own number")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/inversion"), help="where finished rows are kept")
     asked = parser.parse_args()
+    if asked.images is not None and not 1 <= asked.images <= 1000:
+        parser.error(f"--images {asked.images}: give a number from 1 to 1000")
     for name in PARTS if asked.part is None else (asked.part,):
-        begun = time.perf_counter()
-        print(f"\n== {name}")
-        PARTS[name](asked.images)
-        print(f"{time.perf_counter() - begun:.0f} s")
+        print(f"\n== {name}", flush=True)
+        try:
+            PARTS[name](asked.folder, asked.images)
+        except ValueError as error:
+            raise SystemExit(f"benchmarks.inversion: {error}") from error
 
 
-def table(images: int | None) -> None:
+def table(folder: Path, images: int | None) -> None:
     """Every method at every guidance and number of steps; float64 states, float32 network."""
-    pictures, labels = real_images(images or TABLE_IMAGES, torch.float64)
-    rows: list[list[Any]] = []
+    count = images or TABLE_IMAGES
+    pictures, labels = real_images(count, torch.float64)
+    rows = Rows(folder, "table", images=count)
     for guidance in GUIDANCE:
         model = conditioned(labels, guidance)
-        exact = exact_latent(model, pictures, GRID, REFERENCE_STEPS)
-        # 50 steps everywhere; the ends of the ladder where nothing guides, and that is where order shows.
-        for steps in STEPS if guidance == 1 else (50,):
+        exact = cache(partial(exact_latent, model, pictures, GRID, REFERENCE_STEPS))
+        for steps in STEPS:
             for name, solver in METHODS.items():
-                # Eight calls a step in 200 steps would take as long as all the others.
-                if steps == 200 and name in ("McCallum-Foster, RK4", "DDIM, fixed point"):
-                    continue
-                record, _ = measure(model, pictures, exact, solver, {"grid": GRID, "steps": steps + 1})
-                rows.append([name, f"{guidance:g}", steps, *(record[column] for column in COLUMNS)])
-    print(text_table(("method", "guidance", "steps", *COLUMNS), rows))
+
+                def measured(
+                    model: Model = model,
+                    exact: Callable[[], Tensor] = exact,
+                    solver: Solver = solver,
+                    steps: int = steps,
+                ) -> list[Any]:
+                    record, _ = measure(model, pictures, exact(), solver, {"grid": GRID, "steps": steps + 1})
+                    return [record[column] for column in COLUMNS]
+
+                rows.of((name, f"{guidance:g}", steps), measured)
+    print(rows.text(("method", "guidance", "steps", *COLUMNS)))
 
 
-def exact(images: int | None) -> None:
+def exact(folder: Path, images: int | None) -> None:
     """The exact methods on many images, 50 steps uniform in t, and plain DDIM, which must fail."""
-    rows = []
-    for dtype, guidance in ((torch.float64, 1.0), (torch.float32, 3.0), (torch.float32, 7.5)):
-        pictures, labels = real_images(images or EXACT_IMAGES, dtype)
+    count = images or EXACT_IMAGES
+    rows = Rows(folder, "exact", images=count)
+
+    def returned(name: str, dtype: torch.dtype, guidance: float) -> list[Any]:
+        pictures, labels = real_images(count, dtype)
         model = conditioned(labels, guidance)
-        for name in ("DDIM", *EXACT):
-            code = odediff.encode(model, pictures, solver=METHODS[name], grid=GRID, steps=51)
-            error = float((odediff.decode(model, code) - pictures).abs().max())
-            rows.append((name, str(dtype).removeprefix("torch."), f"{guidance:g}", error, code.stats.nfe))
-    print(text_table(("method", "states", "guidance", "largest error", "calls"), rows))
+        code = odediff.encode(model, pictures, solver=METHODS[name], grid=GRID, steps=51)
+        error = float((odediff.decode(model, code) - pictures).abs().max())
+        return [error, code.stats.nfe]
+
+    for dtype in (torch.float64, torch.float32):
+        for guidance in GUIDANCE:
+            for name in ("DDIM", *EXACT):
+                labels = (name, str(dtype).removeprefix("torch."), f"{guidance:g}")
+                rows.of(labels, partial(returned, name, dtype, guidance))
+    print(rows.text(("method", "states", "guidance", "largest error", "calls")))
 
 
-def implicit(images: int | None) -> None:
+def implicit(folder: Path, images: int | None) -> None:
     """DDIM's exact inverse, the iteration carried to the round-off of a float64 network."""
-    pictures, labels = real_images(images or IMPLICIT_IMAGES, torch.float64)
-    rows: list[tuple[Any, ...]] = []
-    for guidance in GUIDANCE:
+    rows = Rows(folder, "implicit")
+
+    def returned(guidance: float, image: int) -> list[Any]:
+        pictures, labels = (values[image : image + 1] for values in real_images(image + 1, torch.float64))
         model = odediff.zoo.fashion_mnist(dtype=torch.float64).condition(label=labels, guidance=guidance)
-        solver = FixedPoint(history=3)
-        code = odediff.encode(model, pictures, solver=solver, grid=IMPLICIT_GRID, steps=50, throw=False)
+        code = odediff.encode(model, pictures, solver=FixedPoint(history=3), grid=IMPLICIT_GRID, steps=50, throw=False)
         assert code.effort is not None
-        errors = (odediff.decode(model, code) - pictures).abs().flatten(1).amax(1)
-        rows += [
-            (f"{guidance:g}", image, Status(int(status)).name, float(residual), int(iterations), float(error))
-            for image, (status, residual, iterations, error) in enumerate(
-                zip(code.effort.status, code.effort.residual, code.effort.iterations, errors, strict=True)
-            )
-        ]
-    print(text_table(("guidance", "image", "status", "residual", "iterations", "largest error"), rows))
+        error = float((odediff.decode(model, code) - pictures).abs().max())
+        effort = code.effort
+        return [Status(int(effort.status)).name, float(effort.residual), int(effort.iterations), error]
+
+    for guidance in GUIDANCE:
+        for image in range(images or IMPLICIT_IMAGES[guidance]):
+            rows.of((f"{guidance:g}", image), partial(returned, guidance, image))
+    print(rows.text(("guidance", "image", "status", "residual", "iterations", "largest error")))
+    for guidance in GUIDANCE:
+        mine = [row for row in rows.rows if row[0] == f"{guidance:g}"]
+        converged = [row for row in mine if row[2] == "SUCCESS"]
+        print(
+            f"guidance {guidance:g}: {len(converged)} of {len(mine)} converged, largest residual "
+            f"{max(row[3] for row in converged):.2g}, iterations {max(row[4] for row in converged)}, largest error "
+            f"{max(row[5] for row in converged):.2g}"
+        )
 
 
-def null_text(images: int | None) -> None:
+def null_text(folder: Path, images: int | None) -> None:
     """Null-text inversion at guidance 2, 3 and 7.5, against what it stands between."""
-    pictures, labels = real_images(images or NULL_TEXT_IMAGES, torch.float32)
+    count = images or NULL_TEXT_IMAGES
+    rows = Rows(folder, "null_text", images=count)
     settings: dict[str, Any] = {"grid": GRID, "steps": 51}
-    rows: list[tuple[Any, ...]] = []
+    pictures, labels = real_images(count, torch.float32)
+
+    def quality(way: Callable[..., Code], encoder: Model, decoder: Model) -> list[Any]:
+        begun = time.perf_counter()
+        code = way(encoder, pictures, **settings)
+        by_image = psnr(pictures, odediff.decode(decoder, code, edit=True))
+        memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        return [by_image.tolist(), code.stats.network_evaluations, round(time.perf_counter() - begun, 1), memory]
+
+    plain = conditioned(labels, 1.0)
+    shown: list[list[Any]] = []
     for guidance in (7.5, 3.0, 2.0):
-        count = len(pictures) if guidance == 7.5 else min(len(pictures), 4)
-        some, model = pictures[:count], conditioned(labels[:count], guidance)
-        plain = conditioned(labels[:count], 1.0)
-        ways: list[tuple[str, Callable[..., Code], Model, Model]] = [
-            ("DDIM at guidance 1", by_ddim, plain, plain),
-            ("DDIM, encoded and decoded guided", by_ddim, model, model),
-            ("DDIM, encoded at 1, decoded guided", by_ddim, plain, model),
-            ("negative prompt", odediff.negative_prompt, model, model),
-            ("null-text", odediff.null_text, model, model),
-            ("stored offsets", odediff.direct_inversion, model, model),
-        ]
-        if count <= 4:
-            ways.append(("one shared null", odediff.shared_null, model, model))
-        unguided = None
-        for name, way, encoder, decoder in ways:
-            begun = time.perf_counter()
-            code = way(encoder, some, **settings)
-            quality = psnr(some, odediff.decode(decoder, code, edit=True))
-            unguided = quality if unguided is None else unguided
-            distance = quality - unguided
-            seconds = round(time.perf_counter() - begun, 1)
-            spread = f"{float(distance.min()):.1f} to {float(distance.max()):.1f}"
-            passes = code.stats.network_evaluations
-            rows.append((name, f"{guidance:g}", count, float(quality.median()), spread, passes, seconds))
-    header = ("method", "guidance", "images", "PSNR [dB]", "against DDIM at 1, per image", "passes", "seconds")
-    print(text_table(header, rows))
-    print(f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+        model = conditioned(labels, guidance)
+        ways: dict[str, tuple[Callable[..., Code], Model, Model]] = {
+            "DDIM at guidance 1": (by_ddim, plain, plain),
+            "DDIM, encoded and decoded guided": (by_ddim, model, model),
+            "DDIM, encoded at 1, decoded guided": (by_ddim, plain, model),
+            "negative prompt": (odediff.negative_prompt, model, model),
+            "null-text": (odediff.null_text, model, model),
+            "stored offsets": (odediff.direct_inversion, model, model),
+            "one shared null": (odediff.shared_null, model, model),
+        }
+        unguided: list[float] = []
+        for name, way in ways.items():
+            *_, by_image, passes, seconds, memory = rows.of((name, f"{guidance:g}"), partial(quality, *way))
+            unguided = unguided or by_image
+            distance = [mine - other for mine, other in zip(by_image, unguided, strict=True)]
+            spread = f"{min(distance):.1f} to {max(distance):.1f}"
+            shown.append([name, f"{guidance:g}", statistics.median(by_image), spread, passes, seconds, memory])
+            if name == "null-text":
+                print(f"guidance {guidance:g}, null-text less DDIM at 1 [dB], image by image:")
+                print(*(f"{value:.1f}" for value in distance))
+    header = ("method", "guidance", "PSNR [dB]", "against DDIM at 1, per image", "passes", "seconds", "memory [GiB]")
+    print(text_table(header, shown))
 
 
 def by_ddim(model: Model, images: Tensor, **settings: Any) -> Code:
@@ -173,45 +206,53 @@ def by_ddim(model: Model, images: Tensor, **settings: Any) -> Code:
     return odediff.encode(model, images, solver=DDIM(), **settings)
 
 
-def curve(images: int | None) -> None:
+def curve(folder: Path, images: int | None) -> None:
     """DDIM's table 2 as a curve: error of the way back against steps, and a method of order 3 beside it."""
-    pictures, _ = real_images(images or CURVE_IMAGES, torch.float64)
-    model = odediff.zoo.fashion_mnist()
-    rows, errors = [], {}
+    count = images or CURVE_IMAGES
+    rows, errors = Rows(folder, "curve", images=count), {}
     for name, solver, ladder in (("DDIM", DDIM(), CURVE_STEPS), ("RK4", RK4(Noise()), CURVE_STEPS[:5])):
-        errors[name] = [rms_round_trip(model, pictures, solver, steps) for steps in ladder]
-        rows += [(name, steps, solver.calls(steps), e) for steps, e in zip(ladder, errors[name], strict=True)]
-    print(text_table(("method", "steps", "calls", "rms round trip"), rows))
+
+        def error(solver: Solver = solver, steps: int = 0) -> list[float]:
+            return [rms_round_trip(odediff.zoo.fashion_mnist(), real_images(count, torch.float64)[0], solver, steps)]
+
+        errors[name] = [
+            rows.of((name, steps, solver.calls(steps)), partial(error, solver, steps))[-1] for steps in ladder
+        ]
+    print(rows.text(("method", "steps", "calls", "rms round trip")))
     floor = 1e-8
     doublings = len(CURVE_STEPS) - 1
     print(f"DDIM: slope {convergence_slope(CURVE_STEPS[2:doublings], errors['DDIM'][2:doublings], floor):.2f}")
     print(f"RK4: slope {convergence_slope(CURVE_STEPS[:5], errors['RK4'], floor):.2f}")
-    reached = next(n for n, e in zip(CURVE_STEPS, errors["RK4"], strict=False) if e <= errors["DDIM"][-1])
-    print(f"RK4 reaches DDIM's error at 1000 steps with {4 * reached} calls: {1000 / (4 * reached):.1f} times fewer")
+    reached = next((n for n, e in zip(CURVE_STEPS, errors["RK4"], strict=False) if e <= errors["DDIM"][-1]), None)
+    if reached is not None:
+        print(
+            f"RK4 reaches DDIM's error at 1000 steps with {4 * reached} calls: {1000 / (4 * reached):.1f} times fewer"
+        )
 
 
-def memory(images: int | None) -> None:
-    """The peak memory of a reversible encoding at 10 and at 200 steps, each in a process of its own."""
-    program = (
-        "import resource, sys, odediff, solvers\n"
-        "x = odediff.zoo.test_images()[0][:{n}]\n"
-        "model = odediff.Model(lambda x, time: x * 0.1, odediff.VPTable.linear())\n"
-        "x = x.repeat(1, 32, 1, 1)\n"
-        "odediff.encode(model, x, solver=solvers.{solver}(), grid=odediff.grid.uniform_t, steps={steps})\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
-    )
-    rows = []
-    for solver in ("BDIA", "OBELM", "AsynchronousLeapfrog", "EDICT"):
-        peaks = []
-        for steps in (11, 201):
-            code = program.format(n=images or 20, solver=solver, steps=steps)
-            found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            peaks.append(float(found.stdout))
-        rows.append((solver, peaks[0], peaks[1], peaks[1] / peaks[0]))
-    print(text_table(("method", "10 steps [MiB]", "200 steps [MiB]", "ratio"), rows))
+def memory(folder: Path, images: int | None) -> None:
+    """What an encoding holds at once, in states: the history of a method is in it, the network is not."""
+    rows = Rows(folder, "memory")
+    for name, solver in METHODS.items():
+
+        def peaks(solver: Solver = solver) -> list[float]:
+            short, long = (encoding_peak(solver, steps) for steps in (10, 200))
+            return [short, long, long / short]
+
+        rows.of((name,), peaks)
+    print(rows.text(("method", "10 steps [states]", "200 steps [states]", "ratio")))
 
 
-PARTS: dict[str, Callable[[int | None], None]] = {
+def encoding_peak(solver: Solver, steps: int) -> float:
+    """The memory of all tensors alive at once while a state of 10^5 numbers is encoded, in such states."""
+    x = torch.randn(1, 100_000, generator=torch.Generator().manual_seed(0)).mul_(0.1)
+    model = odediff.Model(lambda x, time: x * 0.1, odediff.VPTable.linear())
+    with LiveMemory() as memory:
+        odediff.encode(model, x, solver=solver, grid=GRID, steps=steps + 1, throw=False)
+    return memory.peak / (x.numel() * x.element_size())
+
+
+PARTS: dict[str, Callable[[Path, int | None], None]] = {
     "table": table,
     "exact": exact,
     "implicit": implicit,
