@@ -13,10 +13,12 @@ from solvers.controller import row_norm
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.newton_form import (
     divided_differences,
-    first_terms,
     gauss_legendre,
     newton_integrals,
+    newton_weights,
     odd_newton_integrals,
+    step_integrals,
+    with_node_in_front,
 )
 from solvers.ode import accumulate, combine
 from solvers.solver import Solver
@@ -103,8 +105,9 @@ class AdaptiveAdams(Tolerance):
 class AdamsRun(Run):
     """The histories of one solve.
 
-    ``slopes`` ``(M, B, ...)`` lie in slots, ``places`` are their q, and ``age`` lists the slots, newest first. The slot
-    of the oldest slope is free for the one of an attempt, so that M = max_order + 2 states are kept.
+    ``slopes`` ``(M, B, ...)`` lie in slots, which ``age`` ``(M, B)`` lists, newest first. The slot of the oldest slope
+    is free for the one of an attempt, so that M = max_order + 2 states are kept. ``past`` ``(M - 1, B)`` are the places
+    q of the others, and ``differences`` the weights of their slopes in Newton's divided differences.
     """
 
     calls = 1
@@ -115,9 +118,10 @@ class AdamsRun(Run):
         count, size = len(z), solver.max_order + 2
         self.gauss = gauss_legendre((size + 1) // 2)
         self.slopes = torch.zeros(size, *z.shape, dtype=z.dtype, device=z.device)
-        self.age = np.tile(np.arange(size), (count, 1))
+        self.age = np.tile(np.arange(size)[:, None], count)
         # Unused places only have to differ from each other and from all used ones.
-        self.places = np.tile(span.q_a - span.direction * span.length * np.arange(2.0, size + 2.0), (count, 1))
+        self.past = np.tile(span.q_a - span.direction * span.length * np.arange(2.0, size + 1.0)[:, None], count)
+        self.differences = divided_differences(self.past)
         self.known = np.zeros(count, dtype=np.int64)
         self.k = np.ones(count, dtype=np.int64)
         self.steps = np.zeros(count, dtype=np.int64)
@@ -126,37 +130,37 @@ class AdamsRun(Run):
         self.closing_error = np.full(count, math.inf)
         self.odd = np.zeros(count, dtype=bool)
         slope = span.slope(ode, span.node(self.q), z, dtype)
-        self._write(slope, self.q)
-        self._adopt(np.ones(count, dtype=bool))
+        self._write(slope)
+        self._adopt(np.ones(count, dtype=bool), *self._with_attempt(self.q))
         size_of_state, size_of_slope = row_norm(z), row_norm(slope)
         reach = np.where(size_of_slope > 0, size_of_state / np.where(size_of_slope > 0, size_of_slope, 1.0), math.inf)
         reach = np.where(np.isfinite(reach) & (reach > 0), reach, span.length)
         self.reach = np.minimum(reach, span.length)
         self.h = START * solver.rtol ** (1 / 3) * self.reach
         self.broken = ~np.isfinite(size_of_slope)
-        self.last = _Piece(self.q, self.z, self._ordered(), self.age, self.k)
+        self.last = _Piece(self.q, self.z, self.past, self.age, self.k)
 
     def attempt(self, ode: Any) -> np.ndarray:
         """Predict, evaluate, correct, and choose the next order and step."""
-        q, b, k = self.q, self.target(), self.k
-        past = self._ordered()
-        taken = (np.abs(past[:, :2] - b[:, None]) <= CLOSEST * np.abs(b - q)[:, None]).any(axis=1)
+        q, b, k, past = self.q, self.target(), self.k, self.past
+        taken = (np.abs(past[:2] - b) <= CLOSEST * np.abs(b - q)).any(axis=0)
         b = np.where(taken, q + 0.8 * (b - q), b)
         h = np.abs(b - q)
         every, most = np.arange(len(q)), int(k.max())
-        ahead = newton_integrals(past[:, : most + 1], q, b, self.gauss)
-        predicted = self._combine(first_terms(_terms(ahead, past[:, : most + 1]), k), self.age, self.z)
+        # Term m of the corrector is over b and m past nodes; its integral is of the products over b and m - 1 of them.
+        ahead, corrections = step_integrals(past[: most + 1], q, b, self.gauss)
+        weights = newton_weights(ahead[:most], self.differences[:most, :most], k)
+        predicted = self._combine(weights, self.age, self.z)
         node = self.span.node(b)
-        self._write(self.span.slope(ode, node, predicted, self.dtype), b)
+        self._write(self.span.slope(ode, node, predicted, self.dtype))
 
-        nodes = np.concatenate([b[:, None], past[:, :-1]], axis=1)
-        slots = np.concatenate([self.age[:, -1:], self.age[:, :-1]], axis=1)
-        integrals = newton_integrals(nodes[:, : most + 2], q, b, self.gauss)
-        terms = _terms(integrals, nodes[:, : most + 2])
+        nodes, slots, differences = attempted = self._with_attempt(b)
         # Term k has the divided difference over b and k past nodes, which is also what the predictor lacks of the
         # corrector, there with another integral.
-        changes = self._combine(terms[every, np.stack([k, k - 1, k + 1])], slots)
-        corrected = combine((1.0, predicted), (ahead[every, k] / integrals[every, k], changes[0]))
+        orders = np.stack([k, k - 1, k + 1])
+        terms = corrections[orders, every][..., None] * differences[orders, : most + 2, every]
+        changes = self._combine(terms.swapaxes(1, 2), slots)
+        corrected = combine((1.0, predicted), (ahead[k, every] / corrections[k, every], changes[0]))
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
         errors = row_norm(changes.mul_(scale).flatten(0, 1)).reshape(3, -1)
         self.broken = ~np.isfinite(errors[0])
@@ -176,19 +180,18 @@ class AdamsRun(Run):
         fall = ~rise & (lower > np.maximum(steps, higher))
         wanted = np.where(fall, lower, np.where(rise, np.maximum(higher, steps), steps))
         growth = np.where(self.steps < STARTING, START_GROWTH, GROWTH)
-        most = np.where(accepted | probe, np.where(self.calm, growth, 1.0), 0.9) * h
-        self.h = np.where(self.broken, SHRINK * h, np.clip(wanted, SHRINK * h, most))
+        largest = np.where(accepted | probe, np.where(self.calm, growth, 1.0), 0.9) * h
+        self.h = np.where(self.broken, SHRINK * h, np.minimum(np.maximum(wanted, SHRINK * h), largest))
         if self.closes and (np.abs(self.span.q_b - b) <= 2 * NEAR * h).any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
-            odd = self._combine(first_terms(_odd_terms(past[:, :-1], q, b), k), self.age, self.z)
+            odd = self._combine(newton_weights(*_odd_terms(past, q, b), k), self.age, self.z)
             self.odd = row_norm(odd - corrected) <= row_norm(predicted - corrected)
         self.last = _Piece(q, self.z, nodes, slots, k + 1)
         self.k = np.where(rise, k + 1, np.where(fall, k - 1, k))
         self.calm = accepted | probe
-        self.z = torch.where(self._column(accepted), corrected, self.z)
-        self.q = np.where(accepted, b, q)
+        self._move(accepted, b, corrected)
         self.steps = self.steps + accepted
-        self._adopt(accepted | probe)
+        self._adopt(accepted | probe, *attempted)
         return accepted
 
     def finish(self) -> np.ndarray:
@@ -198,17 +201,16 @@ class AdamsRun(Run):
         candidates = at_last | ((rest <= NEAR * self.h) & self.odd)
         if not self.closes or not candidates.any():
             return np.zeros(len(self.q), dtype=bool)
-        past, end = self._ordered()[:, :-1], np.full(len(self.q), span.q_b)
-        terms = _odd_terms(past, self.q, end)
-        ended = self._combine(first_terms(terms, self.k), self.age, self.z)
+        every, end = np.arange(len(self.q)), np.full(len(self.q), span.q_b)
+        integrals, differences = _odd_terms(self.past, self.q, end)
+        ended = self._combine(newton_weights(integrals, differences, self.k), self.age, self.z)
         scale = error_scale(span, self.solver.tolerances, span.node(end), ended)
-        last = self._combine(terms[np.arange(len(end)), self.k - 1], self.age)
-        error = row_norm(last.mul_(scale))
+        last = integrals[self.k - 1, every] * differences[self.k - 1, :, every].T
+        error = row_norm(self._combine(last, self.age).mul_(scale))
         reached = candidates & (at_last | (error <= 1))
         self.closing_error = np.where(reached, error, self.closing_error)
-        self.last = _Piece(self.q, self.z, past, self.age, self.k, odd=True)
-        self.z = torch.where(self._column(reached), ended, self.z)
-        self.q = np.where(reached, span.q_b, self.q)
+        self.last = _Piece(self.q, self.z, self.past, self.age, self.k, odd=True)
+        self._move(reached, end, ended)
         return reached
 
     def closing_errors(self, rows: np.ndarray) -> np.ndarray:
@@ -218,57 +220,66 @@ class AdamsRun(Run):
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """The integral of the last step's own polynomial: of the step's order."""
         last, index = self.last, torch.from_numpy(rows).to(self.z.device)
-        weights = _weights(last.nodes[rows], last.used[rows], last.q[rows], q, last.odd)
-        return accumulate(last.z[index], self._by_slot(weights, last.slots[rows]), self.slopes[:, index])
+        weights = _weights(last.nodes[:, rows], last.used[rows], last.q[rows], q, last.odd)
+        return accumulate(last.z[index], self._by_slot(weights, last.slots[:, rows]), self.slopes[:, index])
 
     def piece(self, row: int) -> "AdamsPiece":
         """The polynomial of the row's last step, with the slopes that it reads."""
         last, used = self.last, int(self.last.used[row])
-        slopes = tuple(self.slopes[slot, row].clone() for slot in last.slots[row, :used])
+        slopes = tuple(self.slopes[slot, row].clone() for slot in last.slots[:used, row])
         return AdamsPiece(
-            self.span, float(last.q[row]), float(self.q[row]), last.z[row], last.nodes[row, :used], slopes, last.odd
+            self.span, float(last.q[row]), float(self.q[row]), last.z[row], last.nodes[:used, row], slopes, last.odd
         )
 
     def keep(self, rows: np.ndarray) -> None:
         """Select the rows of the histories."""
         index = self._keep_places(rows)
         self.slopes = self.slopes[:, index]
-        for name in ("age", "places", "known", "k", "steps", "calm", "closing_error", "reach", "odd"):
-            setattr(self, name, getattr(self, name)[rows])
+        for name in ("age", "past", "differences", "known", "k", "steps", "calm", "closing_error", "reach", "odd"):
+            setattr(self, name, getattr(self, name)[..., rows])
 
-    def _write(self, slope: Tensor, q: np.ndarray) -> None:
-        """Put the slopes at ``q`` into the free slots."""
-        free, rows = self.age[:, -1], np.arange(len(q))
-        device = self.slopes.device
-        self.slopes[torch.from_numpy(free).to(device), torch.from_numpy(rows).to(device)] = slope
-        self.places[rows, free] = q
+    def _write(self, slope: Tensor) -> None:
+        """Put the slopes of an attempt into the free slots."""
+        count = len(slope)
+        places = torch.from_numpy(self.age[-1] * count + np.arange(count)).to(slope.device)
+        self.slopes.flatten(0, 1).index_copy_(0, places, slope)
 
-    def _adopt(self, accepted: np.ndarray) -> None:
-        """Make the slopes in the free slots the newest; the oldest slots become free."""
-        self.age = np.where(accepted[:, None], np.roll(self.age, 1, axis=1), self.age)
-        self.known = np.minimum(self.known + accepted, self.age.shape[1] - 1)
+    def _with_attempt(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The nodes, slots and divided differences of all slopes; those in the free slots, at ``b``, come first."""
+        nodes = np.concatenate([b[None], self.past])
+        slots = np.concatenate([self.age[-1:], self.age[:-1]])
+        return nodes, slots, with_node_in_front(self.differences, self.past, b)
+
+    def _adopt(self, accepted: np.ndarray, nodes: np.ndarray, slots: np.ndarray, differences: np.ndarray) -> None:
+        """Go on `_with_attempt`; the oldest slots become free."""
+        self.age = np.where(accepted, slots, self.age)
+        self.past = np.where(accepted, nodes[:-1], self.past)
+        self.differences = np.where(accepted, differences[:-1, :-1], self.differences)
+        self.known = np.minimum(self.known + accepted, len(self.past))
+
+    def _move(self, moved: np.ndarray, q: np.ndarray, z: Tensor) -> None:
+        """Take those rows to ``(q, z)``; ``z`` is written to."""
+        self.q = np.where(moved, q, self.q)
+        if not moved.all():
+            stay = torch.from_numpy(np.flatnonzero(~moved)).to(z.device)
+            z.index_copy_(0, stay, self.z[stay])
+        self.z = z
 
     def _forget(self, rows: np.ndarray) -> None:
         """A slope that is not finite would make every combination NaN, even with a weight of zero."""
-        free = torch.from_numpy(self.age[rows, -1]), torch.from_numpy(np.flatnonzero(rows))
+        free = torch.from_numpy(self.age[-1, rows]), torch.from_numpy(np.flatnonzero(rows))
         self.slopes[free[0].to(self.z.device), free[1].to(self.z.device)] = 0.0
-
-    def _ordered(self) -> np.ndarray:
-        """The places of the slopes, newest first."""
-        return np.take_along_axis(self.places, self.age, axis=1)
 
     def _combine(self, weights: np.ndarray, slots: np.ndarray, z: Tensor | None = None) -> Tensor:
         """``z``, or nothing, plus the slopes in these slots, weighted."""
         return accumulate(z, self._by_slot(weights, slots), self.slopes)
 
     def _by_slot(self, weights: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The weights ``(..., B, k)`` of the slopes in the first of ``slots``, in the order of the slots."""
-        ordered = np.zeros((*weights.shape[:-1], len(self.slopes)))
-        ordered[..., np.arange(len(slots))[:, None], slots[:, : weights.shape[-1]]] = weights
+        """The weights ``(..., n, B)`` of the slopes in the first n of ``slots``, in the order of the slots."""
+        *several, n, count = weights.shape
+        ordered = np.zeros((*several, len(self.slopes), count))
+        ordered[..., slots[:n], np.arange(count)] = weights
         return ordered
-
-    def _column(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.z.device).reshape(-1, *(1,) * (self.z.ndim - 1))
 
 
 def _steps(h: np.ndarray, errors: np.ndarray, powers: np.ndarray) -> np.ndarray:
@@ -277,19 +288,15 @@ def _steps(h: np.ndarray, errors: np.ndarray, powers: np.ndarray) -> np.ndarray:
     return np.asarray(SAFETY * h * known ** (-1.0 / powers))
 
 
-def _terms(integrals: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """The terms of Newton's polynomial, integrated, as weights of the slopes at ``nodes``."""
-    return integrals[..., None] * divided_differences(nodes)
-
-
-def _odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The same for the odd polynomial ``q p(q^2)``, which runs through the slopes over q."""
-    return _terms(odd_newton_integrals(nodes, a, b), nodes**2) / nodes[:, None, :]
+def _odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integrals and differences of the odd polynomial ``q p(q^2)``, which runs through the slopes over q."""
+    return odd_newton_integrals(nodes, a, b), divided_differences(nodes**2) / nodes
 
 
 def _weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, odd: bool) -> np.ndarray:
     """The weights of the slopes in the integral from a to b of the polynomial through the first ``used`` of them."""
-    return first_terms(_odd_terms(nodes, a, b) if odd else _terms(newton_integrals(nodes, a, b), nodes), used)
+    terms = _odd_terms(nodes, a, b) if odd else (newton_integrals(nodes, a, b), divided_differences(nodes))
+    return newton_weights(*terms, used)
 
 
 @dataclass(frozen=True)
@@ -319,5 +326,5 @@ class AdamsPiece:
     def __call__(self, q: float) -> Tensor:
         """The line's state at ``q``."""
         used = np.array([len(self.nodes)])
-        (weights,) = _weights(self.nodes[None], used, np.array([self.q_a]), np.array([q]), self.odd)
-        return combine((1.0, self.z), *((float(w), slope) for w, slope in zip(weights, self.slopes, strict=True)))
+        weights = _weights(self.nodes[:, None], used, np.array([self.q_a]), np.array([q]), self.odd)[:, 0]
+        return combine((1.0, self.z), *zip(weights.tolist(), self.slopes, strict=True))

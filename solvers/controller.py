@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 BLOCK = 1024
 """Components that are summed in one go; see `row_norm`."""
@@ -62,16 +64,14 @@ def row_norm(x: Tensor) -> np.ndarray:
     A long row is summed in blocks: torch splits the sum of a single long row between threads, and a sample solved alone
     would round otherwise than among others.
     """
-    rows = x.detach().reshape(len(x), -1).square()
+    rows = x.detach().reshape(len(x), -1)
     size = rows.shape[1]
-    if size > BLOCK:
-        whole = size // BLOCK * BLOCK
-        blocks = rows[:, :whole].reshape(len(rows), -1, BLOCK).sum(2).sum(1)
-        rest = rows[:, whole:].sum(1) if whole < size else 0.0
-        total = blocks + rest
-    else:
-        total = rows.sum(1)
-    return np.sqrt(total.double().cpu().numpy() / max(size, 1))
+    whole = size // BLOCK * BLOCK if size > BLOCK else 0
+    norms = vector_norm(rows[:, whole:], dim=1)
+    if whole:
+        blocks = vector_norm(rows[:, :whole].reshape(len(rows), -1, BLOCK), dim=2)
+        norms = vector_norm(torch.cat([blocks, norms[:, None]], dim=1).double(), dim=1)
+    return norms.double().cpu().numpy() / math.sqrt(max(size, 1))
 
 
 def first_step(d0: np.ndarray, d1: np.ndarray, span: float) -> np.ndarray:

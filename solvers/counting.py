@@ -63,7 +63,7 @@ class Ledger:
         if index is None:
             self.batch_calls += 1
         else:
-            self.row_calls[index] += 1
+            self.row_calls.numpy()[index.numpy()] += 1
 
     @property
     def evaluations(self) -> Tensor:

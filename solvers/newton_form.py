@@ -1,11 +1,13 @@
 """Integrals of Newton's interpolating polynomials over uneven nodes, one set of nodes per sample.
 
-The polynomial through q_0 ... q_{k-1} is the sum over m < k of ``f[q_0 ... q_m] prod_{i < m} (q - q_i)``. Its integral
-needs the integrals of the products, ``(B, m)``, and the weights ``(B, m, j)`` with which the values at the nodes enter
-the divided differences. The orders share both, and term k is what one more node changes. Products of differences lose
-no digits, whatever the spacing, where a Vandermonde system would.
+The polynomial through q_0 ... q_{n-1} is the sum over m < n of ``f[q_0 ... q_m] prod_{i < m} (q - q_i)``. Its integral
+needs the integrals of the products, ``(n, B)``, and the weights ``(n, n, B)`` with which the values at the nodes enter
+the divided differences: those of ``f[q_0 ... q_m]`` are row m. The orders share both, and term m is what node m adds.
+Products of differences lose no digits, whatever the spacing, where a Vandermonde system would.
 
-``nodes`` are ``(B, n)`` and differ, ``a`` and ``b`` are ``(B,)``.
+``nodes`` are ``(n, B)`` and differ, ``a`` and ``b`` are ``(B,)``. The samples come last: what is computed for all of
+them at once lies side by side, and only elementwise operations and sums over other axes touch it, so that the bits of a
+sample do not depend on the batch.
 """
 
 from functools import cache
@@ -17,49 +19,67 @@ Rule = tuple[np.ndarray, np.ndarray]
 
 @cache
 def gauss_legendre(count: int) -> Rule:
-    """Nodes and weights on [0, 1], exact for degree ``2 count - 1``."""
+    """Nodes and weights on [0, 1], ``(count, 1)``, exact for degree ``2 count - 1``."""
     nodes, weights = np.polynomial.legendre.leggauss(count)
-    return 0.5 * (nodes + 1), 0.5 * weights
+    return 0.5 * (nodes + 1)[:, None], 0.5 * weights[:, None]
 
 
-def newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule | None = None) -> np.ndarray:
-    """The integrals from a to b of ``prod_{i < m} (q - q_i)``, ``(B, m)``.
+def newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The integrals from a to b of ``prod_{i < m} (q - q_i)``, ``(n, B)``, by a Gauss rule that is exact for them."""
+    points, rule = gauss_legendre((len(nodes) + 1) // 2)
+    return _products(nodes, a + (b - a) * points, (b - a) * rule).sum(axis=1)
 
-    By a Gauss rule that is exact for them; a larger one may be given, so that n changes no bit.
+
+def step_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """`newton_integrals` over ``nodes``, ``(n, B)``, and over b followed by ``nodes``, ``(n + 1, B)``.
+
+    The products with b are those without it times ``q - b``. The rule is given, so that n changes no bit.
     """
-    points, rule = gauss or gauss_legendre((nodes.shape[-1] + 1) // 2)
-    h = (b - a)[:, None]
-    return _integrals(nodes, a[:, None] + h * points, h * rule)
+    points, rule = gauss
+    x = a + (b - a) * points
+    products = _products(nodes, x, (b - a) * rule)
+    ahead = products.sum(axis=1)
+    return ahead, np.concatenate([ahead[:1], (products * (x - b)).sum(axis=1)])
 
 
 def odd_newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The integrals from a to b of ``q prod_{i < m} (q^2 - q_i^2)``, ``(B, m)``, for odd polynomials ``q p(q^2)``.
+    """The integrals from a to b of ``q prod_{i < m} (q^2 - q_i^2)``, ``(n, B)``, for odd polynomials ``q p(q^2)``.
 
     The divided differences are those of ``f(q_i)/q_i`` over ``q_i^2``.
     """
-    points, rule = gauss_legendre(nodes.shape[-1])
-    h = (b - a)[:, None]
-    x = a[:, None] + h * points
-    return _integrals(nodes**2, x**2, h * rule * x)
+    points, rule = gauss_legendre(len(nodes))
+    x = a + (b - a) * points
+    return _products(nodes**2, x**2, (b - a) * rule * x).sum(axis=1)
 
 
 def divided_differences(nodes: np.ndarray) -> np.ndarray:
     """The weights of the values at ``nodes`` in ``f[q_0 ... q_m]``: ``1/prod_{i <= m, i != j} (q_j - q_i)``, j <= m."""
-    count = nodes.shape[-1]
-    distances = nodes[:, None, :] - nodes[:, :, None]
-    distances[:, range(count), range(count)] = 1.0
-    return np.tri(count) / np.multiply.accumulate(distances, axis=1)
+    count = len(nodes)
+    distances = nodes - nodes[:, None]
+    distances[range(count), range(count)] = 1.0
+    return np.tri(count)[..., None] / np.multiply.accumulate(distances, axis=0)
 
 
-def first_terms(terms: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """The sum of the first ``used`` ``(B,)`` of the terms ``(B, m, j)``: the polynomial through that many nodes."""
-    return terms.cumsum(axis=1)[np.arange(len(terms)), used - 1]
+def with_node_in_front(differences: np.ndarray, nodes: np.ndarray, node: np.ndarray) -> np.ndarray:
+    """The `divided_differences` of ``node`` followed by ``nodes``, from those of ``nodes``: a further factor each."""
+    distances = nodes - node
+    found = np.zeros((len(nodes) + 1, len(nodes) + 1, len(node)))
+    np.divide(differences, distances, out=found[1:, 1:])
+    found[0, 0] = 1.0
+    np.divide(1.0, np.multiply.accumulate(-distances, axis=0), out=found[1:, 0])
+    return found
 
 
-def _integrals(nodes: np.ndarray, x: np.ndarray, rule: np.ndarray) -> np.ndarray:
-    """The integrals of the products at ``x`` ``(B, points)`` with the weights ``rule``."""
-    products = np.empty((len(nodes), nodes.shape[-1], x.shape[-1]))
-    products[:, 0] = rule
-    np.subtract(x[:, None, :], nodes[:, :-1, None], out=products[:, 1:])
-    # A sum, not a matrix product: a sample's bits must not depend on the shape of the batch.
-    return np.multiply.accumulate(products, axis=1).sum(axis=-1)
+def newton_weights(integrals: np.ndarray, differences: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The weights of the values at the nodes in the integral of the polynomial through the first ``used`` ``(B,)``."""
+    kept = np.where(np.arange(len(integrals))[:, None] < used, integrals, 0.0)
+    return np.asarray((kept[:, None] * differences).sum(axis=0))
+
+
+def _products(nodes: np.ndarray, x: np.ndarray, rule: np.ndarray) -> np.ndarray:
+    """The products at ``x``, times the weights ``rule``, both ``(points, B)``: ``(n, points, B)``."""
+    products = np.empty((len(nodes), *x.shape))
+    products[0] = rule
+    for m in range(1, len(nodes)):
+        np.multiply(products[m - 1], x - nodes[m - 1], out=products[m])
+    return products

@@ -137,16 +137,15 @@ def combine(*terms: tuple[Real, Tensor]) -> Tensor:
 
 
 def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Tensor:
-    """``start + sum over j of weights[:, j] tensors[j]``: `combine` for weights ``(B, M)`` and tensors ``(M, B, ...)``.
+    """``start + sum over j of weights[j] tensors[j]``: `combine` for weights ``(M, B)`` and tensors ``(M, B, ...)``.
 
-    Weights ``(S, B, M)`` give S sums at once, ``(S, B, ...)``. One transfer for all weights; columns of zeros cost
-    nothing.
+    Weights ``(S, M, B)`` give S sums at once, ``(S, B, ...)``. All weights are transferred at once; zeros cost nothing.
     """
-    shape = (*weights.shape[:-1], *tensors.shape[2:])
-    total = tensors.new_zeros(shape) if start is None else start.clone()
-    columns = torch.from_numpy(np.moveaxis(weights, -1, 0).copy()).to(device=total.device, dtype=total.dtype)
-    columns = columns.reshape(*columns.shape, *(1,) * (tensors.ndim - 2))
-    for j in np.flatnonzero(weights.reshape(-1, weights.shape[-1]).any(axis=0)).tolist():
+    *several, count, batch = weights.shape
+    total = tensors.new_zeros((*several, *tensors.shape[1:])) if start is None else start.clone()
+    values = torch.from_numpy(weights).to(device=total.device, dtype=total.dtype)
+    columns = values.reshape(*weights.shape, *(1,) * (tensors.ndim - 2)).unbind(len(several))
+    for j in np.flatnonzero(weights.reshape(-1, count, batch).any(axis=(0, 2))).tolist():
         total.addcmul_(tensors[j], columns[j])
     return total
 

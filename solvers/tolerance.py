@@ -46,10 +46,12 @@ class Span:
         """The nodes at ``q``; those of the ends are the ends themselves, without a round trip through q."""
         found = self.ode.node(q) if self.line is None else self.line.node(self.ode, q)
         first, last = sorted((self.ends[0].t, self.ends[1].t))
-        values = [np.clip(found.t, first, last), np.asarray(found.alpha), np.asarray(found.sigma)]
+        found = found._replace(t=np.minimum(np.maximum(found.t, first), last))
         for end, q_end in zip(self.ends, (self.q_a, self.q_b, self.q_known), strict=True):
-            values = [np.where(q == q_end, exact, value) for exact, value in zip(end, values, strict=True)]
-        return Node(*values)
+            there = q == q_end
+            if there.any():
+                found = Node(*(np.where(there, exact, value) for exact, value in zip(end, found, strict=True)))
+        return found
 
     def scale(self, node: Node) -> Real:
         """The factor in ``x = scale z``."""

@@ -6,12 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import odediff
 from benchmarks.problems import gaussian, mixture
 from odediff.problems import exact_model
 from solvers import DDIM, AdaptiveAdams, Heun, Rotation, Scipy, Status, solve
-from solvers.newton_form import divided_differences, first_terms, newton_integrals, odd_newton_integrals
+from solvers.newton_form import (
+    divided_differences,
+    gauss_legendre,
+    newton_integrals,
+    newton_weights,
+    odd_newton_integrals,
+    step_integrals,
+    with_node_in_front,
+)
 from solvers.testing import SPAN, ExactODE, Gaussian, departures, mild_mixture, reference, starting_points
 
 
@@ -23,37 +33,59 @@ def noise(count, dimension, seed=0):
 
 
 def quadrature_weights(nodes, used, a, b):
-    return first_terms(newton_integrals(nodes, a, b)[..., None] * divided_differences(nodes), used)
+    return newton_weights(newton_integrals(nodes, a, b), divided_differences(nodes), used)
 
 
 @pytest.mark.parametrize("used", [1, 2, 5, 9])
 def test_weights_integrate_polynomials_exactly_on_uneven_nodes(used):
     generator = np.random.default_rng(1)
-    nodes = np.cumsum(generator.uniform(0.2, 1.5, (3, 11)), axis=1)
-    a, b = nodes[:, 0], generator.uniform(-1.0, 0.5, 3)
+    nodes = np.cumsum(generator.uniform(0.2, 1.5, (11, 3)), axis=0)
+    a, b = nodes[0], generator.uniform(-1.0, 0.5, 3)
     weights = quadrature_weights(nodes, np.full(3, used), a, b)
-    assert (weights[:, used:] == 0).all()
+    assert (weights[used:] == 0).all()
     for power in range(used):
         exact = (b ** (power + 1) - a ** (power + 1)) / (power + 1)
-        size = np.abs(weights * nodes**power).sum(1)
-        assert (np.abs((weights * nodes**power).sum(1) - exact) < 1e-12 * size).all()
+        size = np.abs(weights * nodes**power).sum(0)
+        assert (np.abs((weights * nodes**power).sum(0) - exact) < 1e-12 * size).all()
 
 
 def test_odd_weights_integrate_odd_polynomials_of_twice_the_degree():
-    nodes = np.array([[0.2, 0.35, 0.6, 0.9]])
+    nodes = np.array([[0.2], [0.35], [0.6], [0.9]])
     integrals = odd_newton_integrals(nodes, np.array([0.2]), np.array([0.0]))
-    weights = first_terms(integrals[..., None] * divided_differences(nodes**2), np.array([4])) / nodes
+    weights = newton_weights(integrals, divided_differences(nodes**2), np.array([4])) / nodes
     for power in (1, 3, 5, 7):
         assert (weights * nodes**power).sum() == pytest.approx(-(0.2 ** (power + 1)) / (power + 1), rel=1e-12)
 
 
 def test_even_steps_give_the_textbook_weights():
     # Adams-Bashforth and Adams-Moulton of order 4 (Hairer, Norsett & Wanner, III.1).
-    past = np.array([[0.0, -1.0, -2.0, -3.0]])
+    past = np.array([[0.0], [-1.0], [-2.0], [-3.0]])
     bashforth = quadrature_weights(past, np.array([4]), np.array([0.0]), np.array([1.0]))
-    np.testing.assert_allclose(bashforth[0], np.array([55, -59, 37, -9]) / 24, rtol=1e-12)
+    np.testing.assert_allclose(bashforth[:, 0], np.array([55, -59, 37, -9]) / 24, rtol=1e-12)
     moulton = quadrature_weights(past + 1, np.array([4]), np.array([0.0]), np.array([1.0]))
-    np.testing.assert_allclose(moulton[0], np.array([9, 19, -5, 1]) / 24, rtol=1e-12)
+    np.testing.assert_allclose(moulton[:, 0], np.array([9, 19, -5, 1]) / 24, rtol=1e-12)
+
+
+@given(
+    steps=st.lists(st.floats(1e-6, 10.0), min_size=2, max_size=10),
+    ahead=st.floats(1e-6, 10.0),
+    direction=st.sampled_from([-1.0, 1.0]),
+)
+def test_a_node_in_front_changes_integrals_and_differences_as_if_they_were_made_anew(steps, ahead, direction):
+    past = -direction * np.cumsum([0.0, *steps])[:, None]  # from zero, so that small steps are not rounded away
+    a, b = past[0], np.array([direction * ahead])
+    rule = gauss_legendre(7)
+    shorter, longer = step_integrals(past, a, b, rule)
+    nodes = np.concatenate([b[None], past])
+    for found, of in ((shorter, past), (longer, nodes)):
+        # Terms of the products' integrals cancel near the node that is left: an error is of their size, not the sum's.
+        size = np.abs(b - a) * np.cumprod(
+            np.concatenate([np.ones((1, 1)), np.abs(of[:-1] - a) + np.abs(b - a)]), axis=0
+        )
+        assert (np.abs(found - newton_integrals(of, a, b)) <= 1e-13 * size).all()
+    np.testing.assert_allclose(
+        with_node_in_front(divided_differences(past), past, b), divided_differences(nodes), rtol=1e-12
+    )
 
 
 # Accuracy
