@@ -66,11 +66,13 @@ def row_norm(x: Tensor) -> np.ndarray:
     """
     rows = x.detach().reshape(len(x), -1)
     size = rows.shape[1]
-    whole = size // BLOCK * BLOCK if size > BLOCK else 0
-    norms = vector_norm(rows[:, whole:], dim=1)
-    if whole:
+    if size <= BLOCK:
+        norms = vector_norm(rows, dim=1)
+    else:
+        whole = size // BLOCK * BLOCK
         blocks = vector_norm(rows[:, :whole].reshape(len(rows), -1, BLOCK), dim=2)
-        norms = vector_norm(torch.cat([blocks, norms[:, None]], dim=1).double(), dim=1)
+        rest = vector_norm(rows[:, whole:], dim=1)
+        norms = vector_norm(torch.cat([blocks, rest[:, None]], dim=1).double(), dim=1)
     return norms.double().cpu().numpy() / math.sqrt(max(size, 1))
 
 
