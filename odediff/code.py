@@ -23,8 +23,15 @@ from odediff.model import Model
 from solvers import Companion, Solver, Stats
 from solvers.implicit_inverse import Effort
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "odediff"
+WRITTEN = ("format", "solver", "path", "prediction", "guidance", "conditions", "null", "weights") + (
+    "stats",
+    "partner",
+    "digest",
+    "tensors",
+)
+"""What the JSON of a file holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +40,8 @@ class Code:
 
     Args:
         x: the states at the noisiest node, ``(B, ...)``.
-        nodes: time, alpha and sigma of the grid, ``(N + 1, 3)`` in float64; the times ascend from the end nearest to
-            the data.
+        nodes: time, alpha, sigma and the network's time of the grid, ``(N + 1, 4)`` in float64; the times ascend from
+            the end nearest to the data.
         solver: the method that decodes.
         path, prediction, guidance, conditions, null, weights: those of the model that encoded; the path by its `repr`,
             the weights by their hash.
@@ -100,7 +107,10 @@ class Code:
             raise ValueError(f"model.threshold={model.threshold} does not decode; use Model(..., threshold=None)")
         here = grid_nodes(model, self.times)
         if not torch.allclose(here, self.nodes, rtol=1e-12, atol=0):
-            raise ValueError("model.path has other nodes at the code's times; decode with the same model")
+            raise ValueError(
+                "model.path has other nodes at the code's times, or model.network_time tells the network other times "
+                "there; decode with the same model"
+            )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the code to one safetensors file, atomically: tensors, and JSON in the file's metadata.
@@ -181,7 +191,7 @@ class Code:
         companions = [] if self.state is None else [v for v in self.state[:3] if v is not None]
         stored = [self.x, *companions, *([] if self.offsets is None else [self.offsets[0]])]
         described = {
-            "solver": repr(self.solver),
+            "solver": _described(self.solver),
             "path": self.path,
             "prediction": self.prediction,
             "weights": self.weights,
@@ -208,8 +218,9 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def grid_nodes(model: Model, times: Tensor) -> Tensor:
-    """Time, alpha and sigma at ``times``, ``(N + 1, 3)`` in float64."""
-    return torch.tensor([tuple(node) for node in model.path.nodes(times.tolist())], dtype=torch.float64)
+    """Time, alpha, sigma and the network's time at ``times``, ``(N + 1, 4)`` in float64."""
+    nodes = model.path.nodes(times.tolist())
+    return torch.tensor([(*node, model.told_at(node)) for node in nodes], dtype=torch.float64)
 
 
 def written(value: Any) -> Any:
@@ -226,6 +237,14 @@ def written(value: Any) -> Any:
         raise TypeError(f"code.solver holds {value!r}, which has no written form; use numbers, strings and dataclasses")
     fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
     return {"class": type(value).__name__, **fields}
+
+
+def _described(solver: Solver) -> Any:
+    """A solver as it is written, so that numbers of one value are one, or its `repr` where it has no written form."""
+    try:
+        return written(solver)
+    except TypeError:
+        return repr(solver)
 
 
 def read_back(description: Any) -> Any:
@@ -256,11 +275,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); {remedy}") from error
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} holds tensors and no code; {remedy}") from error
-    if not isinstance(header, dict) or not header.get("digest"):
+    if isinstance(header, dict) and header.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{path} has format {header['format']}, this version reads {FORMAT}; {remedy}")
+    if not isinstance(header, dict) or not set(WRITTEN) <= set(header) or not header["digest"]:
         raise ValueError(f"{path} is altered: its description is no longer whole; {remedy}")
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {header.get('format')}, this version reads {FORMAT}; {remedy}")
-    if tensors_hash(tensors) != header.get("tensors"):
+    if tensors_hash(tensors) != header["tensors"]:
         raise ValueError(f"{path} is altered: its tensors are not those that were written; {remedy}")
     return tensors, header
 

@@ -160,6 +160,12 @@ class Model:
         prediction = predict(self.prediction, seen, x_seen, output)
         return threshold_prediction(self.threshold, node, prediction) if self.threshold else prediction
 
+    def told_at(self, node: Node) -> Real:
+        """The time that the network is told at ``node``."""
+        path = self.trained_path or self.path
+        seen = node if self.trained_path is None else path.node_at(node.log_snr)
+        return (self.network_time or path.network_time)(seen.t)
+
     def _as_trained(self, node: Node, x: Tensor) -> tuple[Node, Tensor]:
         """The node of the training schedule with the same ratio, and the state scaled to it."""
         seen = (self.trained_path or self.path).node_at(node.log_snr)
@@ -178,8 +184,7 @@ class Model:
             )
 
     def _time(self, seen: Node) -> Real:
-        to_network = self.network_time or (self.trained_path or self.path).network_time
-        time = to_network(seen.t)
+        time = (self.network_time or (self.trained_path or self.path).network_time)(seen.t)
         if self.integer_time and anywhere(np.abs(time - np.round(time)) > 1e-6):
             raise ValueError(
                 f"times: the network was declared integer_time=True and would be asked at {time}; use a grid of table "

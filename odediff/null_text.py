@@ -16,7 +16,7 @@ from odediff.defaults import Grid
 from odediff.inversion import climb, inversion_times
 from odediff.model import Model
 from odediff.problem import probability_flow
-from odediff.recorders import pivots
+from odediff.recorders import finite_status, pivots
 from odediff.replay import NullSchedule
 from solvers import DDIM, Node, Stats
 from solvers.ode import per_row
@@ -64,7 +64,7 @@ def null_text(
         with torch.no_grad():
             x = _guided_step(model, a, b, x, nulls)
     rows = {name: torch.stack([step[name] for step in stored]) for name in nulls}
-    return _code(model, times, pivot[0], rows, calls=3 * count, passes=passes + 3 * count)
+    return _code(model, times, pivot[0], rows, 3 * count, passes + 3 * count, finite_status(x))
 
 
 def shared_null(
@@ -96,7 +96,8 @@ def shared_null(
         nulls = adam.step(nulls, gradients, torch.arange(len(images)), learning_rate)
     rows = {name: value[None] for name, value in nulls.items()}
     calls = 2 * (len(nodes) - 1)
-    return _code(model, times, pivot[0], rows, calls=calls, passes=passes + calls)
+    optimised = torch.cat([value.flatten(1).to(pivot) for value in nulls.values()], dim=1)
+    return _code(model, times, pivot[0], rows, calls, passes + calls, finite_status(optimised))
 
 
 def negative_prompt(
@@ -121,7 +122,7 @@ def negative_prompt(
         value = torch.as_tensor(model.conditions.get(name, model.null[name]))
         rows[name] = (value if value.ndim and len(value) == batch else value.expand(batch, *value.shape[1:]))[None]
     calls = len(times) - 1
-    return _code(model, times, solution.x, rows, calls=calls, passes=calls)
+    return _code(model, times, solution.x, rows, calls, calls, solution.status)
 
 
 class _Adam:
@@ -157,7 +158,7 @@ def _prepare(
     start = model.null_embedding()
     times = inversion_times(model, DDIM(), grid, steps, None)
     nulls = {name: value.detach().expand(len(images), *value.shape).clone() for name, value in start.items()}
-    return times, pivots(model, images, times, DDIM(), progress), nulls
+    return times, pivots(model, images, times, DDIM(), progress)[0], nulls
 
 
 def _require_guided(model: Model) -> None:
@@ -231,13 +232,15 @@ def _guided_step(model: Model, a: Node, b: Node, x: Tensor, nulls: Mapping[str, 
     return DDIM().step(schedule, a, b, x).x
 
 
-def _code(model: Model, times: Tensor, x: Tensor, nulls: dict[str, Any], calls: int, passes: int) -> Code:
+def _code(
+    model: Model, times: Tensor, x: Tensor, nulls: dict[str, Any], calls: int, passes: int, status: Tensor
+) -> Code:
     return Code.of(
         model,
         grid_nodes(model, times),
         x=x,
         solver=DDIM(),
         stats=Stats(calls, passes, torch.full((len(x),), calls), len(times) - 1),
-        status=torch.zeros(len(x), dtype=torch.int64),
+        status=status,
         nulls=nulls,
     )

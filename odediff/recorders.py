@@ -19,6 +19,7 @@ from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.replay import mean_step
 from solvers import DDIM, Node, NoiseStream, Solver, Stats, Status, combine
+from solvers.counting import counted
 from solvers.exponential import direction, posterior_std
 
 
@@ -38,8 +39,8 @@ def direct_inversion(
     """
     solver = DDIM() if solver is None else solver
     times = inversion_times(model, solver, grid, steps, None)
-    pivot = pivots(model, images, times, solver, progress)
-    return _record(model, solver, times, pivot[0], pivot[1:], climbing=len(times) - 1)
+    pivot, climbing = pivots(model, images, times, solver, progress)
+    return _record(model, solver, times, pivot[0], pivot[1:], climbing)
 
 
 def edit_friendly(
@@ -93,20 +94,32 @@ def cycle_diffusion(
     return _record(model, _stochastic(eta), times, states[0], [*states[1:], images])
 
 
-def pivots(model: Model, images: Tensor, times: Tensor, solver: Solver, progress: bool = False) -> Tensor:
-    """The states of an encoding without guidance at all nodes, noise first: ``(N + 1, B, ...)``."""
+def pivots(model: Model, images: Tensor, times: Tensor, solver: Solver, progress: bool = False) -> tuple[Tensor, Stats]:
+    """The states of an encoding without guidance at all nodes, noise first, ``(N + 1, B, ...)``, and its cost."""
     plain = probability_flow(model.condition(guidance=1.0))
-    trajectory = climb(plain, solver, images, times, progress=progress, trajectory=True).trajectory
-    assert trajectory is not None
-    return trajectory.flip(0)
+    solution = climb(plain, solver, images, times, progress=progress, trajectory=True)
+    assert solution.trajectory is not None
+    return solution.trajectory.flip(0), solution.stats
+
+
+def finite_status(x: Tensor) -> Tensor:
+    """The status of each sample by the state that it ended in, ``(B,)``."""
+    finite = x.flatten(1).isfinite().all(1).cpu()
+    return torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
 
 
 def _record(
-    model: Model, solver: Solver, times: Tensor, first: Tensor, targets: Iterable[Tensor], climbing: int = 0
+    model: Model,
+    solver: Solver,
+    times: Tensor,
+    first: Tensor,
+    targets: Iterable[Tensor],
+    climbing: Stats | None = None,
 ) -> Code:
-    """Go down from ``first`` and note what each step misses of its target; ``climbing`` calls were made before."""
-    ode = probability_flow(model)
-    nodes = ode.nodes(times.flip(0).tolist())
+    """Go down from ``first`` and note what each step misses of its target; ``climbing`` is what came before."""
+    flow = probability_flow(model)
+    ode = counted(flow, len(first), budget=None)
+    nodes = flow.nodes(times.flip(0).tolist())
     x, offsets = first, []
     with torch.no_grad():
         for (a, b), target in zip(pairwise(nodes), targets, strict=True):
@@ -114,14 +127,15 @@ def _record(
             offsets.append(target - mean)
             # From the state that decoding will be in, rounding included, and not from the target.
             x = mean + offsets[-1]
-    calls = climbing + len(offsets)
+    ledger, before, passes = ode.ledger, *((climbing.nfe, climbing.network_evaluations) if climbing else (0, 0))
+    calls = before + ledger.nfe
     return Code.of(
         model,
         grid_nodes(model, times),
         x=first,
         solver=solver,
-        stats=Stats(calls, climbing + len(offsets) * ode.passes, torch.full((len(first),), calls), len(offsets)),
-        status=torch.where(x.flatten(1).isfinite().all(1).cpu(), int(Status.SUCCESS), int(Status.NON_FINITE)),
+        stats=Stats(calls, passes + ledger.nfe * ledger.passes, before + ledger.evaluations, len(offsets)),
+        status=finite_status(x),
         offsets=torch.stack(offsets),
     )
 

@@ -25,15 +25,22 @@ def follows_tolerance(
     """Whether the arguments of `odediff.sample` describe a solve to a tolerance.
 
     Raises:
-        ValueError: ``rtol`` is given beside a number of steps or calls.
+        ValueError: ``rtol`` is given beside a number of steps or calls, or a function that places steps is given
+            where none are placed.
     """
     if rtol is not None:
         for name, value in (("steps", steps), ("nfe", nfe)):
             if value is not None:
                 raise ValueError(f"rtol={rtol}, {name}={value}: give one of them, they exclude each other")
-        return True
-    adaptive = isinstance(solver, Solver) and solver.law == "tolerance"
-    return adaptive and steps is None and nfe is None and not isinstance(grid, Tensor)
+    chosen = isinstance(solver, Solver) and solver.law == "tolerance" and steps is None and nfe is None
+    if rtol is None and (not chosen or isinstance(grid, Tensor)):
+        return False
+    if grid is not None and not isinstance(grid, Tensor):
+        raise ValueError(
+            f"grid={grid!r}: a solve to a tolerance chooses its own steps; leave it out, or pass times as a tensor to "
+            "have the states there, or give steps and no rtol"
+        )
+    return True
 
 
 def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:

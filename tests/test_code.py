@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -66,6 +67,31 @@ def test_a_code_comes_back_from_its_file(tmp_path: Path, solver, guidance):
     assert torch.equal(odediff.decode(mine, loaded), odediff.decode(mine, code))
     assert (loaded.effort is None) == (code.effort is None)
     assert [file.name for file in tmp_path.iterdir()] == ["code.safetensors"]
+
+
+def test_a_network_that_is_told_other_times_does_not_decode():
+    code = odediff.encode(model(), images(), solver=DDIM(), steps=5)
+    told_otherwise = replace(model(), network_time=lambda t: 500 * t)
+    with pytest.raises(ValueError, match="network_time"):
+        odediff.decode(told_otherwise, code)
+
+
+def test_numbers_of_numpy_in_a_solver_are_numbers(tmp_path: Path):
+    code = odediff.encode(model(), images(), solver=EDICT(np.float64(0.9)), steps=5)
+    code.save(tmp_path / "code.safetensors")
+    assert Code.load(tmp_path / "code.safetensors").solver == EDICT(0.9)
+
+
+@pytest.mark.parametrize("part", ["partner", "stats", "guidance", "solver"])
+def test_a_description_that_lost_a_part_is_refused(tmp_path: Path, part):
+    file = tmp_path / "code.safetensors"
+    odediff.encode(model(), images(), solver=DDIM(), steps=5).save(file)
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["odediff"])
+    del header[part]
+    save_file(load_file(file), file, metadata={"odediff": json.dumps(header)})
+    with pytest.raises(ValueError, match="altered"):
+        Code.load(file)
 
 
 @pytest.mark.parametrize("kind", ["offsets", "nulls"])

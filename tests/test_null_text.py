@@ -8,7 +8,7 @@ import torch
 import odediff
 import solvers
 from odediff.metrics import psnr
-from solvers import DDIM
+from solvers import DDIM, Heun, Noise
 
 TABLE = odediff.VPTable.linear()
 STEPS = {"grid": odediff.grid.uniform_t, "steps": 11}
@@ -152,6 +152,14 @@ def test_what_is_recorded_returns_to_rounding(record, guidance):
     assert float((odediff.decode(embedded(guidance), code) - images()).abs().max()) < 1e-14
     if record is not odediff.direct_inversion or guidance != 1.0:
         assert float(code.offsets.abs().max()) > 1e-3
+
+
+def test_a_record_by_a_method_of_two_calls_counts_both():
+    code = odediff.direct_inversion(embedded(3.0), images(), solver=Heun(Noise()), **STEPS)
+    steps = STEPS["steps"] - 1
+    assert code.stats.nfe == 4 * steps
+    assert code.stats.network_evaluations == 2 * steps + 2 * 2 * steps
+    assert code.stats.evaluations.tolist() == [4 * steps] * len(images())
 
 
 def test_without_guidance_direct_inversion_stores_what_ddim_misses_alone():

@@ -104,3 +104,16 @@ def test_parameters_that_want_a_gradient_do_not_disturb_an_adaptive_solve():
     ode = odediff.probability_flow(Model(lambda x, time: layer(x), VPLinear()))
     for solver in (solvers.AdaptiveAdams(), solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation())):
         assert solvers.solve(ode, solver, noise(2), [1.0, 0.5]).success
+
+
+@pytest.mark.parametrize("arguments", [{"rtol": 1e-2}, {"solver": solvers.AdaptiveAdams()}], ids=["rtol", "solver"])
+def test_a_function_that_places_steps_is_refused_where_none_are_placed(arguments):
+    model = exact_model(DATA, VPLinear(), "epsilon")
+    for run in (
+        lambda: odediff.sample(model, noise=noise(1), grid=odediff.grid.karras, **arguments),
+        lambda: odediff.encode(model, noise(1), grid=odediff.grid.karras, **arguments),
+    ):
+        with pytest.raises(ValueError, match="grid=.*chooses its own steps"):
+            run()
+    fixed = odediff.sample(model, noise=noise(1), grid=odediff.grid.karras, solver=solvers.AdaptiveAdams(), steps=3)
+    assert fixed.isfinite().all()
