@@ -7,9 +7,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from solvers.ode import Node, PathODE, Prediction, combine, per_row
 from solvers.real import Real, native
+
+BLOCK = 2**17
+"""Numbers that a temporary of `Mixture` holds at most."""
 
 
 class Trigonometric:
@@ -68,6 +72,21 @@ class Mixture:
         Component k gives ``m_k + alpha d_k^2 / v_k (x - alpha m_k)`` and ``sigma / v_k (x - alpha m_k)`` for
         ``v_k = alpha^2 d_k^2 + sigma^2``. What does not depend on x is computed in NumPy's float64.
         """
+        size = max(1, BLOCK // self._means.size)
+        if len(x) <= size:
+            return self._predict(node, x)
+
+        def mix(data: Real, noise: Real) -> Tensor:
+            # The distances to all means, K states for each one, never leave a processor's cache.
+            parts = []
+            for first in range(0, len(x), size):
+                *place, of_data, of_noise = (_rows(value, slice(first, first + size)) for value in (*node, data, noise))
+                parts.append(self._predict(Node(*place), x[first : first + size]).mix(of_data, of_noise))
+            return torch.cat(parts)
+
+        return Mixed(mix)
+
+    def _predict(self, node: Node, x: Tensor) -> Prediction:
         means, variances = self._means, self._deviations**2
         alpha, sigma = (np.asarray(v)[..., None] for v in node[1:])
         total = variances * alpha**2 + sigma**2
@@ -78,7 +97,7 @@ class Mixture:
 
         # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
         centred = x.reshape(len(x), 1, -1) - tensor(alpha[..., None] * means)
-        log_density = torch.addcmul(tensor(prior), centred.square().sum(-1), tensor(-0.5 / total))
+        log_density = torch.addcmul(tensor(prior), vector_norm(centred, dim=-1).square_(), tensor(-0.5 / total))
         responsibility = torch.softmax(log_density, dim=1)
 
         def mix(data: Real, noise: Real) -> Tensor:
@@ -97,6 +116,10 @@ class Mixture:
         component = torch.multinomial(self.weights.double(), count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
         return self.means[component] + self.deviations[component, None] * noise
+
+
+def _rows(value: Real, rows: slice) -> Real:
+    return value if np.ndim(value) == 0 else value[rows]  # type: ignore[index]
 
 
 class Mixed(Prediction):
