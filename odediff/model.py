@@ -207,7 +207,13 @@ class Model:
             name: _expanded(f"condition {name!r}", value, batch, x.device) for name, value in conditions.items()
         }
         if self.chunk is None:
+            version = None if given.is_inference() else given._version
             output = self._pass((given, times), keywords)
+            if version is not None and given._version != version:
+                raise ValueError(
+                    f"network {type(self.network).__name__} writes to its input, which is the solver's state; let it "
+                    "work on x.clone(), or make its first operation one that is not in place"
+                )
             return output if output.dtype is x.dtype else output.to(x.dtype)
         parts = [self._pass(part, words) for part, words in _chunks(self.chunk, (given, times), keywords)]
         return torch.cat(parts)[:batch].to(x.dtype)

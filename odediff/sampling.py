@@ -138,12 +138,14 @@ def make_times(
         return place(path, steps=STEPS if steps is None else steps)
     times = place(path, steps=steps_within(solver, nfe, closing))
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
-    while _calls(ode, solver, times, closing) < nfe:
-        longer = place(path, steps=len(times))
+    while True:
+        try:
+            longer = place(path, steps=len(times))
+        except ValueError:  # a table has no more entries
+            return times
         if _calls(ode, solver, longer, closing) > nfe:
-            break
+            return times
         times = longer
-    return times
 
 
 def _calls(ode: ProbabilityFlow, solver: Solver, times: Tensor, closing: Closing) -> int:

@@ -66,19 +66,27 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
 def tolerance_span(model: Model, solver: Solver, closing: AutoClosing, grid: object = None) -> tuple[Tensor, Closing]:
     """The times of a solve to a tolerance, those of ``grid`` if it is a tensor, and how it closes.
 
-    A model that is declared to know all times down to 0 is followed to the end, and any other as far as `Schedule.end`,
-    from where a method that can extrapolates and the others denoise. A prediction of the data tells nothing at the data
-    itself, whatever is declared.
+    A model that is declared to know all times down to 0 is followed to the end, by a method that reaches it, and any
+    other as far as `Schedule.end`, from where a method that can extrapolates and the others denoise. A prediction of
+    the data tells nothing at the data itself, whatever is declared.
     """
     path = model.path
     if closing == "auto":
-        whole = model.continuous and model.prediction != "x0" and solver.extrapolates
+        whole = model.continuous and model.prediction != "x0" and _reaches_data(model, solver)
         closing = None if whole else "extrapolate" if solver.extrapolates else "denoise"
     if isinstance(grid, Tensor):
         return grids.custom(path, grid), closing
     times = (path.start, 0.0) if closing is None else (path.start, path.end, 0.0)
     _require_regular(model, solver, times[:2])
     return torch.tensor(times, dtype=torch.float64), closing
+
+
+def _reaches_data(model: Model, solver: Solver) -> bool:
+    """Whether the method's line is regular at the data, or its last step needs no value there."""
+    if solver.extrapolates or not isinstance(solver, Tolerance | Backend):
+        return solver.extrapolates
+    data = model.path.node(0.0)
+    return not np.any(singular_step(solver.way, probability_flow(model), data, data))
 
 
 def _require_regular(model: Model, solver: Solver, times: tuple[float, ...]) -> None:

@@ -35,8 +35,16 @@ UNKNOWN = 1e-9
 """What an error of zero counts as, in units of the tolerance."""
 START = 0.03
 """The first call is made at ``START rtol^(1/3)`` of the state's size over its slope's."""
+LEAST_START = 1e-9
+"""Of the span: where a state is next to nothing its size says little of the solution's scale."""
 CLOSEST = 1e-3
 """Of a step: no call is made nearer to the place of another one."""
+MISS = 0.5
+"""Of the predictor's miss: the least that a step is taken to err by on a line that the solution is not smooth along.
+
+On the noise line and on x(t) each step towards the data is a good part of the distance to where the solution bends, an
+s of the size of the data's deviation, and the change from one order to the next is up to a hundred times too small.
+"""
 NEAR = 4.0
 """Steps from the end at which closing without a call is first considered."""
 
@@ -55,7 +63,8 @@ class AdaptiveAdams(Tolerance):
     tolerance, and f_b joins the history (PEC mode). Orders k - 1, k and k + 1 are compared by the steps that they
     allow. The weights come from Newton's form of the polynomials, whose terms all orders share, in float64 for all
     samples at once. The method is that of Shampine & Gordon (1975), "Computer solution of ordinary differential
-    equations", with the coefficients written anew at each step; the lines make it exponential.
+    equations", with the coefficients written anew at each step; the lines make it exponential. The rotation is the line
+    to use: on others the same error costs 1.5 to 5 times the calls.
 
     For smooth data x0 is an even and eps an odd function of s, so that the slopes of `Rotation` and `Noise` are odd in
     q at the data. The last step to sigma = 0 uses this: it integrates q times the polynomial in q^2 through the slopes
@@ -136,7 +145,7 @@ class AdamsRun(Run):
         reach = np.where(size_of_slope > 0, size_of_state / np.where(size_of_slope > 0, size_of_slope, 1.0), math.inf)
         reach = np.where(np.isfinite(reach) & (reach > 0), reach, span.length)
         self.reach = np.minimum(reach, span.length)
-        self.h = START * solver.rtol ** (1 / 3) * self.reach
+        self.h = np.maximum(START * solver.rtol ** (1 / 3) * self.reach, LEAST_START * span.length)
         self.broken = ~np.isfinite(size_of_slope)
         self.last = _Piece(self.q, self.z, self.past, self.age, self.k)
 
@@ -160,10 +169,13 @@ class AdamsRun(Run):
         orders = np.stack([k, k - 1, k + 1])
         terms = corrections[orders, every][..., None] * differences[orders, : most + 2, every]
         changes = self._combine(terms.swapaxes(1, 2), slots)
-        corrected = combine((1.0, predicted), (ahead[k, every] / corrections[k, every], changes[0]))
+        miss = ahead[k, every] / corrections[k, every]
+        corrected = combine((1.0, predicted), (miss, changes[0]))
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
         errors = row_norm(changes.mul_(scale).flatten(0, 1)).reshape(3, -1)
         self.broken = ~np.isfinite(errors[0])
+        if not isinstance(self.solver.line, Rotation):
+            errors[0] *= np.maximum(MISS * np.abs(miss), 1.0)
         # The first call is a probe: its slope is kept and the state stays, so that the second, of order 2, sets out
         # from the start again and its estimate covers both. From order 1 to the error of order 2 leads h over the
         # solution's scale.

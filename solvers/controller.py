@@ -86,8 +86,11 @@ def first_step(d0: np.ndarray, d1: np.ndarray, span: float) -> np.ndarray:
 
 
 def second_step(h0: np.ndarray, d1: np.ndarray, d2: np.ndarray, k: int, span: float) -> np.ndarray:
-    """The first step of the same algorithm: the slope's change over the probe, ``d2``, met by an error of 1 %."""
+    """The first step of the same algorithm: the slope's change over the probe, ``d2``, met by an error of 1 %.
+
+    A probe that met no finite slope tells nothing but that it went too far.
+    """
     steepest = np.maximum(d1, d2)
-    flat = ~(steepest > 1e-15)
+    flat = ~(steepest > 1e-15) | np.isinf(steepest)
     wanted = np.where(flat, np.maximum(1e-6 * span, 1e-3 * h0), (0.01 / np.where(flat, 1.0, steepest)) ** (1 / k))
-    return np.minimum(np.minimum(100 * h0, np.where(np.isfinite(wanted), wanted, h0)), span)
+    return np.minimum(np.minimum(100 * h0, wanted), span)

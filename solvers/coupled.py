@@ -5,6 +5,7 @@ All of them work on a `Lattice`: the way to the noise and back returns every bit
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -84,6 +85,10 @@ class EDICT(Pair):
     def calls(self, n_steps: int) -> int:
         """Two for each step."""
         return 2 * n_steps
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Two for each step, and one where it is a DDIM step."""
+        return sum(2 if self.reverses(a, b) else 1 for a, b in pairwise(nodes))
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Move x by y, y by the new x, and average."""

@@ -22,6 +22,15 @@ from solvers.solution import Status
 from solvers.solver import Past, Solver, Step
 
 
+def require_digits(solver: Any, x: Tensor) -> None:
+    """Raise `ValueError` where the rounding of x leaves no tolerance to converge to, and none is given."""
+    if solver.tolerance is None and solver.max_iterations and torch.finfo(x.dtype).eps > torch.finfo(torch.float32).eps:
+        raise ValueError(
+            f"x has dtype {x.dtype}, whose rounding leaves {type(solver).__name__} nothing to converge to; pass states "
+            "in float32 or float64 (the network keeps its own precision)"
+        )
+
+
 class Effort(NamedTuple):
     """What an implicit inverse did for each sample, ``(B,)``: the record in its `Solution.state`.
 
@@ -106,9 +115,14 @@ class ImplicitInverse(ReversibleSolver):
         return Step(one_step(self.base, ode, a, b, x))
 
     def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> Effort:
-        """Nothing done yet."""
+        """Nothing done yet.
+
+        Raises:
+            ValueError: the states are of half precision, and no tolerance is given.
+        """
         if isinstance(state, Effort):
             return state
+        require_digits(self, x)
         none = torch.zeros(len(x), dtype=torch.int64)
         return Effort(torch.zeros(len(x), dtype=torch.float64), none, none)
 

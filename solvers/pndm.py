@@ -52,20 +52,30 @@ class PNDM(IPNDM):
         """One for each step, and three more in each of three, or one more in the first."""
         return n_steps + (3 * min(n_steps, 3) if self.warm_up == "runge_kutta" else min(n_steps, 1))
 
+    def calls_over(self, ode: PathODE, nodes: Sequence[Node]) -> int:  # type: ignore[override]
+        """One for each step, and those of the warm-up, which DDIM steps do without."""
+        formulas = [move.formula for move in self._plan(ode, [], nodes, predicted=False)]
+        warming = sum(formula is not None and len(formula.weights) <= self._warming for formula in formulas)
+        return len(formulas) + warming * (3 if self.warm_up == "runge_kutta" else 1)
+
+    @property
+    def _warming(self) -> int:
+        """The most past predictions with which a step is one of the warm-up."""
+        return 3 if self.warm_up == "runge_kutta" else 1
+
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
         """A step of Adams; where the history is too short for one, the other stages in its place."""
         if state is None:
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
         step = super().step(ode, a, b, x, state)
-        few = 3 if self.warm_up == "runge_kutta" else 1
-        if move.formula is None or (move.reads is None and len(move.formula.weights) > few):
+        if move.formula is None or (move.reads is None and len(move.formula.weights) > self._warming):
             return step
         slope = step.state.slopes[0]
         if move.reads is None:
             return step._replace(x=self._stages(ode, a, b, x, slope))
         # Rows are selected before anything is computed: 0 * inf would put NaN into the regular ones.
-        warming = (move.reads > 0) & (move.reads <= few)
+        warming = (move.reads > 0) & (move.reads <= self._warming)
         if warming.any():
             index = torch.as_tensor(np.flatnonzero(warming), device=x.device)
             from_a, to_b = (Node(*(np.broadcast_to(v, len(x))[warming] for v in node)) for node in (a, b))

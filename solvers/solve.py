@@ -154,13 +154,14 @@ def _steps(
         for step in solver.solve(ode, body, x, state):
             x, state, failed = step.x, step.state, step.status
             if ode.ledger.first is not None:
-                # At pure noise s is infinite, and x0 says nothing about its limit at s = 0.
-                recent.extend(record for record in ode.ledger.first if record.node.s < math.inf)
+                recent.extend(ode.ledger.first)
                 ode.ledger.first.clear()
             yield step
     if len(body) < len(nodes):
         if closing == "extrapolate" and recent:
-            yield _extrapolate(nodes[-1], recent, x, failed)._replace(state=state)
+            # At pure noise s is infinite, and x0 says nothing about its limit at s = 0, unless nothing else is known.
+            usable = [record for record in recent if record.node.s < math.inf] or [recent[-1]]
+            yield _extrapolate(nodes[-1], usable, x, failed)._replace(state=state)
         else:
             yield _denoise(ode, nodes[-2], nodes[-1], x, failed)._replace(state=state)
 

@@ -294,9 +294,10 @@ class Tolerance(Solver):
                 run.stops = places[following[run.ids]]
             moved = run.attempt(live)
             report(moved)
-            stuck = ~moved & (run.h < span.smallest)
+            arrived = moved & (run.q == span.q_b)
+            stuck = ~arrived & (run.h < span.smallest)
             status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
-            leave(stuck | (moved & (run.q == span.q_b)))
+            leave(stuck | arrived)
         status[run.ids] = Status.BUDGET
         leave(np.ones(len(run.ids), dtype=bool))
         self._judge(closing_errors, status)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.coupled import require_one_step
 from solvers.exponential import DDIM, Law
-from solvers.implicit_inverse import Effort
+from solvers.implicit_inverse import Effort, require_digits
 from solvers.krylov import largest
 from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
@@ -97,7 +97,12 @@ class TrajectoryInverse(ReversibleSolver):
         return self.base.step(ode, a, b, x, state)
 
     def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> None:
-        """A trajectory is solved for as a whole: there is nothing to carry on."""
+        """A trajectory is solved for as a whole: there is nothing to carry on.
+
+        Raises:
+            ValueError: the states are of half precision, and no tolerance is given.
+        """
+        require_digits(self, x)
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """The inverse of a way of one step."""

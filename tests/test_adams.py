@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import odediff
 from benchmarks.problems import gaussian, mixture
 from odediff.problems import exact_model
-from solvers import DDIM, AdaptiveAdams, Heun, Rotation, Scipy, Status, solve
+from solvers import DDIM, AdaptiveAdams, Data, Heun, Noise, Rotation, Scipy, Status, solve
 from solvers.newton_form import (
     divided_differences,
     gauss_legendre,
@@ -250,3 +250,16 @@ def test_an_exact_model_returns_to_the_tolerance():
     model, images = replace(gaussian_model(odediff.VPTable.linear()), continuous=False), noise(4, 3)
     back = odediff.decode(model, odediff.encode(model, images, rtol=1e-7))
     torch.testing.assert_close(back, images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("line", [Rotation(0.4), Rotation(), Noise(), Data(), None], ids=str)
+@pytest.mark.parametrize("path", [odediff.VE(), odediff.VPLinear()], ids=lambda path: type(path).__name__)
+def test_the_tolerance_is_met_from_pure_noise_to_the_data_on_every_line(path, line):
+    data = Gaussian(0.0, 0.5)
+    start, end = path.node(path.start), path.node(path.end)
+    x = noise(32, 4) * odediff.sampling.initial_deviation(start)
+    model, grid = exact_model(data, path), torch.tensor([path.start, path.end], dtype=torch.float64)
+    for rtol in (1e-2, 1e-3, 1e-4, 1e-6):
+        found = odediff.sample(model, noise=x, solver=AdaptiveAdams(line=line, rtol=rtol), grid=grid, closing=None)
+        error = (found - data.flow(start, end, x)).square().mean(1).sqrt() / rtol
+        assert 0.01 < float(error.median()) < 10

@@ -15,6 +15,7 @@ from solvers import (
     DOP853,
     DPM12,
     DPM23,
+    ODE,
     PID,
     Adaptive,
     AdaptiveAdams,
@@ -345,3 +346,22 @@ def test_singular_ends_are_ddim_steps(solver):
     last = solve(mild_mixture(), solvers.DDIM(), found.trajectory[2], grid[2:], closing=None)
     if solver.line != Noise():  # the noise line is regular at the data
         assert found.x.equal(last.x)
+
+
+class InfiniteBeyond(ODE):
+    """Decay, whose slope is infinite from a time on."""
+
+    def __init__(self, last: float) -> None:
+        self.last, self.calls = last, 0
+
+    def __call__(self, t, x):
+        self.calls += 1
+        return torch.where(torch.as_tensor(t).reshape(-1, 1) > self.last, math.inf, -1e-3 * x)
+
+
+def test_a_probe_that_meets_infinity_only_went_too_far():
+    problem = InfiniteBeyond(0.5)
+    failed = solve(problem, Adaptive(Dopri5()), torch.ones(1, 1, dtype=torch.float64), [0.0, 1.0], throw=False)
+    assert failed.status.tolist() == [Status.NON_FINITE] and problem.calls < 1000
+    found = solve(InfiniteBeyond(0.5), Adaptive(Dopri5()), torch.ones(1, 1, dtype=torch.float64), [0.0, 0.5])
+    torch.testing.assert_close(float(found.x), math.exp(-5e-4), rtol=1e-9, atol=0)

@@ -191,3 +191,10 @@ def test_a_method_with_a_history_is_inverted_as_it_is_decoded(base):
     grid = partial(odediff.grid.uniform_t, spacing="trailing")
     code = odediff.encode(model, x, solver=solvers.FixedPoint(base), grid=grid, steps=50)
     torch.testing.assert_close(odediff.decode(model, code), x, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("solver", [solvers.FixedPoint(), solvers.NewtonKrylov(), solvers.TrajectoryInverse()], ids=str)
+def test_half_precision_leaves_nothing_to_converge_to(solver):
+    model = odediff.Model(lambda x, time: 0.1 * x, odediff.VPTable.linear())
+    with pytest.raises(ValueError, match=r"x has dtype torch.bfloat16.*float32"):
+        odediff.encode(model, torch.zeros(1, 3, dtype=torch.bfloat16), solver=solver, steps=4)

@@ -455,3 +455,12 @@ def test_a_form_without_information_at_the_start_is_refused_before_the_network_i
     with pytest.raises(ValueError, match=r'prediction="epsilon" carries no information at alpha = 0'):
         odediff.sample(model, (2, 2, 3), solver=solvers.DDIM(), steps=3)
     assert network.calls == []
+
+
+def test_a_network_that_writes_to_its_input_is_refused():
+    def writes(x, time):
+        return torch.sin(x.mul_(0.5))
+
+    model = odediff.Model(writes, odediff.VPLinear(), prediction="v")
+    with pytest.raises(ValueError, match=r"network function writes to its input.*clone"):
+        odediff.sample(model, (2, 3), steps=3)

@@ -316,3 +316,13 @@ def test_real_images_return_at_any_guidance_where_ddim_does_not(dtype, guidance)
     code = odediff.encode(model, images, solver=DDIM(), grid=odediff.grid.uniform_t, steps=21)
     assert float((odediff.decode(model, code) - images).abs().max()) > 0.05
     assert metrics.psnr(images, odediff.decode(model, code)).max() < 40
+
+
+@pytest.mark.parametrize("solver", PAIRS, ids=str)
+def test_rounding_to_the_lattice_leaves_derivatives_as_they_are(solver):
+    def end(x):
+        return solve(mild_mixture(), solver, x, [1.2, 0.9, 0.6, 0.3], closing=None).x
+
+    # A difference over 1e-3 of values on the lattice is good to its spacing over that.
+    x = starting_points()[:2].requires_grad_()
+    assert torch.autograd.gradcheck(end, x, eps=1e-3, atol=1e-4, rtol=1e-4, check_forward_ad=True)

@@ -12,7 +12,22 @@ import odediff
 from odediff.defaults import default_grid
 from odediff.problems import exact_model
 from odediff.sampling import steps_within
-from solvers import DDIM, DDPM, RK4, GPMultistep, Heun, Noise, NoiseStream, Rotation, Solver, Step, Tsit5
+from solvers import (
+    DDIM,
+    DDPM,
+    EDICT,
+    PNDM,
+    RK4,
+    DPMpp,
+    GPMultistep,
+    Heun,
+    Noise,
+    NoiseStream,
+    Rotation,
+    Solver,
+    Step,
+    Tsit5,
+)
 from solvers.testing import Gaussian, Mixture
 
 TABLE = odediff.VPTable.linear()
@@ -66,6 +81,34 @@ def test_nfe_is_a_ceiling_that_one_more_step_would_break(solver, closing, extra)
     steps = steps_within(solver, nfe, closing)
     assert calls_used(solver, closing, nfe=nfe) == calls_used(solver, closing, steps=steps) <= nfe
     assert calls_used(solver, closing, steps=steps + 1) > nfe
+
+
+FROM_PURE_NOISE = [odediff.RectifiedFlow(), odediff.VPTable.linear().zero_terminal_snr()]
+
+
+@pytest.mark.parametrize("path", FROM_PURE_NOISE, ids=["flow", "table"])
+@pytest.mark.parametrize("closing", ["denoise", "extrapolate"])
+@pytest.mark.parametrize(
+    "solver", [DDIM(), Heun(Noise()), Tsit5(), EDICT(), PNDM(), PNDM(warm_up="improved_euler"), DPMpp(3)], ids=str
+)
+def test_nfe_from_pure_noise_is_neither_exceeded_nor_left_unused(path, closing, solver):
+    model = exact_model(Gaussian(0.3, 0.5), path, "v")
+    for nfe in (1, 2, 5, 6, 7, 8, 10, 13):
+        try:
+            used = odediff.sample(
+                model, (1, 2), solver=solver, closing=closing, nfe=nfe, return_solution=True, dtype=torch.float64
+            ).stats
+        except ValueError as error:
+            assert "smallest" in str(error)
+            continue
+        options = {"solver": solver, "closing": closing, "steps": used.steps + 1, "return_solution": True}
+        assert used.nfe <= nfe < odediff.sample(model, (1, 2), **options).stats.nfe
+
+
+def test_one_call_of_the_default_is_made_where_it_tells_something():
+    model = exact_model(Gaussian(0.3, 0.5), odediff.VE())
+    found = odediff.sample(model, (1, 2), nfe=1, return_solution=True)
+    assert (found.stats.nfe, found.stats.steps) == (1, 2)
 
 
 @pytest.mark.parametrize("nfe", [20, 22])

@@ -117,3 +117,12 @@ def test_a_function_that_places_steps_is_refused_where_none_are_placed(arguments
             run()
     fixed = odediff.sample(model, noise=noise(1), grid=odediff.grid.karras, solver=solvers.AdaptiveAdams(), steps=3)
     assert fixed.isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+def test_a_pair_on_a_line_that_is_regular_at_the_data_is_followed_there(path):
+    x = noise(4) * odediff.sampling.initial_deviation(path.node(path.start))
+    solver = solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation(0.5))
+    found = odediff.sample(exact_model(DATA, path, "v"), noise=x, solver=solver, rtol=1e-7)
+    exact = DATA.flow(path.node(path.start), path.node(0.0), x)
+    torch.testing.assert_close(found, exact, rtol=0, atol=3e-6)

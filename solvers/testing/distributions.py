@@ -97,7 +97,7 @@ class Mixture:
 
         # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
         centred = x.reshape(len(x), 1, -1) - tensor(alpha[..., None] * means)
-        log_density = torch.addcmul(tensor(prior), vector_norm(centred, dim=-1).square_(), tensor(-0.5 / total))
+        log_density = torch.addcmul(tensor(prior), vector_norm(centred, dim=-1).square(), tensor(-0.5 / total))
         responsibility = torch.softmax(log_density, dim=1)
 
         def mix(data: Real, noise: Real) -> Tensor:
