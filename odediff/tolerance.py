@@ -37,8 +37,8 @@ def follows_tolerance(
         return False
     if grid is not None and not isinstance(grid, Tensor):
         raise ValueError(
-            f"grid={grid!r}: a solve to a tolerance chooses its own steps; leave it out, or pass times as a tensor to "
-            "have the states there, or give steps and no rtol"
+            "grid: a solve to a tolerance chooses its own steps; leave the grid out, or pass times as a tensor to have "
+            "the states there, or give steps and no rtol"
         )
     return True
 

@@ -63,6 +63,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "task.score=true", "model.shape=[3,32,32]"], ["task.score", "(3, 32, 32)", "(1, 28, 28)"]),
         (["task=joint", "samples=1"], ["samples=1", "at least 2"]),
         (["task=joint", "samples=9", "task.etas=[0,2]"], ["eta=2", "[0, 1]"]),
+        (["task=joint", "samples=9", "task.etas=[]"], ["task.etas=[]", "one or more"]),
     ],
 )
 def test_a_wrong_value_gets_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys, arguments, expected):

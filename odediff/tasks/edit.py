@@ -21,7 +21,8 @@ from odediff.pictures import labelled_grid, montage
 from odediff.recorders import cycle_diffusion, direct_inversion, edit_friendly
 from odediff.run import Run, build
 from odediff.table import text_table
-from solvers import ReversibleSolver
+from solvers import ReversibleSolver, TrajectoryInverse
+from solvers.implicit_inverse import ImplicitInverse
 
 RECORDERS: dict[str, Callable[..., Code]] = {
     "null_text": null_text,
@@ -95,7 +96,8 @@ def _encode(run: Run, model: Model, images: Tensor, method: str) -> Code:
 
 def _interpolate(run: Run) -> None:
     """Encode pairs of one class and decode between them; write slerp.png and run.json."""
-    if isinstance(run.solver, ReversibleSolver):
+    implicit = isinstance(run.solver, ImplicitInverse | TrajectoryInverse)
+    if isinstance(run.solver, ReversibleSolver) and not implicit:
         raise ValueError(
             f"solver={run.solver} has a code of two states, without a mean; use a plain solver such as rk4"
         )

@@ -29,6 +29,8 @@ def run(config: DictConfig, etas: list[float]) -> None:
     closed forms.
     """
     run, count = build(config), config.samples
+    if not etas:
+        raise ValueError("task.etas=[] leaves nothing to draw; give one or more, such as task.etas=[0,1]")
     solvers = [DDIM(eta=eta) for eta in etas]
     if count < 2:
         raise ValueError(f"samples={count} have no covariance; ask for at least 2, and for thousands to see it")
