@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.store import Entry, Store, key_of
+from benchmarks.store import Entry, Store, key_of, writable
 from benchmarks.versions import installed
 from odediff.table import text_table
 
@@ -16,9 +16,14 @@ class Rows:
     """The rows of one table, each kept in ``folder`` by its labels, the settings of the table and the versions.
 
     A row begins with its labels, plain values that name what was measured; `of` measures the rest, or finds it there.
+
+    Raises:
+        ValueError: the folder cannot be written; nothing has been measured.
     """
 
     def __init__(self, folder: Path, table: str, **settings: Any) -> None:
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self.store, self.table = Store(folder), table
         self.settings = settings | {package: installed(package) for package in ("odediff", "torch", "numpy")}
         self.rows: list[list[Any]] = []
