@@ -25,12 +25,8 @@ from solvers.implicit_inverse import Effort
 
 FORMAT = 2
 HEADER = "odediff"
-WRITTEN = ("format", "solver", "path", "prediction", "guidance", "conditions", "null", "weights") + (
-    "stats",
-    "partner",
-    "digest",
-    "tensors",
-)
+OF_MODEL = {"path", "prediction", "guidance", "conditions", "null", "weights"}
+WRITTEN = {"format", "solver", "stats", "partner", "digest", "tensors"} | OF_MODEL
 """What the JSON of a file holds."""
 
 
@@ -277,7 +273,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} holds tensors and no code; {remedy}") from error
     if isinstance(header, dict) and header.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path} has format {header['format']}, this version reads {FORMAT}; {remedy}")
-    if not isinstance(header, dict) or not set(WRITTEN) <= set(header) or not header["digest"]:
+    if not isinstance(header, dict) or not set(header) >= WRITTEN or not header["digest"]:
         raise ValueError(f"{path} is altered: its description is no longer whole; {remedy}")
     if tensors_hash(tensors) != header["tensors"]:
         raise ValueError(f"{path} is altered: its tensors are not those that were written; {remedy}")

@@ -127,14 +127,19 @@ def _record(
             offsets.append(target - mean)
             # From the state that decoding will be in, rounding included, and not from the target.
             x = mean + offsets[-1]
-    ledger, before, passes = ode.ledger, *((climbing.nfe, climbing.network_evaluations) if climbing else (0, 0))
-    calls = before + ledger.nfe
+    before = climbing or Stats(0, 0, torch.zeros(len(first), dtype=torch.int64), 0)
+    here = ode.ledger
     return Code.of(
         model,
         grid_nodes(model, times),
         x=first,
         solver=solver,
-        stats=Stats(calls, passes + ledger.nfe * ledger.passes, before + ledger.evaluations, len(offsets)),
+        stats=Stats(
+            nfe=before.nfe + here.nfe,
+            network_evaluations=before.network_evaluations + here.nfe * here.passes,
+            evaluations=before.evaluations + here.evaluations,
+            steps=len(offsets),
+        ),
         status=finite_status(x),
         offsets=torch.stack(offsets),
     )
