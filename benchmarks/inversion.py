@@ -94,22 +94,20 @@ def table(folder: Path, images: int | None) -> None:
     count = images or TABLE_IMAGES
     pictures, labels = real_images(count, torch.float64)
     rows = Rows(folder, "table", images=count)
+
+    @cache
+    def latent(guidance: float) -> Tensor:
+        return exact_latent(conditioned(labels, guidance), pictures, GRID, REFERENCE_STEPS)
+
+    def measured(guidance: float, steps: int, solver: Solver) -> list[Any]:
+        model, settings = conditioned(labels, guidance), {"grid": GRID, "steps": steps + 1}
+        record, _ = measure(model, pictures, latent(guidance), solver, settings)
+        return [record[column] for column in COLUMNS]
+
     for guidance in GUIDANCE:
-        model = conditioned(labels, guidance)
-        exact = cache(partial(exact_latent, model, pictures, GRID, REFERENCE_STEPS))
         for steps in STEPS:
             for name, solver in METHODS.items():
-
-                def measured(
-                    model: Model = model,
-                    exact: Callable[[], Tensor] = exact,
-                    solver: Solver = solver,
-                    steps: int = steps,
-                ) -> list[Any]:
-                    record, _ = measure(model, pictures, exact(), solver, {"grid": GRID, "steps": steps + 1})
-                    return [record[column] for column in COLUMNS]
-
-                rows.of((name, f"{guidance:g}", steps), measured)
+                rows.of((name, f"{guidance:g}", steps), partial(measured, guidance, steps, solver))
     print(rows.text(("method", "guidance", "steps", *COLUMNS)))
 
 
@@ -152,12 +150,11 @@ def implicit(folder: Path, images: int | None) -> None:
     print(rows.text(("guidance", "image", "status", "residual", "iterations", "largest error")))
     for guidance in GUIDANCE:
         mine = [row for row in rows.rows if row[0] == f"{guidance:g}"]
-        converged = [row for row in mine if row[2] == "SUCCESS"]
-        print(
-            f"guidance {guidance:g}: {len(converged)} of {len(mine)} converged, largest residual "
-            f"{max(row[3] for row in converged):.2g}, iterations {max(row[4] for row in converged)}, largest error "
-            f"{max(row[5] for row in converged):.2g}"
-        )
+        converged = [row[3:] for row in mine if row[2] == Status.SUCCESS.name]
+        print(f"guidance {guidance:g}: {len(converged)} of {len(mine)} converged")
+        if converged:
+            residual, iterations, error = (max(column) for column in zip(*converged, strict=True))
+            print(f"    at most: residual {residual:.2g}, iterations {iterations}, error {error:.2g}")
 
 
 def null_text(folder: Path, images: int | None) -> None:
@@ -210,13 +207,14 @@ def curve(folder: Path, images: int | None) -> None:
     """DDIM's table 2 as a curve: error of the way back against steps, and a method of order 3 beside it."""
     count = images or CURVE_IMAGES
     rows, errors = Rows(folder, "curve", images=count), {}
+    model, pictures = odediff.zoo.fashion_mnist(), real_images(count, torch.float64)[0]
+
+    def returned(solver: Solver, steps: int) -> list[float]:
+        return [rms_round_trip(model, pictures, solver, steps)]
+
     for name, solver, ladder in (("DDIM", DDIM(), CURVE_STEPS), ("RK4", RK4(Noise()), CURVE_STEPS[:5])):
-
-        def error(solver: Solver = solver, steps: int = 0) -> list[float]:
-            return [rms_round_trip(odediff.zoo.fashion_mnist(), real_images(count, torch.float64)[0], solver, steps)]
-
         errors[name] = [
-            rows.of((name, steps, solver.calls(steps)), partial(error, solver, steps))[-1] for steps in ladder
+            rows.of((name, steps, solver.calls(steps)), partial(returned, solver, steps))[-1] for steps in ladder
         ]
     print(rows.text(("method", "steps", "calls", "rms round trip")))
     floor = 1e-8
@@ -233,13 +231,13 @@ def curve(folder: Path, images: int | None) -> None:
 def memory(folder: Path, images: int | None) -> None:
     """What an encoding holds at once, in states: the history of a method is in it, the network is not."""
     rows = Rows(folder, "memory")
+
+    def peaks(solver: Solver) -> list[float]:
+        short, long = (encoding_peak(solver, steps) for steps in (10, 200))
+        return [short, long, long / short]
+
     for name, solver in METHODS.items():
-
-        def peaks(solver: Solver = solver) -> list[float]:
-            short, long = (encoding_peak(solver, steps) for steps in (10, 200))
-            return [short, long, long / short]
-
-        rows.of((name,), peaks)
+        rows.of((name,), partial(peaks, solver))
     print(rows.text(("method", "10 steps [states]", "200 steps [states]", "ratio")))
 
 
