@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import odediff
 from odediff.metrics import convergence_slope, round_trip_error
 from odediff.table import text_table
@@ -16,6 +18,7 @@ FLOOR_STEPS = 1000
 
 def main() -> None:
     """Print the errors, the floor and the fitted slopes."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows, errors = [], {}
     for name, solver in (("DDIM", DDIM()), ("Heun", Heun(line=Noise()))):
         errors[name] = [round_trip(solver, steps) for steps in STEPS]

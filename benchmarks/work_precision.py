@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -79,6 +80,7 @@ class Curve:
 
 def main() -> None:
     """Print the tables and draw the diagram."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     for axis, dimension in zip(axes, (16, 64), strict=True):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import hydra
+import yaml  # type: ignore[import-untyped]
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_method
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from odediff.config import conf_folder, register
 from solvers import SolveError
 
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError)
 """What a wrong value raises: these become one line and exit code 2; anything else is a fault of ours and keeps its
 traceback."""
 
@@ -70,6 +71,9 @@ def explain(error: BaseException, app: App = APP) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; choose another folder with {app.folder_key}=FOLDER"
     causes = list(_chain(error))
+    if "Config group override must be a string" in str(causes[0]):
+        word = next((word for word in sys.argv[1:] if "=" in word and "null" in word), "GROUP=null")
+        return f"{word}: a group takes one of its names; leave it out, or take it away with ~{word.partition('=')[0]}"
     configuration = [c for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     if isinstance(causes[0], InstantiationException) and len(causes) > 1 and "Error in call" in str(causes[0]):
         # The target itself refused its arguments: its own message is the clear one.

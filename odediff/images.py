@@ -46,7 +46,7 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
 def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         pixels = imread(file)
-    except SyntaxError as error:  # what pillow raises for a damaged picture
+    except (SyntaxError, OSError) as error:  # what pillow raises for a damaged picture
         raise ValueError(f"{file} is no picture ({error}); leave it out") from error
     if pixels.dtype == np.uint8:
         pixels = pixels / 255.0

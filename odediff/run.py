@@ -66,6 +66,10 @@ class Run:
     def conditioned(self, count: int, guidance: float | None = None, **conditions: Any) -> Model:
         """The model under the configured condition for ``count`` samples; a list of the condition cycles over them."""
         given = {**self.condition, **conditions}
+        for name, value in given.items():
+            numbers = isinstance(value, list) and value and all(isinstance(one, int | float) for one in value)
+            if isinstance(value, list) and not numbers:
+                raise ValueError(f"model.condition.{name}={value} must be a number, or a list of one or more numbers")
         rows = {
             k: torch.as_tensor(v)[torch.arange(count) % len(v)] if isinstance(v, list) else v for k, v in given.items()
         }
@@ -114,7 +118,12 @@ def build(config: DictConfig) -> Run:
         raise TypeError(f"model._target_={config.model._target_} returned {type(model).__name__}, no odediff.Model")
     model = replace(model, chunk=chunk)
     if guidance is not None:
+        if isinstance(guidance, bool) or not isinstance(guidance, int | float):
+            raise TypeError(f"model.guidance={guidance!r} must be a number; 1 is the conditional prediction")
         model = model.condition(guidance=float(guidance))
+    line = config.solver.get("line")
+    if isinstance(line, str):
+        raise TypeError(f"solver.line={line} is no line; choose one by its name with line@solver.line={line}")
     solver = instantiate(config.solver)
     if not isinstance(solver, Solver):
         raise TypeError(f"solver._target_={config.solver._target_} made {type(solver).__name__}, no solvers.Solver")
@@ -123,12 +132,19 @@ def build(config: DictConfig) -> Run:
     return Run(
         config=config,
         model=_on_schedule(model, config),
-        shape=tuple(shape or ()),
+        shape=_checked_shape(shape),
         condition=_plain(condition or {}),
         solver=solver,
         grid=None if config.grid is None else instantiate(config.grid),
         folder=Path(HydraConfig.get().runtime.output_dir),
     )
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, list | tuple | ListConfig) else ()
+    if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"model.shape={shape} must be that of one sample, such as model.shape=[1,28,28]")
+    return sizes
 
 
 def _on_schedule(model: Model, config: DictConfig) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
 from safetensors.torch import load_file
 
 from odediff.files import replacing, write_json
@@ -26,6 +27,10 @@ LABELS = {
     "frechet": "Frechet distance",
     "accuracy": "share classified as asked",
 }
+EXCLUSIVE = {"steps", "nfe", "rtol"}
+"""Keys of which a job has one: whoever gives it takes the place of what an experiment sweeps over."""
+CLOCK = 2.0
+"""Seconds by which the clock of a file system may lag."""
 SHOWN = 8
 """Samples in each cell of a gallery, in two rows."""
 
@@ -49,16 +54,20 @@ class SweepSummary(Callback):
         note: str | None = None,
     ) -> None:
         self.columns, self.series, self.x, self.y, self.title, self.note = columns, series, x, y, title, note
+        self.started = 0.0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job: what the command line gives, an experiment does not sweep over.
 
         Hydra itself would run the product of both, every job several times.
         """
-        given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        self.started = time.time()
+        given = {one.key_or_group for one in OverridesParser.create().parse_overrides(config.hydra.overrides.task)}
+        if given & EXCLUSIVE:
+            given |= EXCLUSIVE
         with flag_override(config, ["readonly", "struct"], False):
-            for override in given:
-                (config.hydra.sweeper.get("params") or {}).pop(override.key_or_group, None)
+            for key in given:
+                (config.hydra.sweeper.get("params") or {}).pop(key, None)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before every job: say which it is."""
@@ -69,8 +78,13 @@ class SweepSummary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all jobs have ended."""
         folder = Path(config.hydra.sweep.dir)
-        files = sorted(folder.glob("*/run.json"), key=_job_number)
-        records = [{"folder": file.parent.name, **json.loads(file.read_text())} for file in files]
+        # As it is written: what it refers to, such as the number of the job, is known within a job alone.
+        subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
+        depth = len(Path(subdir).parts)
+        found = (file for file in folder.glob("/".join(["*"] * depth + ["run.json"])) if file.is_file())
+        # An earlier sweep may have left jobs in the same folder.
+        files = sorted((file for file in found if file.stat().st_mtime >= self.started - CLOCK), key=_job_number)
+        records = [{"folder": str(file.parent.relative_to(folder)), **json.loads(file.read_text())} for file in files]
         records = [record for record in records if "nfe" in record]
         if not records:
             return
@@ -89,8 +103,8 @@ class SweepSummary(Callback):
                 ],
             },
         )
-        drawn = self._gallery(folder, records) if self.note else self._curves(folder, records)
         print(text_table(header, rows))
+        drawn = self._gallery(folder, records) if self.note else self._curves(folder, records)
         print(f"table{' and picture' if drawn else ''} in {folder}")
 
     def _curves(self, folder: Path, records: Sequence[dict[str, Any]]) -> bool:
@@ -115,10 +129,17 @@ class SweepSummary(Callback):
             rows,
             [f"{column} {LABELS.get(self.x, self.x)}" for column in columns],
             self.title,
-            [[str(self.note).format(**record) for record in line] for line in table],
+            [[self._noted(record) for record in line] for line in table],
             inches=0.8,
         )
         return True
+
+    def _noted(self, record: dict[str, Any]) -> str:
+        """The note of a job; nothing where what it names was not measured."""
+        try:
+            return str(self.note).format(**record)
+        except (KeyError, TypeError):
+            return ""
 
     @staticmethod
     def _samples(folder: Path) -> Any:

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,6 +65,16 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=joint", "samples=1"], ["samples=1", "at least 2"]),
         (["task=joint", "samples=9", "task.etas=[0,2]"], ["eta=2", "[0, 1]"]),
         (["task=joint", "samples=9", "task.etas=[]"], ["task.etas=[]", "one or more"]),
+        (["task=sample", "solver=heun", "solver.line=noise"], ["solver.line=noise", "line@solver.line=noise"]),
+        (["task=sample", "grid=null"], ["grid=null", "~grid"]),
+        (["task=sample", "model.condition.label=[]"], ["model.condition.label=[]", "one or more"]),
+        (["task=sample", "model.condition.label=dog"], ["label='dog'", "whole number"]),
+        (["task=sample", "model.condition.label=true"], ["label=True", "whole number"]),
+        (["task=sample", "model.shape=28"], ["model.shape=28", "[1,28,28]"]),
+        (["task=sample", "model.guidance=[1,2]"], ["model.guidance=[1, 2]", "a number"]),
+        (["task.nfe=[]"], ["task.nfe=[]", "at least 1"]),
+        (["task.images=0"], ["task.images=0", "at least 1"]),
+        (["task.inversion_nfe=[0]"], ["task.inversion_nfe=[0]", "at least 1"]),
     ],
 )
 def test_a_wrong_value_gets_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys, arguments, expected):
@@ -154,6 +165,32 @@ def test_a_sweep_ends_in_one_table_and_one_plot(monkeypatch, tmp_path, capsys):
     assert float(rows[1]["error"]) > 0 and rows[2]["error"] == ""
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
     assert "sweep" not in capsys.readouterr().err
+
+
+def test_a_sweep_collects_its_own_jobs_and_none_that_were_there(monkeypatch, tmp_path, capsys):
+    arguments = ["-m", "task=sample", "task.reference_steps=2", "hydra.sweep.dir=out", *QUICK]
+    assert run(monkeypatch, tmp_path, *arguments, "solver=ddim", "nfe=3,4") == 0
+    for file in (tmp_path / "out").glob("*/run.json"):
+        os.utime(file, (0, 0))
+    assert (
+        run(monkeypatch, tmp_path, *arguments, "solver=heun", "nfe=5", "hydra.sweep.subdir=deep/${hydra.job.num}") == 0
+    )
+    assert run(monkeypatch, tmp_path, *arguments, "solver=heun", "nfe=5") == 0
+    jobs = json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]
+    assert [(job["folder"], job["nfe"]) for job in jobs] == [("0", 5)]
+    assert capsys.readouterr().out.count("table and picture in") == 3
+
+
+def test_a_picture_without_scores_has_no_note(monkeypatch, tmp_path, capsys):
+    arguments = ["+experiment=ddim_vs_ddpm", "task.score=false", "steps=2", "solver=ddim", "hydra.sweep.dir=out"]
+    assert run(monkeypatch, tmp_path, *arguments, *QUICK) == 0
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
+
+
+def test_calls_replace_the_steps_that_an_experiment_sweeps_over(monkeypatch, tmp_path):
+    assert run(monkeypatch, tmp_path, "+experiment=skip_steps", "nfe=4", "hydra.sweep.dir=out", *QUICK) == 0
+    jobs = json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]
+    assert [job["steps"] for job in jobs] == [4, 4]
 
 
 def test_the_command_line_replaces_what_an_experiment_sweeps_over(monkeypatch, tmp_path, capsys):

@@ -35,6 +35,9 @@ SHOWN_TIMES = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
 def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int]) -> None:
     """Samples by several solvers, one noise by the ODE and by DDPM, and real images there and back."""
     run = build(config)
+    for name, counts in (("images", [images]), ("nfe", nfe), ("inversion_nfe", inversion_nfe)):
+        if not counts or min(counts) < 1:
+            raise ValueError(f"task.{name}={images if name == 'images' else counts} must be of at least 1")
     results = {
         "samples": _samples(run, images, nfe),
         "paths": _paths(run),

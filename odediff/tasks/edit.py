@@ -72,6 +72,7 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     )
     run.record(
         {
+            "solver": str(code.solver),
             "nfe": code.stats.nfe,
             "network_evaluations": code.stats.network_evaluations,
             "psnr": quality.tolist(),

@@ -56,7 +56,7 @@ def run(config: DictConfig, etas: list[float]) -> None:
         spreads,
         "The same marginals, another joint law for every eta",
     )
-    run.record({"nfe": len(times) - 1, "mean": DATA.mean, "deviation": DATA.deviation, "laws": found})
+    run.record({"solver": "DDIM", "nfe": len(times) - 1, "mean": DATA.mean, "deviation": DATA.deviation, "laws": found})
     print(
         f"Gaussian data of mean {DATA.mean:g} and deviation {DATA.deviation:g}, {count} samples, {len(times) - 1} steps"
     )

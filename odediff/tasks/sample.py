@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from odediff import zoo
 from odediff.files import replacing
-from odediff.fingerprint import fingerprint
+from odediff.fingerprint import fingerprint, tensors_hash
 from odediff.metrics import class_accuracy
 from odediff.model import Model
 from odediff.pictures import labelled_grid, montage
@@ -111,20 +111,19 @@ def _error(run: Run, model: Model, solution: Solution, reference_steps: int) -> 
 
 
 def _shared_reference(run: Run, model: Model, noise: Tensor, steps: int) -> Tensor:
+    """The end of the exact flow, computed once for the jobs of a sweep that declare their model alike."""
+    declared = OmegaConf.to_container(run.config.model, resolve=True, enum_to_str=True)
     belongs_to = (
         fingerprint(model.network),
         model.path,
-        run.condition,
-        model.guidance,
-        run.config.seed,
-        noise.shape,
-        noise.dtype,
+        {name: value for name, value in declared.items() if name != "chunk"},  # type: ignore[union-attr]
+        tensors_hash({"noise": noise.cpu()}),
         steps,
     )
     key = hashlib.sha256(repr(belongs_to).encode()).hexdigest()[:12]
     file: Path = run.folder.parent / f"reference-{key}.safetensors"
     if file.exists():
-        return load_file(file)["x"]
+        return load_file(file)["x"].to(noise.device)
     end = reference_end(model, noise, steps, run.progress)
     with replacing(file) as partial:
         save_file({"x": end}, partial)

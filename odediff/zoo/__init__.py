@@ -37,9 +37,10 @@ class ClassConditional(Model):
         Raises:
             ValueError: a condition is unknown, or a label is none of the classes.
         """
-        labels = torch.as_tensor(conditions.get("label", NULL_LABEL))
+        given = conditions.get("label", NULL_LABEL)
+        labels = torch.tensor(float("nan")) if isinstance(given, bool | str) else torch.as_tensor(given)
         # Outside the embedding's rows the CPU raises IndexError in the midst of a solve, and CUDA loses its context.
-        if labels.is_floating_point() or not ((labels >= 0) & (labels <= NULL_LABEL)).all():
+        if labels.ndim > 1 or labels.is_floating_point() or not ((labels >= 0) & (labels <= NULL_LABEL)).all():
             raise ValueError(
                 f"label={conditions['label']!r} must be a whole number from 0 to {len(LABELS) - 1}, one of "
                 f"{', '.join(LABELS)}, or {NULL_LABEL} for none"
