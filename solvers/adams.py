@@ -64,7 +64,7 @@ class AdaptiveAdams(Tolerance):
     allow. The weights come from Newton's form of the polynomials, whose terms all orders share, in float64 for all
     samples at once. The method is that of Shampine & Gordon (1975), "Computer solution of ordinary differential
     equations", with the coefficients written anew at each step; the lines make it exponential. The rotation is the line
-    to use: on others the same error costs 1.5 to 5 times the calls.
+    to use: on others the same error costs 2 to 8 times the calls.
 
     For smooth data x0 is an even and eps an odd function of s, so that the slopes of `Rotation` and `Noise` are odd in
     q at the data. The last step to sigma = 0 uses this: it integrates q times the polynomial in q^2 through the slopes
