@@ -30,6 +30,8 @@ GROWTH = 2.5
 START_GROWTH = 8.0
 """While the order rises from 1 the steps are far below what the solution allows."""
 STARTING = 3
+CHANGES = np.array([[0], [-1], [1]])
+"""Of the order, from one step to the next."""
 SHRINK = 0.2
 UNKNOWN = 1e-9
 """What an error of zero counts as, in units of the tolerance."""
@@ -166,8 +168,8 @@ class AdamsRun(Run):
         nodes, slots, differences = attempted = self._with_attempt(b)
         # Term k has the divided difference over b and k past nodes, which is also what the predictor lacks of the
         # corrector, there with another integral.
-        orders = np.stack([k, k - 1, k + 1])
-        terms = corrections[orders, every][..., None] * differences[orders, : most + 2, every]
+        orders = k + CHANGES
+        terms = corrections[orders, every, None] * differences[orders, : most + 2, every]
         changes = self._combine(terms.swapaxes(1, 2), slots)
         miss = ahead[k, every] / corrections[k, every]
         corrected = combine((1.0, predicted), (miss, changes[0]))
@@ -184,27 +186,33 @@ class AdamsRun(Run):
         accepted = (errors[0] <= 1) & (self.known > 1)  # False for NaN
         if self.broken.any():
             self._forget(self.broken)
-        may_rise = accepted & (self.known > k) & (k < self.solver.max_order)
-        steps, lower, higher = _steps(h, errors, np.stack([k + 1 + probe, k, k + 2]))
-        lower, higher = np.where(k > 1, lower, 0.0), np.where(may_rise, higher, 0.0)
-        begun = probe & (k < self.solver.max_order)
-        rise = (may_rise & (higher > np.maximum(steps, lower))) | begun
-        fall = ~rise & (lower > np.maximum(steps, higher))
-        wanted = np.where(fall, lower, np.where(rise, np.maximum(higher, steps), steps))
-        growth = np.where(self.steps < STARTING, START_GROWTH, GROWTH)
-        largest = np.where(accepted | probe, np.where(self.calm, growth, 1.0), 0.9) * h
-        self.h = np.where(self.broken, SHRINK * h, np.minimum(np.maximum(wanted, SHRINK * h), largest))
+        order, self.h = self._next(h, errors, accepted, probe)
         if self.closes and (np.abs(self.span.q_b - b) <= 2 * NEAR * h).any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
             odd = self._combine(newton_weights(*_odd_terms(past, q, b), k), self.age, self.z)
             self.odd = row_norm(odd - corrected) <= row_norm(predicted - corrected)
         self.last = _Piece(q, self.z, nodes, slots, k + 1)
-        self.k = np.where(rise, k + 1, np.where(fall, k - 1, k))
+        self.k = order
         self.calm = accepted | probe
         self._move(accepted, b, corrected)
         self.steps = self.steps + accepted
-        self._adopt(accepted | probe, *attempted)
+        self._adopt(self.calm, *attempted)
         return accepted
+
+    def _next(
+        self, h: np.ndarray, errors: np.ndarray, accepted: np.ndarray, probe: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The order, of those `CHANGES` away, that allows the longest step, and that step, from the errors of ``h``."""
+        k, rises = self.k, self.k < self.solver.max_order
+        possible = np.stack([k > 0, k > 1, accepted & rises & (self.known > k)])
+        powers = k + CHANGES + 1 + probe
+        tolerable = np.where(np.isfinite(errors), np.maximum(errors, UNKNOWN), math.inf)
+        steps = np.where(possible, SAFETY * h * tolerable ** (-1.0 / powers), 0.0)
+        growth = np.where(self.steps < STARTING, START_GROWTH, GROWTH)
+        largest = np.where(accepted | probe, np.where(self.calm, growth, 1.0), 0.9) * h
+        step = np.minimum(np.maximum(steps.max(axis=0), SHRINK * h), largest)
+        order = k + CHANGES[steps.argmax(axis=0), 0] + (probe & rises)
+        return order, np.where(self.broken, SHRINK * h, step)
 
     def finish(self) -> np.ndarray:
         """Extrapolate to the end those samples for which the last two orders agree there, or that may ask no more."""
@@ -292,12 +300,6 @@ class AdamsRun(Run):
         ordered = np.zeros((*several, len(self.slopes), count))
         ordered[..., slots[:n], np.arange(count)] = weights
         return ordered
-
-
-def _steps(h: np.ndarray, errors: np.ndarray, powers: np.ndarray) -> np.ndarray:
-    """The steps that would meet the tolerance with `SAFETY`, from errors that grow like ``h^power``."""
-    known = np.where(np.isfinite(errors), np.maximum(errors, UNKNOWN), math.inf)
-    return np.asarray(SAFETY * h * known ** (-1.0 / powers))
 
 
 def _odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -78,8 +78,7 @@ def newton_weights(integrals: np.ndarray, differences: np.ndarray, used: np.ndar
 
 def _products(nodes: np.ndarray, x: np.ndarray, rule: np.ndarray) -> np.ndarray:
     """The products at ``x``, times the weights ``rule``, both ``(points, B)``: ``(n, points, B)``."""
-    products = np.empty((len(nodes), *x.shape))
-    products[0] = rule
-    for m in range(1, len(nodes)):
-        np.multiply(products[m - 1], x - nodes[m - 1], out=products[m])
-    return products
+    factors = np.empty((len(nodes), *x.shape))
+    factors[0] = rule
+    np.subtract(x, nodes[:-1, None], out=factors[1:])
+    return np.asarray(np.multiply.accumulate(factors, axis=0))

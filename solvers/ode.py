@@ -143,14 +143,13 @@ def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Te
     """
     *several, count, batch = weights.shape
     total = tensors.new_zeros((*several, *tensors.shape[1:])) if start is None else start.clone()
-    values = torch.from_numpy(weights).to(device=total.device, dtype=total.dtype)
-    columns = values.reshape(*weights.shape, *(1,) * (tensors.ndim - 2)).unbind(len(several))
+    columns = per_row(weights, tensors[0]).unbind(len(several))
     for j in np.flatnonzero(weights.reshape(-1, count, batch).any(axis=(0, 2))).tolist():
         total.addcmul_(tensors[j], columns[j])
     return total
 
 
 def per_row(values: Real, like: Tensor) -> Tensor:
-    """``values``, one per sample (or one for all), as a tensor that multiplies the rows of ``like``."""
+    """``values``, ``(..., B)`` or one for all, as a tensor that multiplies the rows of ``like``, ``(B, ...)``."""
     column = torch.as_tensor(values, dtype=torch.float64).to(device=like.device, dtype=like.dtype)
-    return column.reshape(-1, *(1,) * (like.ndim - 1)) if column.ndim else column
+    return column.reshape(*column.shape, *(1,) * (like.ndim - 1)) if column.ndim else column

@@ -34,6 +34,7 @@ class Span:
     def __init__(self, ode: Any, line: Line | None, a: Node, b: Node, known: Node) -> None:
         self.ode, self.line, self.ends = ode, line, (a, b, known)
         self.q_a, self.q_b, self.q_known = (float(self.q(node)) for node in self.ends)
+        self.exact = {self.q_a: a, self.q_b: b, self.q_known: known}
         self.length = abs(self.q_b - self.q_a)
         self.direction = 1.0 if self.q_b > self.q_a else -1.0
         self.smallest = SMALLEST_STEP * max(self.length, abs(self.q_a), abs(self.q_b))
@@ -47,7 +48,7 @@ class Span:
         found = self.ode.node(q) if self.line is None else self.line.node(self.ode, q)
         first, last = sorted((self.ends[0].t, self.ends[1].t))
         found = found._replace(t=np.minimum(np.maximum(found.t, first), last))
-        for end, q_end in zip(self.ends, (self.q_a, self.q_b, self.q_known), strict=True):
+        for q_end, end in self.exact.items():
             there = q == q_end
             if there.any():
                 found = Node(*(np.where(there, exact, value) for exact, value in zip(end, found, strict=True)))
@@ -68,7 +69,7 @@ def error_scale(span: Span, tolerances: tuple[float, float], node: Node, z: Tens
     """What turns an error of z at ``node`` into units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
     rtol, atol = tolerances
     scale = np.broadcast_to(span.scale(node), (len(z),))
-    return z.abs().mul_(rtol).add_(per_row(atol / scale, z)).reciprocal_()
+    return torch.add(per_row(atol / scale, z), z.abs(), alpha=rtol).reciprocal_()
 
 
 class Run(ABC):
