@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.arguments import require_whole
 from solvers.controller import row_norm
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.newton_form import (
@@ -85,8 +86,7 @@ class AdaptiveAdams(Tolerance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.max_order, bool) or not isinstance(self.max_order, int) or not 1 <= self.max_order <= 12:
-            raise ValueError(f"AdaptiveAdams: max_order={self.max_order!r} must be a whole number from 1 to 12")
+        require_whole("AdaptiveAdams: max_order", self.max_order, 1, 12)
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -136,7 +136,6 @@ class AdamsRun(Run):
         self.known = np.zeros(count, dtype=np.int64)
         self.k = np.ones(count, dtype=np.int64)
         self.steps = np.zeros(count, dtype=np.int64)
-        self.calm = np.ones(count, dtype=bool)
         self.closes = solver.extrapolates and span.q_b == 0
         self.closing_error = np.full(count, math.inf)
         self.odd = np.zeros(count, dtype=bool)
@@ -255,7 +254,7 @@ class AdamsRun(Run):
         """Select the rows of the histories."""
         index = self._keep_places(rows)
         self.slopes = self.slopes[:, index]
-        for name in ("age", "past", "differences", "known", "k", "steps", "calm", "closing_error", "reach", "odd"):
+        for name in ("age", "past", "differences", "known", "k", "steps", "closing_error", "reach", "odd"):
             setattr(self, name, getattr(self, name)[..., rows])
 
     def _write(self, slope: Tensor) -> None:

@@ -94,7 +94,6 @@ class PairRun(Run):
         self.calls = solver.pair.calls(1) + (len(self.extension.c) if self.extension else 0)
         self.slope = span.slope(ode, span.node(self.q), z, dtype)
         self.errors = np.ones((len(z), 3))
-        self.calm = np.ones(len(z), dtype=bool)
         self.h = self._first_step(ode)
         self.broken = ~np.isfinite(row_norm(self.slope))
         self.last = (self.q, self.z, self.slope)
@@ -128,7 +127,10 @@ class PairRun(Run):
         self.broken = ~np.isfinite(error)
         recent = np.concatenate([error[:, None], self.errors[:, :2]], axis=1)
         factor = self.solver.controller.factor(recent, self.power, accepted)
-        self.h = np.abs(b - q) * np.where(accepted, np.where(self.calm, factor, np.minimum(factor, 1.0)), factor)
+        h, wanted = np.abs(b - q), self.h
+        self.h = h * np.where(accepted, np.where(self.calm, factor, np.minimum(factor, 1.0)), factor)
+        # A step that a node cut short says nothing against the one that was wanted.
+        self.h = np.where(accepted & (h < wanted), np.maximum(self.h, wanted), self.h)
         self.calm = accepted
         self.errors = np.where(accepted[:, None], recent, self.errors)
         column = torch.from_numpy(accepted).to(z.device).reshape(-1, *(1,) * (z.ndim - 1))
@@ -192,7 +194,7 @@ class PairRun(Run):
     def keep(self, rows: np.ndarray) -> None:
         """Select the rows of the slopes and errors."""
         index = self._keep_places(rows)
-        self.slope, self.errors, self.calm = self.slope[index], self.errors[rows], self.calm[rows]
+        self.slope, self.errors = self.slope[index], self.errors[rows]
 
 
 def _keeps_steps(ode: Any) -> bool:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from torchdiffeq import odeint
 
 from solvers.counting import BudgetSpent
 from solvers.exponential import DDIM
-from solvers.lines import Line, singular_step, singular_steps
+from solvers.lines import Line, require_line, singular_step, singular_steps
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.solution import Status
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path
 
 SMALLEST_RTOL = 100 * np.finfo(np.float64).eps
 """Double precision cannot meet less; scipy would raise it to this, with a warning."""
@@ -37,7 +37,7 @@ class Method(NamedTuple):
     """
 
     order: int
-    law: Literal["order", "tolerance", "bounded"] = "tolerance"
+    law: Law = "tolerance"
     calls: int = 0
     starting: int = 0
     jacobian: bool = False
@@ -121,6 +121,8 @@ class Backend(Solver):
         for argument, value in (("rtol", self.rtol), ("atol", self.tolerances[1])):
             if not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ValueError(f"{name}: {argument}={value!r} must be a positive, finite number such as 1e-5")
+        if self.line is not None:
+            require_line(self, self.line)
         if self.rtol < SMALLEST_RTOL:
             raise ValueError(f"{name}: rtol={self.rtol!r} is below round-off; use at least {SMALLEST_RTOL:.1e}")
 
@@ -140,7 +142,7 @@ class Backend(Solver):
         return self.methods[self.method].order
 
     @property
-    def law(self) -> Literal["order", "weak", "tolerance", "bounded"]:  # type: ignore[override]
+    def law(self) -> Law:  # type: ignore[override]
         """The method's law."""
         return self.methods[self.method].law
 
@@ -148,6 +150,11 @@ class Backend(Solver):
     def way(self) -> Line | None:
         """The line that is followed."""
         return self.line
+
+    @property
+    def one_step(self) -> bool:
+        """Only methods of that kind on a fixed grid."""
+        return self.carries_on
 
     @property
     def carries_on(self) -> bool:

@@ -39,7 +39,8 @@ class Ledger:
 
     ``first``, when it is a list, receives the first prediction after each time that it was emptied: the one at the node
     that a step leaves, for the samples that are left there. ``extrapolate`` tells a method that follows a tolerance
-    that the last interval costs no call; ``dense``, if there is one, receives its steps as functions of time.
+    that the last interval costs no call; ``dense``, if there is one, receives its steps as functions of time. Such a
+    method counts its steps by `tried`.
     """
 
     def __init__(self, ode: ODE, batch: int, budget: int | None) -> None:
@@ -50,6 +51,8 @@ class Ledger:
         self.first: list[Recorded] | None = None
         self.extrapolate = False
         self.dense: Dense | None = None
+        self.accepted: Tensor | None = None
+        self.rejected: Tensor | None = None
 
     def left(self, index: Tensor) -> np.ndarray:
         """How many evaluations the samples ``index`` can still pay for; infinity without a budget."""
@@ -64,6 +67,13 @@ class Ledger:
             self.batch_calls += 1
         else:
             self.row_calls.numpy()[index.numpy()] += 1
+
+    def tried(self, ids: np.ndarray, accepted: np.ndarray, rejected: np.ndarray) -> None:
+        """Count the steps that the samples ``ids`` have just tried."""
+        if self.accepted is None or self.rejected is None:
+            self.accepted, self.rejected = torch.zeros_like(self.row_calls), torch.zeros_like(self.row_calls)
+        self.accepted.numpy()[ids] += accepted
+        self.rejected.numpy()[ids] += rejected
 
     @property
     def evaluations(self) -> Tensor:

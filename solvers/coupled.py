@@ -1,6 +1,7 @@
 """Reversible one-step methods: the state and its companion move by turns, each by what the other says.
 
-All of them work on a `Lattice`: the way to the noise and back returns every bit.
+All of them work on a `Lattice`: the way to the noise and back returns every bit of a float32 state. A float64 state is
+rounded to the lattice first, and that is what returns.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from solvers.exponential import DDIM, Law
-from solvers.lines import Data, Line, Noise, Rotation
+from solvers.exponential import DDIM
+from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.real import Real
-from solvers.reversible import FINEST, WIDE, Companion, ReversibleSolver, meets_singular
+from solvers.reversible import FINEST, WIDE, Companion, ReversibleSolver, meets_singular, require_companion, starts
 from solvers.runge_kutta import RK4, Heun
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Pair(ReversibleSolver):
     ) -> Companion | None:
         """The companion of an earlier run; the first regular step makes one."""
         require_path(self, ode)
+        require_companion(self, state)
         return state
 
     def reverses(self, a: Node, b: Node) -> bool:
@@ -128,6 +130,9 @@ class LinePair(Pair):
     order: ClassVar[int] = 2
     line: Line = field(default_factory=Noise)
 
+    def __post_init__(self) -> None:
+        require_line(self, self.line)
+
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """The three lines."""
@@ -141,6 +146,10 @@ class LinePair(Pair):
     def calls(self, n_steps: int) -> int:
         """One for each step, and one for the start."""
         return n_steps + 1
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """One for each step, and one for the start after every DDIM step."""
+        return len(nodes) - 1 + starts(self, nodes)
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """The step."""
@@ -219,7 +228,7 @@ class Reversible(ReversibleSolver):
     coupling: float = 0.999
 
     def __post_init__(self) -> None:
-        require_one_step(self, self.base)
+        require_steps(self, self.base)
         if not 0 < self.coupling <= 1:
             raise ValueError(f"Reversible: coupling={self.coupling!r} must lie in (0, 1]; the paper's is 0.999")
 
@@ -230,8 +239,8 @@ class Reversible(ReversibleSolver):
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """That of the base method."""
-        return self.base.law
+        """That of the base method's steps, each by itself."""
+        return law_of_steps(self.base)
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
@@ -241,6 +250,10 @@ class Reversible(ReversibleSolver):
     def calls(self, n_steps: int) -> int:
         """Twice those of the base method."""
         return 2 * self.base.calls(n_steps)
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Those of the base method, there and back."""
+        return sum(self.base.calls_over(ode, way) for a, b in pairwise(nodes) for way in ((a, b), (b, a)))
 
     def start(
         self,
@@ -253,6 +266,7 @@ class Reversible(ReversibleSolver):
         state: Companion | None = None,
     ) -> Companion | None:
         """The companion of an earlier run; the first step makes one."""
+        require_companion(self, state)
         return state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
@@ -282,7 +296,12 @@ def one_step(solver: Solver, ode: Any, a: Node, b: Node, x: Tensor) -> Tensor:
     return solver.step(ode, a, b, x, solver.start(ode, (a, b), x)).x
 
 
-def require_one_step(outer: Solver, base: Solver) -> None:
+def law_of_steps(base: Solver) -> Law:
+    """What holds of a method all whose steps begin afresh: without their history steps lose their order."""
+    return base.law if base.one_step else "bounded"
+
+
+def require_steps(outer: Solver, base: Solver) -> None:
     """Raise unless ``base`` is deterministic and its steps are steps: no tolerance, no library's own stepping."""
     name = type(outer).__name__
     if not isinstance(base, Solver):

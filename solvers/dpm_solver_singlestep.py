@@ -126,15 +126,20 @@ class DPMFast(Staged):
 
     def __post_init__(self) -> None:
         require_exponential(self, self.line)
+        if not isinstance(self.last, Sequence) or not set(self.last) <= {1, 2, 3}:
+            raise ValueError(f"DPMFast: last={self.last!r} must hold orders of 1, 2 or 3, such as (2, 1)")
         # A configuration file gives a list.
         object.__setattr__(self, "last", tuple(self.last))
-        if not set(self.last) <= {1, 2, 3}:
-            raise ValueError(f"DPMFast: last={self.last!r} must hold orders of 1, 2 or 3, such as (2, 1)")
 
     @property
     def order(self) -> int:  # type: ignore[override]
         """What the last steps leave of 3."""
         return min((3, *(order + 1 for order in self.last)))
+
+    @property
+    def one_step(self) -> bool:
+        """Unless the orders depend on the place in the grid."""
+        return not self.last
 
     @property
     def carries_on(self) -> bool:

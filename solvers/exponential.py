@@ -10,9 +10,7 @@ from torch import Tensor
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.real import Real, divide, native
-from solvers.solver import Past, Solver, Step, require_path
-
-Law = Literal["order", "weak", "tolerance", "bounded"]
+from solvers.solver import Law, Past, Solver, Step, require_path
 
 
 @dataclass(frozen=True)
@@ -163,6 +161,8 @@ def start_noise(solver: Solver, nodes: Sequence[Node], stream: NoiseStream | Non
             f"times: {solver} is stochastic and runs from noise to data only; to invert, use a deterministic solver "
             "such as DDIM(eta=0)"
         )
+    if state is not None and not isinstance(state, NoiseStream):
+        raise TypeError(f"state: a {type(state).__name__} is no noise of {solver}; pass its own Solution.state")
     stream = state if state is not None else stream
     if stream is None:
         raise ValueError(f"stream=None: {solver} draws noise; pass stream=solvers.NoiseStream(seed)")

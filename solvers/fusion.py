@@ -28,17 +28,17 @@ def fused(coefficients: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     """``sum of c * x``, in the dtype of the tensors; its last bits may differ from those of separate operations."""
     first = tensors[0]
     # Numbers of their own would be compiled in, and every step would wait for the compiler; so would every new shape.
-    weights = torch.tensor(coefficients, dtype=first.dtype, device=first.device)
+    weights = torch.tensor(coefficients, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
     return _kernel(len(tensors))(weights, *(tensor.reshape(-1) for tensor in tensors)).reshape(first.shape)
 
 
 @cache
 def _kernel(count: int) -> Callable[..., Tensor]:
     def weighted_sum(weights: Tensor, *tensors: Tensor) -> Tensor:
-        total = weights[0] * tensors[0]
+        total = weights[0] * tensors[0].to(weights.dtype)
         for i in range(1, count):
-            total = total + weights[i] * tensors[i]
-        return total
+            total = total + weights[i] * tensors[i].to(weights.dtype)
+        return total.to(tensors[0].dtype)
 
     return torch.compile(weighted_sum, dynamic=True)
 

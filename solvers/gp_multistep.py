@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.multistep import require_within
+from solvers.arguments import require_whole
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE, combine
 from solvers.prior import Array, Features, Prior, mean_distance
-from solvers.solver import Past, Solver, Step, require_path, require_states
+from solvers.solver import Law, Past, Solver, Step, require_path, require_states
 
 FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
@@ -97,14 +97,14 @@ class GPMultistep(Solver):
     """
 
     order: ClassVar[int] = 1
-    law: ClassVar[Literal["order", "weak", "tolerance", "bounded"]] = "bounded"
+    law: ClassVar[Law] = "bounded"
 
     points: int | None = None
     prior: Prior = Prior()
 
     def __post_init__(self) -> None:
         if self.points is not None:
-            require_within(self, "points", self.points, 1, MOST_POINTS)
+            require_whole("GPMultistep: points", self.points, 1, MOST_POINTS)
         if not isinstance(self.prior, Prior):
             raise TypeError(f"GPMultistep: prior={self.prior!r} is no solvers.Prior; pass solvers.Prior()")
 
@@ -112,6 +112,11 @@ class GPMultistep(Solver):
     def closes(self) -> bool:
         """The step to the data is one like the others."""
         return True
+
+    @property
+    def one_step(self) -> bool:
+        """Not: a step reads past predictions."""
+        return False
 
     @property
     def carries_on(self) -> bool:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.arguments import require_whole
 from solvers.exponential import DDIM
-from solvers.lines import Data, Line, Noise, Rotation, singular_step
+from solvers.lines import Data, Line, Noise, Rotation, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.real import Real, native
@@ -79,8 +80,9 @@ class GaussLegendre(Solver):
             raise ValueError(f"GaussLegendre: stages={self.stages!r} must be 1, 2 or 3, for order 2, 4 or 6")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"GaussLegendre: tolerance={self.tolerance!r} must lie between 0 and 1, such as 1e-6")
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"GaussLegendre: iterations={self.iterations!r} must be a whole number of at least 1")
+        require_whole("GaussLegendre: iterations", self.iterations, 1)
+        if self.line is not None:
+            require_line(self, self.line)
 
     @property
     def order(self) -> int:  # type: ignore[override]

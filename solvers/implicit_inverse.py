@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from solvers.coupled import one_step, require_one_step
-from solvers.exponential import DDIM, Law
+from solvers.arguments import require_whole
+from solvers.coupled import law_of_steps, one_step, require_steps
+from solvers.exponential import DDIM
 from solvers.krylov import anderson, dot, gmres, largest
 from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
@@ -19,7 +21,7 @@ from solvers.ode import ODE, Node, combine
 from solvers.real import Real, native
 from solvers.reversible import ReversibleSolver, meets_singular
 from solvers.solution import Status
-from solvers.solver import Past, Solver, Step
+from solvers.solver import Law, Past, Solver, Step
 
 
 def require_digits(solver: Any, x: Tensor) -> None:
@@ -63,7 +65,8 @@ class ImplicitInverse(ReversibleSolver):
     for every step. Guidance leaves that range, and beyond some step the iteration has no reason to converge.
 
     A step that leaves or reaches alpha = 0 or sigma = 0 is a DDIM step, which nothing undoes: what denoising merges has
-    no one origin.
+    no one origin. Every step of ``base`` begins afresh: one with a history loses its order here, and
+    `TrajectoryInverse` keeps it.
     """
 
     base: Solver = field(default_factory=DDIM)
@@ -71,13 +74,11 @@ class ImplicitInverse(ReversibleSolver):
     max_iterations: int = 100
 
     def __post_init__(self) -> None:
-        require_one_step(self, self.base)
+        require_steps(self, self.base)
         name = type(self).__name__
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"{name}: tolerance={self.tolerance!r} must be positive, or None for round-off")
-        whole = isinstance(self.max_iterations, int) and not isinstance(self.max_iterations, bool)
-        if not whole or self.max_iterations < 0:
-            raise ValueError(f"{name}: max_iterations={self.max_iterations!r} must be a whole number of at least 0")
+        require_whole(f"{name}: max_iterations", self.max_iterations, 0)
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -86,12 +87,21 @@ class ImplicitInverse(ReversibleSolver):
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """That of the base method."""
-        return self.base.law
+        """That of the base method's steps, each by itself."""
+        return law_of_steps(self.base)
 
     def calls(self, n_steps: int) -> int:
         """Those of the base method."""
         return self.base.calls(n_steps)
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Those of the base method."""
+        return sum(self.base.calls_over(ode, pair) for pair in pairwise(nodes))
+
+    @property
+    def one_step(self) -> bool:
+        """Like the base method."""
+        return True
 
     def reverses(self, a: Node, b: Node) -> bool:
         """Away from alpha = 0 and sigma = 0."""
@@ -178,9 +188,9 @@ class ImplicitInverse(ReversibleSolver):
 class FixedPoint(ImplicitInverse):
     """Undo a step by ``z <- z + damping * P (x - base(b->a, z))``, with Anderson's acceleration for ``history > 0``.
 
-    For DDIM this is ``z = (x - k eps(z))/r`` with ``base(z) = r z + k eps(z)``: fixed-point DDIM inversion (Pan et al.
-    2023, "AIDI", with ``history`` its Anderson acceleration; Garibi et al. 2024, "ReNoise"). ``damping`` below 1 helps
-    where guidance makes the plain iteration overshoot.
+    For DDIM on the way to the noise, where P = 1/r, this is ``z = (x - k eps(z))/r`` with ``base(z) = r z + k eps(z)``:
+    fixed-point DDIM inversion (Pan et al. 2023, "AIDI", with ``history`` its Anderson acceleration; Garibi et al. 2024,
+    "ReNoise"). ``damping`` below 1 helps where guidance makes the plain iteration overshoot.
 
     ``max_iterations=0`` makes no claim to be an inverse: it is the iteration's first value, DDIM inversion with the
     network told the node that it goes to (Hertz et al. 2022, "Prompt-to-prompt"), at one call.
@@ -193,8 +203,7 @@ class FixedPoint(ImplicitInverse):
         super().__post_init__()
         if not 0 < self.damping <= 1:
             raise ValueError(f"FixedPoint: damping={self.damping!r} must lie in (0, 1]; 1 is the plain iteration")
-        if isinstance(self.history, bool) or not isinstance(self.history, int) or not 0 <= self.history <= 20:
-            raise ValueError(f"FixedPoint: history={self.history!r} must be a whole number from 0 to 20; 0 is none")
+        require_whole("FixedPoint: history", self.history, 0, 20)
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
@@ -231,13 +240,23 @@ class NewtonKrylov(ImplicitInverse):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.krylov, bool) or not isinstance(self.krylov, int) or self.krylov < 1:
-            raise ValueError(f"NewtonKrylov: krylov={self.krylov!r} must be a whole number of at least 1")
+        require_whole("NewtonKrylov: krylov", self.krylov, 1)
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """The base method shows nothing new; its inverse is measured as `Inverse`."""
         return [cls()]
+
+    def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> Effort:
+        """Nothing done yet.
+
+        Raises:
+            ValueError: the states are of half precision, and no tolerance is given.
+            RuntimeError: torch.inference_mode() is on, which differentiates nothing.
+        """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(f"{self} needs derivatives, and torch.inference_mode() is on; use torch.no_grad()")
+        return super().unstart(ode, nodes, x, state)
 
     def uncalls(self, n_steps: int) -> int:
         """Residuals, halved steps included, and products, as many as the iterations allow."""
@@ -303,7 +322,8 @@ def _product(defect: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: Tensor
         # Dual numbers, and not torch.func.jvp: the evaluations are counted in place, which its transforms forbid.
         with forward_ad.dual_level():
             image = forward_ad.unpack_dual(defect(forward_ad.make_dual(z[at], v), rows[at]))
-        return torch.zeros_like(v) if image.tangent is None else -image.tangent
+        assert image.tangent is not None, "the state at the start of a step moves its end"
+        return -image.tangent
 
     return product
 

@@ -1,5 +1,6 @@
 """Iterations for systems of one equation per sample: no sample's bits depend on its batch mates."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,12 +12,12 @@ Function = Callable[[Tensor, Tensor], Tensor]
 
 def largest(x: Tensor) -> Tensor:
     """The max-norm of each sample, ``(B,)`` in float64 on the CPU."""
-    return x.detach().reshape(len(x), -1).abs().amax(dim=1).double().cpu()
+    return x.detach().reshape(len(x), math.prod(x.shape[1:])).abs().amax(dim=1).double().cpu()
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """The inner product of each sample, ``(B,)`` in float64."""
-    return (x * y).reshape(len(x), -1).sum(dim=1, dtype=torch.float64)
+    return (x.double() * y.double()).reshape(len(x), math.prod(x.shape[1:])).sum(dim=1)
 
 
 def anderson(

@@ -134,6 +134,12 @@ class Rotation(Line):
         return False
 
 
+def require_line(solver: object, line: object) -> None:
+    """Raise `TypeError` unless ``line`` is one."""
+    if not isinstance(line, Line):
+        raise TypeError(f"{type(solver).__name__}: line={line!r} is no solvers.Line; pass one such as solvers.Noise()")
+
+
 def singular_step(line: Line | None, ode: ODE, a: Node, b: Node) -> bool | np.ndarray:
     """Whether a step along ``line`` leaves or reaches a singular node; such a step is a DDIM step, regular everywhere.
 

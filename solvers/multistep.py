@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.lines import Data, Line, Noise, Rotation
+from solvers.arguments import require_whole
+from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE, combine
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
-from solvers.solver import Past, Solver, Step, require_path, require_states
+from solvers.solver import Law, Past, Solver, Step, require_path, require_states
 
-Law = Literal["order", "weak", "tolerance", "bounded"]
 MOST_POINTS = 6
 """Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""
 
@@ -42,10 +42,11 @@ class Move(NamedTuple):
 class History(NamedTuple):
     """The run of a multistep method: the moves of the grid and the number of the next, and what it remembers.
 
-    ``nodes`` and ``slopes`` are those of past evaluations, newest first; ``predicted`` says whether a step of this
-    method led to the present state, so that a corrector can correct it.
+    ``nodes`` and ``slopes`` are those of past evaluations along ``line``, newest first; ``predicted`` says whether a
+    step of this method led to the present state, so that a corrector can correct it.
     """
 
+    line: Line
     moves: tuple[Move, ...]
     next: int
     nodes: tuple[Node, ...]
@@ -97,14 +98,13 @@ class ExponentialAdams(Solver):
     lower_order_below: float = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.line, Line):
-            raise TypeError(f"{type(self).__name__}: line={self.line!r} is no solvers.Line; pass solvers.Data()")
+        require_line(self, self.line)
         if self.variable not in VARIABLES:
             raise ValueError(
                 f"{type(self).__name__}: variable={self.variable!r} is unknown; use one of {', '.join(VARIABLES)}"
             )
         least, most = (2, MOST_POINTS + 1) if self.corrector else (1, MOST_POINTS)
-        require_within(self, "order", self.order, least, most)
+        require_whole(f"{type(self).__name__}: order", self.order, least, most)
         if not self.lower_order_below >= 0:
             raise ValueError(
                 f"{type(self).__name__}: lower_order_below={self.lower_order_below!r} must be a number of steps; "
@@ -125,6 +125,11 @@ class ExponentialAdams(Solver):
     def carries_on(self) -> bool:
         """Unless the end of a grid lowers the order."""
         return self.lower_order_below == 0
+
+    @property
+    def one_step(self) -> bool:
+        """Where no step reads a second prediction."""
+        return self.points == 1 and not self.corrector
 
     @property
     def points(self) -> int:
@@ -164,12 +169,14 @@ class ExponentialAdams(Solver):
         if state is not None:
             if not isinstance(state, History):
                 raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
+            if state.line != self.line:
+                raise ValueError(f"state: its slopes are those along {state.line}, and {self} reads {self.line}'s")
             moves = self._plan(ode, state.nodes, nodes, state.predicted)
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
         moves = self._plan(ode, [node for node, _ in exact], nodes, predicted=False)
         slopes = tuple(self.line.slope(node, ode.predict(node, known)) for node, known in exact)
-        return History(moves, 0, tuple(node for node, _ in exact), slopes, False)
+        return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
         """Predict at a; move to b."""
@@ -179,7 +186,7 @@ class ExponentialAdams(Solver):
         prediction = ode.predict(a, x)
         if move.formula is None:
             end = prediction.mix(b.alpha, b.sigma)
-            return Step(end, state=History(state.moves, state.next + 1, (), (), False))
+            return Step(end, state=state._replace(next=state.next + 1, nodes=(), slopes=(), predicted=False))
         slope = self.line.slope(a, prediction)
         frozen = None if move.reads is None or move.reads.all() else _rows(move.reads == 0, x)
         if frozen is not None:
@@ -193,8 +200,10 @@ class ExponentialAdams(Solver):
         if frozen is not None and ddim is not None:
             end = torch.where(frozen, ddim, end)
         kept = self.points if self.corrector else self.points - 1
-        nodes = (a, *state.nodes)
-        return Step(end, state=History(state.moves, state.next + 1, nodes[:kept], slopes[:kept], self.corrector))
+        following = History(
+            self.line, state.moves, state.next + 1, (a, *state.nodes)[:kept], slopes[:kept], self.corrector
+        )
+        return Step(end, state=following)
 
     def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
         """The weights of the slopes at ``nodes`` in the step from a to b; see `quadrature.adams_weights`."""
@@ -263,12 +272,6 @@ class ExponentialAdams(Solver):
             Formula(own_ratio, tuple(row[: count + corrector])) if count else None
             for own_ratio, row, count in zip(ratios, rows, counts, strict=True)
         ]
-
-
-def require_within(solver: Solver, name: str, number: int, least: int, most: int) -> None:
-    """Raise `ValueError` unless the setting ``name`` is a whole number from ``least`` to ``most``."""
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not least <= number <= most:
-        raise ValueError(f"{type(solver).__name__}: {name}={number!r} must be a whole number from {least} to {most}")
 
 
 def _correcting(predictor: Formula | None, led: Formula | None, corrector: Formula | None) -> Formula | None:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.arguments import require_whole
+
 WORD = np.uint64(0xFFFFFFFF)
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -63,10 +65,8 @@ class NoiseStream:
     counter: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
-            raise ValueError(f"NoiseStream: seed={self.seed!r} must be a whole number from 0 to 2**64 - 1")
-        if isinstance(self.counter, bool) or not isinstance(self.counter, int) or not 0 <= self.counter < 2**32:
-            raise ValueError(f"NoiseStream: counter={self.counter!r} must be a whole number from 0 to 2**32 - 1")
+        require_whole("NoiseStream: seed", self.seed, 0, 2**64 - 1, "2**64 - 1")
+        require_whole("NoiseStream: counter", self.counter, 0, 2**32 - 1, "2**32 - 1")
         if self.samples is not None and len(self.samples):
             ids = np.asarray(self.samples)
             if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**63:

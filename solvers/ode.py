@@ -74,8 +74,12 @@ class ODE(ABC):
     """Network passes that one call costs: 2 under classifier-free guidance."""
 
     @abstractmethod
-    def __call__(self, t: Real, x: Tensor) -> Tensor:
-        """Return dx/dt in the shape of ``x``, ``(B, ...)``."""
+    def __call__(self, t: Any, x: Tensor) -> Tensor:
+        """Return dx/dt in the shape of ``x``, ``(B, ...)``.
+
+        ``t`` is a float or, from methods whose samples keep their own times, what `PathODE` works with, a ``(B,)``
+        array; any other ODE gets a tensor ``(B, 1, ...)`` that broadcasts against ``x``.
+        """
 
     def node(self, t: Real) -> Node:
         """The node at time ``t``. A plain ODE has no path: its alpha and sigma are NaN."""

@@ -6,8 +6,9 @@ from typing import Literal
 
 import numpy as np
 
+from solvers.arguments import require_whole
 from solvers.lines import Data, Line, Noise
-from solvers.multistep import MOST_POINTS, ExponentialAdams, require_within
+from solvers.multistep import MOST_POINTS, ExponentialAdams
 from solvers.ode import Node, PathODE
 from solvers.quadrature import Array, Variable, adams_weights, lagrange
 from solvers.real import log
@@ -67,7 +68,7 @@ class DPMSolver(ExponentialAdams):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        require_within(self, "order", self.order, 1, 3)
+        require_whole(f"{type(self).__name__}: order", self.order, 1, 3)
         if self.form not in ("heun", "midpoint"):
             raise ValueError(f'{name}: form={self.form!r} is unknown; "heun" is consistent, "midpoint" has 1/2 for it')
         if self.halved and self.order != 2:
@@ -138,7 +139,7 @@ class UniPC(ExponentialAdams):
     rho: Literal["solved", "bh1", "bh2"] = "solved"
 
     def __post_init__(self) -> None:
-        require_within(self, "p", self.p, 1, MOST_POINTS)
+        require_whole(f"{type(self).__name__}: p", self.p, 1, MOST_POINTS)
         object.__setattr__(self, "order", self.p + 1)
         super().__post_init__()
         if self.rho not in ("solved", "bh1", "bh2"):
@@ -198,8 +199,10 @@ class DEIS(ExponentialAdams):
 class LMS(ExponentialAdams):
     """The linear multistep method of k-diffusion (Crowson 2022): the noise as a polynomial in s = sigma/alpha.
 
-    Plain Adams-Bashforth of variable step on dy/ds = eps. iPNDM_v (Zhou et al. 2024, "Fast ODE-based sampling", the
-    variable-step form of iPNDM) has the same weights.
+    Plain Adams-Bashforth of variable step on dy/ds = eps. This is also what iPNDM_v (Zhou et al. 2024, "Fast ODE-based
+    sampling", iPNDM of variable step) is meant to be: the code that its authors published has the same weights on even
+    grids and for two predictions; from three on a misplaced bracket gives it others on uneven grids, not consistent
+    beyond the second order.
     """
 
     order: int = 4  # type: ignore[misc]
@@ -228,7 +231,7 @@ class IPNDM(ExponentialAdams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_within(self, "order", self.order, 1, 4)
+        require_whole(f"{type(self).__name__}: order", self.order, 1, 4)
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.exponential import Law
 from solvers.lines import Line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.real import Real
-from solvers.solver import Past, Solver, Step
+from solvers.solver import Law, Past, Solver, Step
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,11 @@ class ReversibleSolver(Solver):
     back the way that ``solver`` came, and the other way round. Started afresh, it returns to the accuracy of the
     method, and no closer.
     """
+
+    @property
+    def one_step(self) -> bool:
+        """Not: a step reads the companion."""
+        return False
 
     @abstractmethod
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
@@ -87,6 +91,11 @@ class Inverse(Solver):
         return self.solver.own_start_order
 
     @property
+    def one_step(self) -> bool:
+        """That of the method."""
+        return self.solver.one_step
+
+    @property
     def carries_on(self) -> bool:
         """That of the method."""
         return self.solver.carries_on
@@ -137,6 +146,18 @@ class Companion(NamedTuple):
     other: Tensor | None = None
     slope: Tensor | None = None
     node: Node | None = None
+
+
+def require_companion(solver: Solver, state: object) -> None:
+    """Raise `TypeError` unless ``state`` is a companion, or None."""
+    if not isinstance(state, Companion | None):
+        raise TypeError(f"state: a {type(state).__name__} is no companion of {solver}; pass its own Solution.state")
+
+
+def starts(solver: ReversibleSolver, nodes: Sequence[Node]) -> int:
+    """How often a solve over ``nodes`` makes a companion: at its first step, and after steps without an inverse."""
+    reverses = [solver.reverses(a, b) for a, b in pairwise(nodes)]
+    return sum(here and not before for before, here in pairwise([False, *reverses]))
 
 
 class Snap(torch.autograd.Function):

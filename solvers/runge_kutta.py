@@ -68,6 +68,11 @@ class RungeKutta(Staged):
     tableau: ClassVar[Tableau]
     embedded: ClassVar[Embedded | None] = None
 
+    def __post_init__(self) -> None:
+        if not hasattr(self, "tableau"):
+            raise TypeError(f"{type(self).__name__} has no tableau; use a method such as RK4(), or give a subclass one")
+        super().__post_init__()
+
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """x(t) and the three lines."""

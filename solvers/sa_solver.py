@@ -9,15 +9,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from solvers.arguments import require_whole
 from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.phi import phi
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path
 
-Law = Literal["order", "weak", "tolerance", "bounded"]
 HIGHEST = 4
 
 
@@ -94,9 +94,7 @@ class SASolver(Solver):
     def __post_init__(self) -> None:
         require_exponential(self, self.line)
         for name, lowest in (("predictor_order", 1), ("corrector_order", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= HIGHEST:
-                raise ValueError(f"SASolver: {name}={value!r} must be a whole number from {lowest} to {HIGHEST}")
+            require_whole(f"SASolver: {name}", getattr(self, name), lowest, HIGHEST)
         if not 0 < self.tau < math.inf:
             raise ValueError(
                 f"SASolver: tau={self.tau!r} must be positive and finite; tau = 0 is the ODE, for deterministic solvers"
@@ -119,6 +117,11 @@ class SASolver(Solver):
         if self.form == "diffusers" and self.predictor_order > 2:
             return 1
         return min(2, max(self.predictor_order, self.corrector_order))
+
+    @property
+    def one_step(self) -> bool:
+        """Where no step reads a second prediction."""
+        return max(self.predictor_order, self.corrector_order) == 1
 
     @property
     def deterministic(self) -> bool:

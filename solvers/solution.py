@@ -57,13 +57,15 @@ class Stats:
     ``evaluations`` counts the field's evaluations for each sample, int64 ``(B,)``. ``nfe`` is the largest of them: the
     number of calls when samples share every call, and no more than that when they are solved one by one.
     ``network_evaluations`` counts passes through the network, twice as many under guidance; ``steps`` the grid's steps
-    done.
+    done. Methods that follow a tolerance count the steps of their own, ``accepted`` and ``rejected``, int64 ``(B,)``.
     """
 
     nfe: int
     network_evaluations: int
     evaluations: Tensor
     steps: int
+    accepted: Tensor | None = None
+    rejected: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from solvers.arguments import require_whole
 from solvers.counting import BudgetSpent, Recorded, counted
 from solvers.dense import Dense
 from solvers.exponential import DDIM
@@ -21,7 +22,7 @@ from solvers.solver import Past, Solver, Step, require_solver
 
 Closing = Literal["denoise", "extrapolate"] | None
 EXTRAPOLATED = 3
-"""Nodes that closing by extrapolation reads: a parabola in s^2 through the last three."""
+"""Predictions that closing by extrapolation reads: a parabola in s^2 through those at the starts of the last steps."""
 
 
 def solve(
@@ -50,8 +51,8 @@ def solve(
         times: strictly monotone, in either direction: descending is sampling, ascending is inversion.
         closing: what happens on a last interval that ends in the data (sigma = 0) of a path. ``"denoise"``, a DDIM
             step with a call of its own; ``"extrapolate"``, no call: the limit of x0 as a parabola in s^2 through the
-            last three nodes (a grid of one interval has none, and is denoised), or a method's own extrapolation; None,
-            an ordinary step of the solver.
+            predictions from which the last three steps set out (a grid of one interval has none, and is denoised), or a
+            method's own extrapolation; None, an ordinary step of the solver.
         stream: the noise of stochastic solvers.
         past: exact (node, state) pairs before ``times[0]``, newest first, for methods with history.
         state: the `Solution.state` of an earlier solve, to carry it on.
@@ -73,8 +74,8 @@ def solve(
         raise TypeError(f"ode={ode!r} is no solvers.ODE; wrap a model with odediff.probability_flow(model)")
     if closing not in ("denoise", "extrapolate", None):
         raise ValueError(f'closing={closing!r} is unknown; use "denoise", "extrapolate" or None')
-    if max_nfe is not None and (isinstance(max_nfe, bool) or not isinstance(max_nfe, int) or max_nfe < 1):
-        raise ValueError(f"max_nfe={max_nfe!r} must be a whole number of at least 1, or None for no limit")
+    if max_nfe is not None:
+        require_whole("max_nfe", max_nfe, 1)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback={callback!r} cannot be called; pass a function of a node and a state, or None")
     if compile:
@@ -93,7 +94,8 @@ def solve(
                 f'closing="extrapolate" reads the predictions at the nodes, and {solver} chooses its own steps; '
                 'use closing="denoise"'
             )
-        wrapped.ledger.extrapolate, closes = True, False
+        if len(nodes) > 2:
+            wrapped.ledger.extrapolate, closes = True, False
     elif closing == "extrapolate":
         wrapped.ledger.first = []
     if trajectory:
@@ -126,7 +128,9 @@ def solve(
     solution = Solution(
         x=x,
         status=_status(x, spent, failed),
-        stats=Stats(ledger.nfe, ledger.nfe * ledger.passes, ledger.evaluations, steps),
+        stats=Stats(
+            ledger.nfe, ledger.nfe * ledger.passes, ledger.evaluations, steps, ledger.accepted, ledger.rejected
+        ),
         nodes=nodes,
         state=state,
         trajectory=torch.stack(states) if trajectory else None,
@@ -206,6 +210,8 @@ def _check_state(x: Tensor) -> None:
         raise TypeError(f"x has dtype {x.dtype}; convert it to a floating-point dtype, torch.float32 or torch.float64")
     if x.ndim == 0:
         raise ValueError("x has no batch dimension; pass a tensor of shape (B, ...)")
+    if not math.prod(x.shape[1:]):
+        raise ValueError(f"x has shape {tuple(x.shape)}, samples without a component; pass at least one")
 
 
 def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
@@ -228,9 +234,11 @@ def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
 
 
 def _status(x: Tensor, spent: bool, failed: Tensor | None) -> Tensor:
-    # A sum is finite where its terms are, and takes a tenth of the time of asking each of them.
-    total = x.reshape(len(x), math.prod(x.shape[1:])).sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
-    finite = torch.isfinite(total).cpu()
+    rows = x.reshape(len(x), math.prod(x.shape[1:]))
+    # A sum that is finite has finite terms, and takes a tenth of the time of asking each of them.
+    finite = torch.isfinite(rows.sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))).cpu()
+    if not finite.all():
+        finite = torch.isfinite(rows).all(dim=1).cpu()
     status = torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
     status = torch.where(finite & spent, int(Status.BUDGET), status)
     return status if failed is None else torch.where(failed == Status.SUCCESS, status, failed)

@@ -11,6 +11,7 @@ from torch import Tensor
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 
+Law = Literal["order", "weak", "tolerance", "bounded"]
 Past = Sequence[tuple[Node, Tensor]]
 """Exact states at earlier nodes, newest first."""
 
@@ -49,8 +50,9 @@ class Solver(ABC):
        there is no integer order, `deterministic`, and `calls` when a step costs more than one.
 
     4. **History** (multistep methods), a second state (reversible ones) or a noise stream (stochastic ones) goes into
-       the ``state`` that `start` makes and `step` takes and returns. `start` is always called, with every node of the
-       grid: whatever depends on nodes alone is computed there, once.
+       the ``state`` that `start` makes and `step` takes and returns; a method with history says that it is no
+       `one_step` method. `start` is always called, with every node of the grid: whatever depends on nodes alone is
+       computed there, once.
 
     A method that owns its stepping (adaptive, a library's) overrides `solve` instead, and declares whether it
     `carries_on`; samples that it loses have a status in the `Step`. Then
@@ -58,7 +60,7 @@ class Solver(ABC):
     """
 
     order: ClassVar[int]
-    law: ClassVar[Literal["order", "weak", "tolerance", "bounded"]] = "order"
+    law: ClassVar[Law] = "order"
     """What the declared order means: "order", a deterministic order of convergence; "weak", the order in which moments
     converge; "tolerance", an error that follows the requested tolerance; "bounded", an error without an order."""
 
@@ -70,6 +72,11 @@ class Solver(ABC):
     @property
     def deterministic(self) -> bool:
         """Whether the same state always leads to the same end: inversion needs it, and a noise stream is not needed."""
+        return True
+
+    @property
+    def one_step(self) -> bool:
+        """Whether a step reads nothing that earlier ones left behind, and may be taken by itself."""
         return True
 
     @property
@@ -128,7 +135,9 @@ class Solver(ABC):
 def require_solver(solver: object) -> None:
     """Raise `TypeError` unless ``solver`` is one."""
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+        adapted = hasattr(solver, "embedded") or hasattr(solver, "trial")
+        remedy = f"solvers.Adaptive({solver})" if adapted else "an instance such as solvers.DDIM()"
+        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass {remedy}")
 
 
 def require_states(past: Past, x: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.exponential import DDIM
-from solvers.lines import Line, singular_step
+from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.real import Real
@@ -42,6 +42,10 @@ class Staged(Solver):
     """
 
     line: Line | None = None
+
+    def __post_init__(self) -> None:
+        if self.line is not None:
+            require_line(self, self.line)
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -14,9 +14,8 @@ from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.real import log, native
 from solvers.runge_kutta import Heun
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path
 
-Law = Literal["order", "weak", "tolerance", "bounded"]
 LARGEST_RAISE = math.sqrt(2) - 1
 """Of the noise level in one step of EDM: the state gets at most as much new noise as it has."""
 
@@ -81,7 +80,8 @@ class Churning(NamedTuple):
 class EDMHeun(Solver):
     """EDM's stochastic sampler (Karras et al. 2022, algorithm 2): raise the noise level, then a step of Heun.
 
-    With ``gamma = min(churn / N, sqrt(2) - 1)`` on a grid of N steps, where ``s_min <= s_a <= s_max``, else 0:
+    With ``gamma = min(churn / N, sqrt(2) - 1)`` where ``s_min <= s_a <= s_max``, else 0, in N steps of its own (a
+    closing DDIM step is not among them):
 
         s_hat = (1 + gamma) s_a
         x_hat = (alpha_hat / alpha_a) x_a + alpha_hat sqrt(s_hat^2 - s_a^2) noise z

@@ -5,19 +5,20 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.arguments import require_whole
 from solvers.exponential import DDIM
-from solvers.lines import Line, singular_step
+from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, combine, per_row
+from solvers.ode import ODE, Node, PathODE, combine, per_row
 from solvers.real import Real
 from solvers.solution import Status
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path
 
 SMALLEST_STEP = 16 * float(np.finfo(np.float64).eps)
 """Of the span, or of the place if that is larger: below it a step does not move."""
@@ -61,8 +62,9 @@ class Span:
     def slope(self, ode: Any, node: Node, z: Tensor, dtype: torch.dtype) -> Tensor:
         """``dz/dq`` of the samples of ``ode`` at ``(node, z)``; the field sees a state of ``dtype``."""
         x = z.to(dtype) if self.line is None else combine((self.line.scale(node), z)).to(dtype)
-        slope = ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
-        return slope.to(z.dtype)
+        if self.line is not None:
+            return self.line.slope(node, ode.predict(node, x)).to(z.dtype)
+        return ode(node.t if isinstance(ode, PathODE) else per_row(node.t, x), x).to(z.dtype)
 
 
 def error_scale(span: Span, tolerances: tuple[float, float], node: Node, z: Tensor) -> Tensor:
@@ -90,6 +92,7 @@ class Run(ABC):
         self.h = np.full(count, span.length)
         self.stops = np.full(count, span.q_known)
         self.broken = np.zeros(count, dtype=bool)  # whether the last attempt met a value that is not finite
+        self.calm = np.ones(count, dtype=bool)  # whether it was not rejected
 
     @abstractmethod
     def attempt(self, ode: Any) -> np.ndarray:
@@ -116,7 +119,7 @@ class Run(ABC):
         """Go on with these rows alone."""
 
     def _keep_places(self, rows: np.ndarray) -> Tensor:
-        for name in ("q", "h", "stops", "broken", "ids"):
+        for name in ("q", "h", "stops", "broken", "calm", "ids"):
             setattr(self, name, getattr(self, name)[rows])
         index = torch.from_numpy(rows).to(self.z.device)
         self.z = self.z[index]
@@ -139,7 +142,7 @@ class Tolerance(Solver):
     sample makes more than ``max_steps`` attempts.
     """
 
-    law: ClassVar[Literal["order", "weak", "tolerance", "bounded"]] = "tolerance"
+    law: ClassVar[Law] = "tolerance"
     rtol: float
     atol: float | None
     line: Line | None
@@ -151,13 +154,19 @@ class Tolerance(Solver):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (number and 0 < value < math.inf):
                 raise ValueError(f"{name}: {argument}={value!r} must be a positive, finite number such as 1e-3")
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"{name}: max_steps={self.max_steps!r} must be a whole number of at least 1")
+        require_whole(f"{name}: max_steps", self.max_steps, 1)
+        if self.line is not None:
+            require_line(self, self.line)
 
     @property
     def tolerances(self) -> tuple[float, float]:
         """``rtol`` and ``atol``."""
         return self.rtol, self.rtol if self.atol is None else self.atol
+
+    @property
+    def one_step(self) -> bool:
+        """Not: a step's size follows from those before."""
+        return False
 
     @property
     def carries_on(self) -> bool:
@@ -294,6 +303,8 @@ class Tolerance(Solver):
             if run.stops_at_nodes:
                 run.stops = places[following[run.ids]]
             moved = run.attempt(live)
+            if ledger is not None:
+                ledger.tried(run.ids, moved, ~run.calm)
             report(moved)
             arrived = moved & (run.q == span.q_b)
             stuck = ~arrived & (run.h < span.smallest)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.coupled import require_one_step
-from solvers.exponential import DDIM, Law
+from solvers.arguments import require_whole
+from solvers.coupled import require_steps
+from solvers.exponential import DDIM
 from solvers.implicit_inverse import Effort, require_digits
 from solvers.krylov import largest
 from solvers.lines import Data, Noise
@@ -19,7 +20,7 @@ from solvers.ode import ODE, Node, combine
 from solvers.real import native
 from solvers.reversible import ReversibleSolver, meets_singular
 from solvers.solution import Status
-from solvers.solver import Past, Solver, Step
+from solvers.solver import Law, Past, Solver, Step
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,10 @@ class TrajectoryInverse(ReversibleSolver):
     max_iterations: int = 200
 
     def __post_init__(self) -> None:
-        require_one_step(self, self.base)
+        require_steps(self, self.base)
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"TrajectoryInverse: tolerance={self.tolerance!r} must be positive, or None for round-off")
-        whole = isinstance(self.max_iterations, int) and not isinstance(self.max_iterations, bool)
-        if not whole or self.max_iterations < 1:
-            raise ValueError(
-                f"TrajectoryInverse: max_iterations={self.max_iterations!r} must be a whole number of at least 1"
-            )
+        require_whole("TrajectoryInverse: max_iterations", self.max_iterations, 1)
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -67,9 +64,23 @@ class TrajectoryInverse(ReversibleSolver):
         """That of the base method."""
         return self.base.law
 
+    @property
+    def carries_on(self) -> bool:
+        """Whether the base method does."""
+        return self.base.carries_on
+
+    @property
+    def one_step(self) -> bool:
+        """Whether the base method is one."""
+        return self.base.one_step
+
     def calls(self, n_steps: int) -> int:
         """Those of the base method."""
         return self.base.calls(n_steps)
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Those of the base method."""
+        return self.base.calls_over(ode, nodes)
 
     def uncalls(self, n_steps: int) -> int:
         """Those of as many sweeps as are allowed, one to begin with, and DDIM's way up."""

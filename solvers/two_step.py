@@ -10,13 +10,22 @@ import torch
 from torch import Tensor
 
 from solvers.exponential import DDIM
-from solvers.lines import Data, Line, Noise, Rotation
+from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine, per_row
 from solvers.real import Real, native
-from solvers.reversible import FINE, WIDE, Companion, Lattice, ReversibleSolver, meets_singular
+from solvers.reversible import (
+    FINE,
+    WIDE,
+    Companion,
+    Lattice,
+    ReversibleSolver,
+    meets_singular,
+    require_companion,
+    starts,
+)
 from solvers.runge_kutta import RK4
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Past, Solver, Step, require_path, require_states
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,14 @@ class TwoStep(ReversibleSolver):
     ) -> Companion | None:
         """The companion is that of an earlier run, or the newest exact state."""
         require_path(self, ode)
-        if state is None and past:
+        require_companion(self, state)
+        if state is not None and len(past):
+            raise ValueError("past, state: both carry a history; give one of them")
+        require_states(past, x)
+        if past:
             (node, partner), scale = past[0], self.scale(nodes[0])
+            if len(nodes) > 1 and (node.t - nodes[0].t) * (nodes[1].t - nodes[0].t) >= 0:
+                raise ValueError(f"past: its node t={node.t} does not lie behind the first of the grid, t={nodes[0].t}")
             other = self.lattice.digits(self.scale(node), partner, None)
             return Companion(self.lattice.digits(scale, x, None), other, node=node)
         return state
@@ -167,6 +182,9 @@ class LineTwoStep(TwoStep):
 
     line: Line = field(default_factory=Noise)
 
+    def __post_init__(self) -> None:
+        require_line(self, self.line)
+
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """The three lines."""
@@ -180,6 +198,10 @@ class LineTwoStep(TwoStep):
     def calls(self, n_steps: int) -> int:
         """One for each step, and three more for the start."""
         return n_steps + 3
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """One for each step, and three more for the start after every DDIM step."""
+        return len(nodes) - 1 + 3 * starts(self, nodes)
 
     def scale(self, node: Node) -> Real:
         """The line's."""

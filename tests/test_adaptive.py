@@ -53,10 +53,10 @@ class Plain(solvers.ODE):
         self.field, self.times, self.rows_seen = field, [], []
 
     def __call__(self, t, x):
-        t = np.broadcast_to(t, len(x))
-        self.times += t.tolist()
+        t = torch.as_tensor(t).to(x).broadcast_to(len(x), 1)
+        self.times += t.ravel().tolist()
         self.rows_seen.append(len(x))
-        return self.field(torch.from_numpy(t.copy()).reshape(-1, 1).to(x), x)
+        return self.field(t, x)
 
 
 class Array(solvers.ODE):
@@ -66,7 +66,7 @@ class Array(solvers.ODE):
         self.field = field
 
     def __call__(self, t, x):
-        return torch.from_numpy(np.asarray(self.field(float(np.ravel(t)[0]), x[0].numpy())))[None]
+        return torch.from_numpy(np.asarray(self.field(float(t), x[0].numpy())))[None]
 
 
 @pytest.mark.parametrize("problem", detest.PROBLEMS)
@@ -356,7 +356,7 @@ class InfiniteBeyond(ODE):
 
     def __call__(self, t, x):
         self.calls += 1
-        return torch.where(torch.as_tensor(t).reshape(-1, 1) > self.last, math.inf, -1e-3 * x)
+        return torch.where(t > self.last, math.inf, -1e-3 * x)
 
 
 def test_a_probe_that_meets_infinity_only_went_too_far():
@@ -365,3 +365,42 @@ def test_a_probe_that_meets_infinity_only_went_too_far():
     assert failed.status.tolist() == [Status.NON_FINITE] and problem.calls < 1000
     found = solve(InfiniteBeyond(0.5), Adaptive(Dopri5()), torch.ones(1, 1, dtype=torch.float64), [0.0, 0.5])
     torch.testing.assert_close(float(found.x), math.exp(-5e-4), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("pair", [Bosh3(), Tsit5(), DOP853()], ids=name)
+def test_a_node_beside_another_does_not_shorten_the_steps_that_follow(pair):
+    solver, x = Adaptive(pair, rtol=1e-5, line=Rotation()), starting_points()
+    whole, ends = solve(mild_mixture(), solver, x, [1.35, 0.4]), []
+    for gap in (1e-4, 1e-10, 1e-12):
+        found = solve(mild_mixture(), solver, x, [1.35, 0.9, 0.9 - gap, 0.4])
+        # Two nodes cost two steps; a step of their distance, grown from there five-fold each, would cost up to 16.
+        assert found.stats.nfe <= whole.stats.nfe + 5 * pair.calls(1)
+        ends.append(found.x)
+    beside = solve(mild_mixture(), solver, x, [1.35, math.nextafter(1.35, 0), 0.4])
+    assert beside.status.tolist() == [Status.SUCCESS] * len(x)
+    for end in (*ends, beside.x):
+        torch.testing.assert_close(end, whole.x, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_a_plain_field_gets_times_that_broadcast_against_the_states(solver):
+    class Growth(solvers.ODE):
+        def __call__(self, t, x):
+            return -x * t
+
+    # As many samples as components: a (B,) time would be taken for one by component, silently.
+    for shape in ((2, 2), (4, 2), (3, 1, 3, 3)):
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+        found = solve(Growth(), replace(solver, rtol=1e-8), x, [0.0, 1.0]).x
+        torch.testing.assert_close(found, x * math.exp(-0.5), rtol=0, atol=1e-6)
+
+
+def test_accepted_and_rejected_steps_are_counted():
+    jump = Plain(lambda t, x: torch.where(t > 0.4, 20.0, -1.0) * x)
+    for solver in PLAIN:
+        found = solve(jump, solver, torch.ones(3, 1, dtype=torch.float64), [0.0, 1.0]).stats
+        assert (found.accepted > 3).all() and (found.rejected > 0).all()
+        if isinstance(solver, Adaptive):
+            tried = (found.evaluations - solver.begin_calls) / solver.pair.calls(1)
+            assert (found.accepted + found.rejected).tolist() == tried.tolist()
+    assert solve(mild_mixture(), solvers.DDIM(), starting_points(), [1.2, 0.9]).stats.rejected is None

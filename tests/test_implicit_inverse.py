@@ -11,7 +11,7 @@ import odediff
 import solvers
 from odediff.problems import exact_model
 from solvers import DDIM, RK4, FixedPoint, Heun, Inverse, NewtonKrylov, Noise, Rotation, TrajectoryInverse, solve
-from solvers.krylov import gmres
+from solvers.krylov import dot, gmres
 from solvers.testing import SPAN, Gaussian, check_independence, mild_mixture, starting_points, uneven_times
 
 METHODS = [
@@ -198,3 +198,46 @@ def test_half_precision_leaves_nothing_to_converge_to(solver):
     model = odediff.Model(lambda x, time: 0.1 * x, odediff.VPTable.linear())
     with pytest.raises(ValueError, match=r"x has dtype torch.bfloat16.*float32"):
         odediff.encode(model, torch.zeros(1, 3, dtype=torch.bfloat16), solver=solver, steps=4)
+
+
+def test_newton_says_where_nothing_is_differentiated():
+    x, inverse = starting_points(), Inverse(NewtonKrylov())
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"inference_mode\(\) is on; use torch.no_grad"):
+        solve(mild_mixture(), inverse, x.clone(), [0.5, 0.9])
+    with torch.no_grad():
+        assert solve(mild_mixture(), inverse, x, [0.5, 0.9]).success
+
+
+def test_anderson_converges_in_float32_where_it_does_in_float64():
+    ode, times, x = mild_mixture(), uneven_times(*SPAN[::-1], 6), starting_points()
+    solver = Inverse(FixedPoint(history=5, tolerance=3e-6))
+    for dtype in (torch.float32, torch.float64):
+        assert solve(ode, solver, x.to(dtype), times).success
+    small = torch.full((1, 4), 1e-4, dtype=torch.float16)
+    torch.testing.assert_close(dot(small, small), small.double().square().sum(1), rtol=1e-15, atol=0)
+
+
+def test_a_method_that_loses_its_history_claims_no_order():
+    for solver in (FixedPoint(solvers.DPMpp(3)), NewtonKrylov(solvers.UniPC()), solvers.Reversible(solvers.BDIA())):
+        assert solver.law == "bounded"
+    for solver in (FixedPoint(Heun(Noise())), solvers.Reversible(), TrajectoryInverse(solvers.DPMpp(3))):
+        assert solver.law == "order"
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        FixedPoint(Heun(Noise())),
+        TrajectoryInverse(Heun(Noise())),
+        solvers.Reversible(),
+        solvers.OBELM(),
+        solvers.AsynchronousLeapfrog(),
+        solvers.ReversibleHeun(solvers.Data()),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("times", [[torch.pi / 2, 1.2, 0.8, 0.4, 0.0], [torch.pi / 2, 0.9], [1.2, 0.8, 0.4]], ids=len)
+def test_the_calls_over_a_grid_are_those_that_are_made(solver, times):
+    ode, x = mild_mixture(), starting_points()
+    found = solve(ode, solver, x, times, closing=None)
+    assert found.stats.nfe == solver.calls_over(ode, ode.nodes(times))

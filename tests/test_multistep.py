@@ -180,8 +180,8 @@ def test_unipc_with_solved_coefficients_is_the_linear_system_of_its_paper(flippe
 
 @on_every_path
 @in_both_directions
-def test_lms_is_adams_bashforth_of_variable_step_and_so_is_ipndm_v(path, flipped):
-    """Zhou et al. 2024, "Fast ODE-based sampling for diffusion models in around 5 steps", the formula of three."""
+def test_lms_is_adams_bashforth_of_variable_step(path, flipped):
+    """The formula of Zhou et al. 2024, "Fast ODE-based sampling", for three, its misplaced bracket put right."""
 
     def rule(nodes, predictions, i, x):
         s = [node.s for node in nodes]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import solvers
 from odediff.schedule import VE
 from solvers import (
     DDIM,
@@ -558,3 +559,98 @@ def test_without_a_compiler_compile_is_refused_before_the_first_call(monkeypatch
     with pytest.raises(ValueError, match=r"compile=True needs a C\+\+ .*\(InvalidCxxCompiler[^\n]*leave it out"):
         solve(problem, DDIM(), starting_points(), TIMES, compile=True)
     assert not fusion.fusing.get()
+
+
+def test_one_interval_is_denoised_where_a_method_would_extrapolate():
+    x = starting_points()
+    problem = mild_mixture().watching(x, (0.6, 1.3))
+    found = solve(problem, solvers.AdaptiveAdams(), x, [0.6, 0.0], closing="extrapolate")
+    assert found.x.equal(solve(problem, DDIM(), x, [0.6, 0.0]).x) and found.stats.nfe == 1
+
+
+def test_a_sum_that_overflows_is_no_state_that_does():
+    x = torch.full((2, 64), 2e38)
+    x[1, 3] = math.inf
+    found = solve(Decay(), solvers.Euler(), x, [0.0, 1e-3], throw=False)
+    assert found.status.tolist() == [Status.SUCCESS, Status.NON_FINITE]
+
+
+def test_a_pair_of_methods_names_its_solver():
+    for pair in (solvers.DOP853(), solvers.DPM12()):
+        with pytest.raises(TypeError, match=r"no solvers.Solver; pass solvers.Adaptive\(D"):
+            solve(mild_mixture(), pair, starting_points(), [1.2, 0.9])
+
+
+def test_samples_without_a_component_are_refused():
+    with pytest.raises(ValueError, match=r"x has shape \(3, 0\)"):
+        solve(mild_mixture(), DDIM(), torch.zeros(3, 0), [1.2, 0.9])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fused_coefficients_keep_their_digits_in_half_precision(dtype, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    fusion._kernel.cache_clear()
+    x = torch.tensor([1.0, 2.0], dtype=dtype)
+    found = fusion.fused((1e5, -1.2345678), (x * 1e-3, x))
+    fusion._kernel.cache_clear()
+    truth = 1e5 * (x * 1e-3).double() - 1.2345678 * x.double()
+    assert found.dtype is dtype
+    torch.testing.assert_close(found, truth.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: solvers.Heun(Noise), "Heun: line=<class .*Noise'> is no solvers.Line"),
+        (lambda: solvers.GaussLegendre(3), "GaussLegendre: line=3"),
+        (lambda: solvers.Torchdiffeq(line="noise"), "Torchdiffeq: line='noise'"),
+        (lambda: solvers.AdaptiveAdams(line="noise"), "AdaptiveAdams: line='noise'"),
+        (lambda: solvers.AsynchronousLeapfrog(None), "AsynchronousLeapfrog: line=None"),
+        (lambda: solvers.Leapfrog(None), "Leapfrog: line=None"),
+        (lambda: solvers.RungeKutta(), "RungeKutta has no tableau"),
+    ],
+)
+def test_a_line_is_checked_where_it_is_given(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert solvers.AdaptiveAdams(max_order=np.int64(5)).order == 6
+    found = solve(
+        mild_mixture(),
+        solvers.SASolver(predictor_order=np.int64(2)),
+        starting_points(),
+        [1.2, 0.9, 0.5],
+        stream=NoiseStream(np.int64(3)),
+        max_nfe=np.int64(5),
+    )
+    assert found.success
+
+
+def test_a_state_of_another_method_is_refused():
+    x, grid, later = starting_points(), [1.5, 1.4, 1.3], [1.3, 1.2, 1.1]
+    history = solve(mild_mixture(), solvers.DPMSolver(3), x, grid)
+    companion = solve(mild_mixture(), solvers.Leapfrog(), x, grid)
+    for solver, earlier, error in (
+        (solvers.DPMpp(3, lower_order_below=0), history, ValueError),
+        (solvers.Leapfrog(), history, TypeError),
+        (solvers.EDICT(), history, TypeError),
+        (solvers.Reversible(), history, TypeError),
+        (solvers.DPMpp(2), companion, TypeError),
+        (DDIM(1.0), companion, TypeError),
+    ):
+        with pytest.raises(error, match="state: "):
+            solve(mild_mixture(), solver, earlier.x, later, state=earlier.state)
+
+
+def test_the_past_of_a_two_step_method_is_checked():
+    problem, x = mild_mixture(), starting_points()
+    state = solve(problem, solvers.Leapfrog(), x, [1.5, 1.4]).state
+    for past, more, message in (
+        ([(problem.node(1.5), x)], {"state": state}, "past, state"),
+        ([(problem.node(1.5), x[:1])], {}, r"past\[0\] has the state"),
+        ([(problem.node(1.3), x)], {}, "past: its node t=1.3 does not lie behind"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solve(problem, solvers.Leapfrog(), x, [1.4, 1.3], past=past, **more)

@@ -247,20 +247,32 @@ def check_carry_on(solver: Solver, steps: int = 6) -> None:
         raise AssertionError(f"{solver}: continuing from the state of a solve differs from solving at once")
 
 
+def check_one_step(solver: Solver, steps: int = 6) -> None:
+    """Steps taken by themselves are those of a solve, bit for bit, for methods that declare it."""
+    if not (solver.one_step and solver.deterministic):
+        return
+    problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
+    whole = solve(problem, solver, x, times).x
+    for i in range(steps):
+        x = solve(problem, solver, x, times[i : i + 2]).x
+    if not torch.equal(x, whole):
+        raise AssertionError(f"{solver}: its steps by themselves end elsewhere; declare that one_step is False")
+
+
 def check_law(solver: Solver) -> None:
     """The law that the solver declares."""
     measure = {"order": check_order, "weak": check_weak_order, "tolerance": check_tolerance, "bounded": check_bounded}
     measure[solver.law](solver)
 
 
-CHECKS = (check_law, check_calls, check_independence, check_dtype, check_both_ends, check_carry_on)
+CHECKS = (check_law, check_calls, check_independence, check_dtype, check_both_ends, check_carry_on, check_one_step)
 
 
 def check(solver: Solver) -> None:
     """Measure what ``solver`` declares; raise `AssertionError` with the first thing that does not hold.
 
     Order in both directions (or its weak order, or how its error follows the tolerance), calls, batch independence to
-    the bit, dtype, both ends of the path, and carrying on from a state.
+    the bit, dtype, both ends of the path, carrying on from a state, and steps by themselves.
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
