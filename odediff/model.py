@@ -194,6 +194,8 @@ class Model:
 
     def _call(self, x: Tensor, time: Real, conditions: Mapping[str, Any]) -> Tensor:
         batch, dtype = x.shape[0], self._network_dtype or x.dtype
+        if batch == 0:  # An empty batch has no row to fill a chunk up with, and some of torch's layers refuse it.
+            return torch.empty_like(x)
         given = x if x.dtype is dtype else x.to(dtype)
         # Half precision cannot hold a time: in bfloat16 entry 999 is 1000.
         clock = torch.promote_types(dtype, torch.float32)

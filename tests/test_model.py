@@ -207,6 +207,20 @@ def test_chunk_makes_the_bits_of_the_embedded_network_independent_of_the_batch()
             assert torch.equal(apart, together[index])
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("solver", [solvers.DDIM(), solvers.GPMultistep(), solvers.DDPM()], ids=repr)
+def test_an_empty_batch_is_solved_like_any_other(solver, chunk):
+    model = replace(odediff.zoo.fashion_mnist().condition(label=3, guidance=2.0), chunk=chunk)
+    none, one = (
+        odediff.sample(model, noise=torch.zeros(batch, 1, 28, 28), solver=solver, steps=3, return_solution=True)
+        for batch in (0, 1)
+    )
+    assert none.x.shape == (0, 1, 28, 28) and none.stats.nfe == one.stats.nfe
+    if solver.deterministic:
+        code = odediff.encode(model, none.x, solver=solver, steps=3)
+        assert odediff.decode(model, code).shape == (0, 1, 28, 28)
+
+
 # --- dtypes -------------------------------------------------------------------------------------------------------
 
 
