@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, ScalarFormatter
 from torch import Tensor
 
@@ -48,22 +50,24 @@ def labelled_grid(
 ) -> None:
     """Draw a table of pictures with a label for every row and column, and a note under each cell.
 
-    ``inches`` is the height of a cell; its width follows from the pictures.
+    ``inches`` is the height of a cell; its width follows from the pictures, and the way from one cell to the next from
+    its texts too.
     """
     height, width = cells[0][0].shape[:2]
     note_space = 0.2 if notes else 0.06
-    label_space, head = max(1.45, 0.25 + 0.065 * max(map(len, rows))), 0.62
+    label_space, head = max(1.45, 0.25 + max(_text_width(row, 8) for row in rows)), 0.62
     cell_width = inches * width / height
-    figure = Figure(
-        figsize=(label_space + len(columns) * (cell_width + 0.08), head + len(rows) * (inches + note_space)), dpi=160
-    )
-    total_width, total_height = figure.get_size_inches()
+    headings = [_text_width(column, 8) for column in columns]
+    pitch = 0.08 + max(cell_width, *headings, *(_text_width(note, 6) for line in notes or () for note in line))
+    total_width = max(label_space + len(columns) * pitch, 0.2 + _text_width(title, 10, "bold"))
+    total_height = head + len(rows) * (inches + note_space)
+    figure = Figure(figsize=(total_width, total_height), dpi=160)
     figure.text(0.1 / total_width, 1 - 0.27 / total_height, title, fontsize=10, color=INK, weight="bold")
     for i, row in enumerate(cells):
         top = total_height - head - i * (inches + note_space)
         figure.text(0.1 / total_width, (top - inches / 2) / total_height, rows[i], va="center", fontsize=8, color=INK)
         for j, cell in enumerate(row):
-            left = label_space + j * (cell_width + 0.08)
+            left = label_space + j * pitch + (pitch - 0.08 - cell_width) / 2
             axes = figure.add_axes(
                 (left / total_width, (top - inches) / total_height, cell_width / total_width, inches / total_height)
             )
@@ -165,6 +169,13 @@ def _log_axes(axes: Axes, ticks: Sequence[float]) -> None:
     axes.grid(True, which="major", color="#e3e6ea", linewidth=0.7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _text_width(text: str, size: float, weight: str = "normal") -> float:
+    """In inches."""
+    if not text:
+        return 0.0
+    return float(TextPath((0, 0), text, size, prop=FontProperties(weight=weight)).get_extents().width) / 72
 
 
 def _save(figure: Figure, path: Path) -> None:
