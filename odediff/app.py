@@ -6,19 +6,24 @@ import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import hydra
 import yaml  # type: ignore[import-untyped]
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from odediff.config import conf_folder, register
+from odediff.files import write_json
 from solvers import SolveError
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError)
@@ -47,7 +52,7 @@ def main() -> None:
 
 def _run(config: DictConfig) -> None:
     # Failures end here and not in main: Hydra adds lines of its own to an exception that leaves a job.
-    with plain_failures():
+    with plain_failures(), noted_failures():
         arguments = OmegaConf.to_container(config.task, resolve=True)
         task = get_method(arguments.pop("_target_"))  # type: ignore[union-attr,arg-type]
         task(config, **arguments)  # type: ignore[arg-type]
@@ -64,6 +69,23 @@ def plain_failures(app: App = APP) -> Iterator[None]:
         sys.exit(_say(str(error), 1))
     except USER_ERRORS as error:
         sys.exit(_say(explain(error, app), 2))
+
+
+@contextmanager
+def noted_failures() -> Iterator[None]:
+    """In a sweep, say why a job failed, there and in its run.json, and let the others go on."""
+    try:
+        yield
+    except Exception as error:
+        job = HydraConfig.get()
+        if job.mode != RunMode.MULTIRUN:
+            raise
+        reason = explain(error)
+        if isinstance(error, (SolveError, *USER_ERRORS)):
+            _say(reason, 1)
+        else:
+            traceback.print_exc()
+        write_json(Path(job.runtime.output_dir) / "run.json", {"overrides": list(job.overrides.task), "failed": reason})
 
 
 def explain(error: BaseException, app: App = APP) -> str:

@@ -81,6 +81,7 @@ class Run:
         write_json(
             self.folder / "run.json",
             {
+                "overrides": list(HydraConfig.get().overrides.task),
                 "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
                 "solver": str(self.solver),
                 "grid": None if self.grid is None else self.config.grid._target_.rpartition(".")[2],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,6 +31,8 @@ LABELS = {
 }
 EXCLUSIVE = {"steps", "nfe", "rtol"}
 """Keys of which a job has one: whoever gives it takes the place of what an experiment sweeps over."""
+ALONG = EXCLUSIVE | {"solver.rtol"}
+"""Keys that move a job along its curve; all others make another curve."""
 CLOCK = 2.0
 """Seconds by which the clock of a file system may lag."""
 SHOWN = 8
@@ -38,28 +42,30 @@ SHOWN = 8
 class SweepSummary(Callback):
     """Collect every job's run.json into sweep.csv, sweep.png, run.json and a table on the terminal.
 
-    ``columns`` are keys of the jobs' run.json, in the order of the table; those that no job has are left out. The
-    picture has a curve of ``y`` over ``x`` for every value of ``series``. With a ``note``, such as "rms {error:.2f}",
-    it shows instead each job's first samples above that note, a row for each value of ``series``, a column for each of
-    ``x``.
+    ``columns`` are keys of the jobs' run.json, in the order of the table, which has what the jobs differ in beside
+    them; those that no job has are left out. The picture has a curve of ``y`` over ``x`` for whatever the jobs differ
+    in but steps, calls and tolerances. With a ``note``, such as "rms {error:.2f}", it shows instead each job's first
+    samples above that note, a row in place of each curve, a column for each ``x``.
+
+    Jobs that failed are in neither; they are named at the end, and the exit code is 1.
     """
 
     def __init__(
         self,
         columns: Sequence[str] = COLUMNS,
-        series: str = "solver",
         x: str = "nfe",
         y: str = "error",
         title: str = "Error against calls",
         note: str | None = None,
     ) -> None:
-        self.columns, self.series, self.x, self.y, self.title, self.note = columns, series, x, y, title, note
+        self.columns, self.x, self.y, self.title, self.note = columns, x, y, title, note
         self.started = 0.0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before the first job: what the command line gives, an experiment does not sweep over.
 
-        Hydra itself would run the product of both, every job several times.
+        Hydra itself would run the product of both, every job several times. And it takes no null for a group, whose
+        word for "none of them" is [].
         """
         self.started = time.time()
         given = {one.key_or_group for one in OverridesParser.create().parse_overrides(config.hydra.overrides.task)}
@@ -68,6 +74,10 @@ class SweepSummary(Callback):
         with flag_override(config, ["readonly", "struct"], False):
             for key in given:
                 (config.hydra.sweeper.get("params") or {}).pop(key, None)
+            config.hydra.overrides.task = [
+                re.sub(r"\bnull\b", "[]", word) if re.match(r"(grid|schedule)=.*,", word) else word
+                for word in config.hydra.overrides.task
+            ]
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra before every job: say which it is."""
@@ -84,11 +94,24 @@ class SweepSummary(Callback):
         found = (file for file in folder.glob("/".join(["*"] * depth + ["run.json"])) if file.is_file())
         # An earlier sweep may have left jobs in the same folder.
         files = sorted((file for file in found if file.stat().st_mtime >= self.started - CLOCK), key=_job_number)
-        records = [{"folder": str(file.parent.relative_to(folder)), **json.loads(file.read_text())} for file in files]
-        records = [record for record in records if "nfe" in record]
-        if not records:
-            return
-        header = [column for column in self.columns if any(record.get(column) is not None for record in records)]
+        jobs = [{"folder": str(file.parent.relative_to(folder)), **json.loads(file.read_text())} for file in files]
+        for job, given in zip(jobs, differences([job["overrides"] for job in jobs]), strict=True):
+            job["given"] = given
+        finished, failed = ([job for job in jobs if key in job] for key in ("nfe", "failed"))
+        if finished:
+            self._summarise(folder, config, finished)
+        if failed:
+            names = "; ".join(" ".join((job["folder"], *_words(job["given"]))) for job in failed)
+            print(f"odediff: {len(failed)} of {len(jobs)} jobs failed, see their run.json: {names}", file=sys.stderr)
+            sys.exit(1)
+
+    def _summarise(self, folder: Path, config: DictConfig, jobs: Sequence[dict[str, Any]]) -> None:
+        """Write the table and the picture of jobs that have finished."""
+        given = dict.fromkeys(key for job in jobs for key in job["given"])
+        others = [key for key in given if key.rpartition("@")[2].partition(".")[0] not in self.columns]
+        records = [{**job["given"], **job} for job in jobs]
+        columns = [*self.columns[:1], *others, *self.columns[1:]]
+        header = [column for column in columns if any(record.get(column) is not None for record in records)]
         rows = [[record.get(column) for column in header] for record in records]
         with replacing(folder / "sweep.csv") as partial, partial.open("w", newline="") as file:
             csv.writer(file).writerows((header, *rows))
@@ -96,40 +119,41 @@ class SweepSummary(Callback):
             folder / "run.json",
             {
                 "overrides": list(config.hydra.overrides.task),
-                "versions": records[0]["versions"],
+                "versions": jobs[0]["versions"],
                 "jobs": [
-                    {"folder": record["folder"], **dict(zip(header, row, strict=True))}
-                    for record, row in zip(records, rows, strict=True)
+                    {"folder": job["folder"], **dict(zip(header, row, strict=True))}
+                    for job, row in zip(jobs, rows, strict=True)
                 ],
             },
         )
         print(text_table(header, rows))
-        drawn = self._gallery(folder, records) if self.note else self._curves(folder, records)
+        drawn = self._gallery(folder, jobs) if self.note else self._curves(folder, jobs)
         print(f"table{' and picture' if drawn else ''} in {folder}")
 
-    def _curves(self, folder: Path, records: Sequence[dict[str, Any]]) -> bool:
+    def _curves(self, folder: Path, jobs: Sequence[dict[str, Any]]) -> bool:
         series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for record in records:
-            if record.get(self.y) is not None:
-                series[record[self.series]].append((record[self.x], record[self.y]))
+        for job in jobs:
+            if job.get(self.y) is not None:
+                series[_series(job)].append((job[self.x], job[self.y]))
         if series:
             x_label, y_label = (LABELS.get(key, key) for key in (self.x, self.y))
             curves(folder / "sweep.png", series, x_label, y_label, self.title)
         return bool(series)
 
-    def _gallery(self, folder: Path, records: Sequence[dict[str, Any]]) -> bool:
-        cells = {(record[self.series], record[self.x]): record for record in records}
+    def _gallery(self, folder: Path, jobs: Sequence[dict[str, Any]]) -> bool:
+        cells = {(_series(job), job[self.x]): job for job in jobs}
         rows, columns = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
-        if len(cells) < len(rows) * len(columns):
+        if not len(jobs) == len(cells) == len(rows) * len(columns):
+            print(f"no picture: {len(jobs)} jobs do not fill {len(rows)} rows of {len(columns)} cells, one each")
             return False
         table = [[cells[row, column] for column in columns] for row in rows]
         labelled_grid(
             folder / "sweep.png",
-            [[self._samples(folder / record["folder"]) for record in line] for line in table],
+            [[self._samples(folder / job["folder"]) for job in line] for line in table],
             rows,
             [f"{column} {LABELS.get(self.x, self.x)}" for column in columns],
             self.title,
-            [[self._noted(record) for record in line] for line in table],
+            [[self._noted(job) for job in line] for line in table],
             inches=0.8,
         )
         return True
@@ -145,6 +169,24 @@ class SweepSummary(Callback):
     def _samples(folder: Path) -> Any:
         images = load_file(folder / "samples.safetensors")["samples"][:SHOWN]
         return montage(images, columns=(len(images) + 1) // 2)
+
+
+def differences(jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """What each job was given, by its key, of what not all of them were given alike; in words of the command line."""
+    given = [dict(word.lstrip("+").split("=", 1) for word in words if "=" in word) for words in jobs]
+    keys = dict.fromkeys(key for words in given for key in words)
+    apart = [key for key in keys if len({words.get(key) for words in given}) > 1]
+    return [{key: words[key] for key in apart if key in words} for words in given]
+
+
+def _words(given: dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in given.items()]
+
+
+def _series(job: dict[str, Any]) -> str:
+    """The name of a job's curve: what sets it apart from the others; the class of its solver where nothing does."""
+    apart = {key: value for key, value in job["given"].items() if key not in ALONG}
+    return " ".join(_words(apart)) or job["solver"].partition("(")[0]
 
 
 def _job_number(file: Path) -> tuple[int, str]:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import odediff
 import solvers
-from odediff import app
+from odediff import app, sweep
 from odediff.catalogue import solver_table
+from odediff.tasks import sample as sample_task
 
 QUICK = ["samples=3", "progress=false", "model.chunk=3"]
 
@@ -179,6 +181,84 @@ def test_a_sweep_collects_its_own_jobs_and_none_that_were_there(monkeypatch, tmp
     jobs = json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]
     assert [(job["folder"], job["nfe"]) for job in jobs] == [("0", 5)]
     assert capsys.readouterr().out.count("table and picture in") == 3
+
+
+def test_a_failed_job_is_named_and_leaves_the_others_their_table(monkeypatch, tmp_path, capsys):
+    arguments = ["-m", "task=sample", "solver=ddim", "solver.eta=0,7,1", "steps=2", "task.reference_steps=null"]
+    assert run(monkeypatch, tmp_path, *arguments, "hydra.sweep.dir=out", *QUICK) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("DDIM")] == ["DDIM(eta=0)", "DDIM(eta=1)"]
+    jobs = json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]
+    assert [(job["folder"], job["solver"]) for job in jobs] == [("0", "DDIM(eta=0)"), ("2", "DDIM(eta=1)")]
+    reason, summary = err.strip().splitlines()
+    assert "eta=7" in reason and summary == "odediff: 1 of 3 jobs failed, see their run.json: 1 solver.eta=7"
+    assert json.loads((tmp_path / "out" / "1" / "run.json").read_text())["failed"] in reason
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_leaves_the_other_jobs_their_table(monkeypatch, tmp_path, capsys):
+    right = sample_task.sample
+
+    def broken(*arguments, seed, **keywords):
+        return right(*arguments, seed=seed, **keywords) if seed else 1 / 0
+
+    monkeypatch.setattr(sample_task, "sample", broken)
+    arguments = ["task=sample", "solver=ddim", "steps=2", "task.reference_steps=null", "hydra.sweep.dir=out", *QUICK]
+    assert run(monkeypatch, tmp_path, "-m", *arguments, "seed=0,1") == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" in err and err.rstrip().endswith("1 of 2 jobs failed, see their run.json: 0 seed=0")
+    assert [row["seed"] for row in json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]] == ["1"]
+    with pytest.raises(ZeroDivisionError):
+        run(monkeypatch, tmp_path, *arguments, "seed=0")
+
+
+def test_null_is_one_of_the_grids_of_a_sweep(monkeypatch, tmp_path):
+    arguments = ["task=sample", "solver=gp_multistep", "grid=null,karras", "steps=3", "task.reference_steps=null"]
+    assert run(monkeypatch, tmp_path, "-m", *arguments, "hydra.sweep.dir=out", *QUICK) == 0
+    assert [job["grid"] for job in json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]] == [None, "karras"]
+    own, karras = (load_file(tmp_path / "out" / name / "samples.safetensors")["samples"] for name in "01")
+    model = odediff.zoo.fashion_mnist().condition(label=torch.arange(3), guidance=2.0)
+    torch.testing.assert_close(own, odediff.sample(model, (3, 1, 28, 28), steps=3), rtol=0, atol=1e-4)
+    assert (own - karras).abs().max() > 0.1
+
+
+def swept(tmp_path, summary, *jobs: tuple[list[str], dict]) -> None:
+    """Summarise jobs that were given these words and have measured this."""
+    for number, (words, measured) in enumerate(jobs):
+        record = {"overrides": words, "solver": "AdaptiveAdams(rtol=0.1)", "versions": {}, **measured}
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "run.json").write_text(json.dumps(record))
+    hydra = {"sweep": {"dir": str(tmp_path), "subdir": "0"}, "overrides": {"task": []}}
+    summary.on_multirun_end(OmegaConf.create({"hydra": hydra}))
+
+
+def test_tolerances_and_steps_lie_on_one_curve_and_all_else_makes_another(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(sweep, "curves", lambda path, series, *labels: drawn.update(series))
+    jobs = [
+        (["task=sample", f"solver={name}", f"seed={seed}", f"rtol={rtol}"], {"nfe": nfe, "error": rtol})
+        for name, seed in (("adams", 0), ("adams", 1), ("scipy", 0))
+        for rtol, nfe in ((0.1, 8), (0.01, 17))
+    ]
+    swept(tmp_path, sweep.SweepSummary(), *jobs)
+    points = [(8, 0.1), (17, 0.01)]
+    names = ("solver=adams seed=0", "solver=adams seed=1", "solver=scipy seed=0")
+    assert drawn == dict.fromkeys(names, points)
+    rows = json.loads((tmp_path / "run.json").read_text())["jobs"]
+    assert [(row["seed"], row["rtol"]) for row in rows] == [(s, r) for s in "010" for r in ("0.1", "0.01")]
+
+
+def test_a_sweep_over_tolerances_alone_is_a_curve_named_by_its_solver(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(sweep, "curves", lambda path, series, *labels: drawn.update(series))
+    swept(tmp_path, sweep.SweepSummary(), *(([f"rtol={r}"], {"nfe": n, "error": r}) for r, n in ((0.1, 8), (0.01, 17))))
+    assert drawn == {"AdaptiveAdams": [(8, 0.1), (17, 0.01)]}
+
+
+def test_a_gallery_in_which_two_jobs_share_a_cell_says_so(tmp_path, capsys):
+    jobs = [([f"nfe={ceiling}"], {"nfe": 4, "steps": 2}) for ceiling in (4, 5)]
+    swept(tmp_path, sweep.SweepSummary(x="steps", note="{nfe}"), *jobs)
+    assert "no picture: 2 jobs do not fill 1 rows of 1 cells" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "run.json").read_text())["jobs"]) == 2
 
 
 def test_a_picture_without_scores_has_no_note(monkeypatch, tmp_path, capsys):
