@@ -105,7 +105,8 @@ def explain(error: BaseException, app: App = APP) -> str:
         return _line(causes[0])
     # OmegaConf chains each message to its own unfilled template.
     text = ": ".join(dict.fromkeys(line for line in map(_line, configuration) if "$VALUE" not in line))
-    unknown = re.search(r"Could not override '([^']+)'", text)
+    # Given a mapping, Hydra names the key that it was given to, and OmegaConf the one within that does not exist.
+    unknown = re.search(r"full_key: (\S+)", str(configuration[-1])) if "Could not override" in text else None
     if unknown:
         return _unknown_key(unknown.group(1), app)
     if isinstance(causes[0], InstantiationException) and len(causes) > 1:

@@ -105,7 +105,7 @@ class EditTask(Task):
 class InversionTableTask(Task):
     """Compare ways to the noise and back: ``methods`` are solvers by name."""
 
-    methods: Any = MISSING
+    methods: dict[str, Any] = MISSING
     reference_steps: int = 100
 
 

@@ -35,7 +35,7 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
     directory = Path(folder)
     if not directory.is_dir():
         raise ValueError(f"task.images={folder} is no folder; give one that holds {', '.join(SUFFIXES)} files")
-    files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if len(files) < count:
         raise ValueError(
             f"task.images={folder} holds {len(files)} pictures, samples={count} asks for more; lower samples"

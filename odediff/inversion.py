@@ -50,24 +50,13 @@ def encode(
             nothing has been computed.
         solvers.SolveError: samples became infinite or NaN, or an implicit inverse did not converge.
     """
-    adaptive = follows_tolerance(solver, rtol, steps, nfe, grid)
-    if adaptive:
+    if follows_tolerance(solver, rtol, steps, nfe, grid):
         solver = at_tolerance(solver, rtol)
     elif solver is None:
         probability_flow(model)
         solver = default_solver(model.path)
-    require_solver(solver)
-    if not solver.deterministic:
-        raise ValueError(
-            f"solver={solver} is stochastic and has no inverse; use a deterministic one, such as DDIM(eta=0)"
-        )
-    ode = probability_flow(model)
-    times = inversion_times(
-        model, Inverse(solver) if isinstance(solver, ReversibleSolver) else solver, grid, steps, nfe
-    )
-    if isinstance(solver, ReversibleSolver):
-        _require_reversible(solver, ode, times)
-    solution = climb(ode, solver, images, times, callback=callback, progress=progress, throw=throw)
+    times = encoding_times(model, solver, grid, steps, nfe)
+    solution = climb(probability_flow(model), solver, images, times, callback=callback, progress=progress, throw=throw)
     effort = solution.state if isinstance(solution.state, Effort) else None
     return Code.of(
         model,
@@ -110,6 +99,26 @@ def decode(
     state = code.state if code.offsets is None else code.offsets
     with torch.no_grad():
         return solve(ode, solver, code.x, times, state=state, callback=callback, progress=progress, throw=throw).x
+
+
+def encoding_times(
+    model: Model, solver: Solver, grid: Grid | Tensor | None, steps: int | None, nfe: int | None
+) -> Tensor:
+    """The ascending times of `encode` by ``solver``.
+
+    Raises:
+        TypeError, ValueError: what `encode` raises of these arguments.
+    """
+    require_solver(solver)
+    if not solver.deterministic:
+        raise ValueError(
+            f"solver={solver} is stochastic and has no inverse; use a deterministic one, such as DDIM(eta=0)"
+        )
+    if not isinstance(solver, ReversibleSolver):
+        return inversion_times(model, solver, grid, steps, nfe)
+    times = inversion_times(model, Inverse(solver), grid, steps, nfe)
+    _require_reversible(solver, probability_flow(model), times)
+    return times
 
 
 def inversion_times(

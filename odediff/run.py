@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -65,6 +65,7 @@ class Run:
 
     def conditioned(self, count: int, guidance: float | None = None, **conditions: Any) -> Model:
         """The model under the configured condition for ``count`` samples; a list of the condition cycles over them."""
+        require_room(count, self.shape, self.dtype, self.config.device)
         given = {**self.condition, **conditions}
         for name, value in given.items():
             numbers = isinstance(value, list) and value and all(isinstance(one, int | float) for one in value)
@@ -112,6 +113,9 @@ def build(config: DictConfig) -> Run:
     if missing:
         raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
     device = _device(config.device)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if (folder / "run.json").is_dir():
+        raise ValueError(f"{folder / 'run.json'} is a folder; choose another place with hydra.run.dir=FOLDER")
     shape, condition, guidance, chunk = (config.model.get(key) for key in OWN_KEYS)
     arguments = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in OWN_KEYS])
     model = instantiate(arguments, device=device)
@@ -137,8 +141,18 @@ def build(config: DictConfig) -> Run:
         condition=_plain(condition or {}),
         solver=solver,
         grid=None if config.grid is None else instantiate(config.grid),
-        folder=Path(HydraConfig.get().runtime.output_dir),
+        folder=folder,
     )
+
+
+def require_room(count: int, shape: Sequence[int], dtype: torch.dtype, device: str) -> None:
+    """Refuse more samples than the memory has room for, before anything is computed."""
+    try:
+        torch.empty(count, *shape, dtype=dtype, device=device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"samples={count} of shape {tuple(shape)} do not fit into the memory of device={device}; ask for fewer"
+        ) from error
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imsave
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -16,7 +17,9 @@ import odediff
 import solvers
 from odediff import app, sweep
 from odediff.catalogue import solver_table
+from odediff.images import load_images
 from odediff.tasks import sample as sample_task
+from odediff.zoo.unet import UNet
 
 QUICK = ["samples=3", "progress=false", "model.chunk=3"]
 
@@ -74,6 +77,18 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "model.condition.label=true"], ["label=True", "whole number"]),
         (["task=sample", "model.shape=28"], ["model.shape=28", "[1,28,28]"]),
         (["task=sample", "model.guidance=[1,2]"], ["model.guidance=[1, 2]", "a number"]),
+        (["task=inversion_table", "task.methods=5"], ["task.methods=5"]),
+        (["task=inversion_table", "task.methods={a:1}"], ["task.methods.a is no key", "DDIM", "+task.methods.a="]),
+        (["task=inversion_table", "+task.methods.a.b=1"], ["task.methods.a: ", "no solvers.Solver"]),
+        (["task=inversion_table", "+task.methods.a._target_=solvers.DDPM"], ["task.methods.a: ", "stochastic"]),
+        (["task=inversion_table", "+task.methods.a._target_=solvers.Nope"], ["task.methods.a: ", "solvers.Nope"]),
+        (["task=edit", "task.method=slerp", "solver=rk4", "samples=991"], ["samples=991", "at most 990"]),
+        (["task=doctor", "samples=3"], ["samples=3", "at least 4"]),
+        (["task=sample", "samples=10000000000"], ["samples=10000000000", "memory", "fewer"]),
+        (["task=sample", "samples=10000000000000000000"], ["samples=10000000000000000000", "memory", "fewer"]),
+        (["task=joint", "samples=10000000000000"], ["samples=10000000000000", "memory", "fewer"]),
+        (["task=sample", "model.shape=[3,32,32]", "progress=false"], ["(3, 32, 32)", "model.shape=[1,28,28]"]),
+        (["task.images=1001"], ["1001", "at most 1000"]),
         (["task.nfe=[]"], ["task.nfe=[]", "at least 1"]),
         (["task.images=0"], ["task.images=0", "at least 1"]),
         (["task.inversion_nfe=[0]"], ["task.inversion_nfe=[0]", "at least 1"]),
@@ -86,6 +101,31 @@ def test_a_wrong_value_gets_one_line_and_exit_code_2(monkeypatch, tmp_path, caps
     assert "\n" not in err and "Traceback" not in err
     for part in expected:
         assert part in err
+
+
+@pytest.mark.parametrize("task", ["inversion_table", "demo"])
+def test_a_wrong_value_is_named_before_the_network_is_asked(monkeypatch, tmp_path, capsys, task):
+    def called(*arguments):
+        raise AssertionError("the network was called")
+
+    monkeypatch.setattr(UNet, "forward", called)
+    wrong = {"inversion_table": "+task.methods.a._target_=solvers.DDPM", "demo": "task.images=1001"}[task]
+    assert run(monkeypatch, tmp_path, f"task={task}", wrong, "progress=false") == 2
+
+
+def test_a_record_that_cannot_be_written_is_named_before_anything_is_computed(monkeypatch, tmp_path, capsys):
+    (tmp_path / "out" / "run.json").mkdir(parents=True)
+    assert run(monkeypatch, tmp_path, "task=sample", "steps=2", "hydra.run.dir=out", *QUICK) == 2
+    err = capsys.readouterr().err
+    assert "out/run.json is a folder" in err and "hydra.run.dir" in err
+    assert not (tmp_path / "out" / "samples.safetensors").exists()
+
+
+def test_a_folder_among_the_pictures_is_none_of_them(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    imsave(tmp_path / "b.png", np.zeros((28, 28)), cmap="gray", vmin=-1, vmax=1)
+    images, labels = load_images(str(tmp_path), 1, (1, 28, 28))
+    assert images.shape == (1, 1, 28, 28) and labels is None
 
 
 def test_sample_writes_images_a_picture_and_a_record(monkeypatch, tmp_path, capsys):
@@ -136,6 +176,10 @@ def test_edit_leaves_a_picture_and_the_classifiers_word(monkeypatch, tmp_path, m
         assert len(record["classified_as_asked"]) == 6
         return
     code = odediff.Code.load(tmp_path / "out" / "code.safetensors")
+    tensors = load_file(tmp_path / "out" / "edit.safetensors")
+    assert torch.equal(tensors["image"], odediff.zoo.test_images()[0][:3])
+    found = odediff.metrics.psnr(tensors["image"], tensors["reconstruction"])
+    assert record["psnr"] == pytest.approx(found.tolist(), rel=1e-6) and tensors["edit"].shape == (3, 1, 28, 28)
     labels = odediff.zoo.test_images()[1][:3]
     assert record["targets"] == ((labels + 1) % 10).tolist()
     again = odediff.decode(odediff.zoo.fashion_mnist().condition(label=labels, guidance=3.0), code)

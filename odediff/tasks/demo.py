@@ -38,10 +38,11 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
     for name, counts in (("images", [images]), ("nfe", nfe), ("inversion_nfe", inversion_nfe)):
         if not counts or min(counts) < 1:
             raise ValueError(f"task.{name}={images if name == 'images' else counts} must be of at least 1")
+    pictures, labels = load_images(None, images, run.shape)
     results = {
         "samples": _samples(run, images, nfe),
         "paths": _paths(run),
-        "inversion": _inversion(run, images, inversion_nfe),
+        "inversion": _inversion(run, pictures, labels, inversion_nfe),
     }
     run.record(results)
     print(f"\npictures and run.json in {run.folder}")
@@ -50,7 +51,7 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
 def _samples(run: Run, count: int, nfe: list[int]) -> list[dict[str, Any]]:
     """solvers.png: the same noise by every solver at every number of calls, and its distance to the exact flow."""
     model = run.conditioned(count)
-    noise = NoiseStream(run.config.seed).draw(torch.empty(count, *run.shape, dtype=run.dtype))[0]
+    noise = _noise(run, count)
     exact = reference_end(model, noise, REFERENCE_STEPS, run.progress)
     rows: list[dict[str, Any]] = []
     cells: list[list[np.ndarray]] = []
@@ -92,7 +93,7 @@ def _samples(run: Run, count: int, nfe: list[int]) -> list[dict[str, Any]]:
 def _paths(run: Run) -> dict[str, Any]:
     """paths.png: the same noise followed by the ODE and by DDPM."""
     model = run.conditioned(2)
-    noise = NoiseStream(run.config.seed).draw(torch.empty(2, *run.shape, dtype=run.dtype))[0]
+    noise = _noise(run, 2)
     shown = [min(run.model.path.start, t * run.model.path.start) for t in SHOWN_TIMES]
     cells, labels = [], []
     for name, solver in (("ODE (DDIM)", DDIM()), ("DDPM", DDPM())):
@@ -128,9 +129,9 @@ def _paths(run: Run) -> dict[str, Any]:
     return {"steps": 100, "nfe": 100}
 
 
-def _inversion(run: Run, count: int, nfe: list[int]) -> list[dict[str, Any]]:
+def _inversion(run: Run, pictures: Tensor, labels: Tensor | None, nfe: list[int]) -> list[dict[str, Any]]:
     """inversion.png and inversion_error.png: real images to noise and back, without guidance."""
-    pictures, labels = load_images(None, count, run.shape)
+    count = len(pictures)
     model = run.conditioned(count, guidance=1.0, label=labels.tolist() if labels is not None else None)
     given = pictures.to(device=run.config.device, dtype=run.dtype)
     rows: list[dict[str, Any]] = []
@@ -153,3 +154,9 @@ def _inversion(run: Run, count: int, nfe: list[int]) -> list[dict[str, Any]]:
     print("\nRound trip of real images")
     print(text_table(("solver", "calls each way", "rms error"), [tuple(row.values()) for row in rows]))
     return rows
+
+
+def _noise(run: Run, count: int) -> Tensor:
+    """The noise that ``count`` samples begin in, on the device of the run."""
+    like = torch.empty(count, *run.shape, dtype=run.dtype, device=run.config.device)
+    return NoiseStream(run.config.seed).draw(like)[0]

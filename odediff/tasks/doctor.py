@@ -15,6 +15,8 @@ from odediff.run import build
 def run(config: DictConfig, images: str | None) -> None:
     """Print the report and write doctor.txt and run.json; exit with 1 when something is wrong."""
     run = build(config)
+    if config.samples < 4:
+        raise ValueError(f"samples={config.samples} must be at least 4: differences are tested across samples")
     pictures, labels = load_images(images, config.samples, run.shape)
     conditions: dict[str, Any] = {} if labels is None or "label" not in run.model.null else {"label": labels.tolist()}
     report = diagnose(run.conditioned(config.samples, **conditions), pictures, seed=config.seed)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 from torch import Tensor
 
 from odediff import zoo
 from odediff.code import Code
+from odediff.files import replacing
 from odediff.images import load_images
 from odediff.inversion import decode, encode, mix_codes
 from odediff.metrics import psnr
@@ -35,11 +37,12 @@ WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def run(config: DictConfig, method: str, shift: int) -> None:
-    """Encode, reconstruct and edit ``samples`` images by ``method``; write edit.png, edit.safetensors and run.json.
+    """Encode, reconstruct and edit ``samples`` images by ``method``; write four files.
 
-    The edit asks for the class ``shift`` further on. ``bridge`` is a dual diffusion implicit bridge (Su et al. 2023):
-    encode under one class, decode under the other, by the configured solver. ``slerp`` interpolates between each image
-    and the next one of its class. The other methods are functions of `odediff` that record what guidance needs.
+    They are edit.png, edit.safetensors (image, reconstruction, edit), code.safetensors and run.json. The edit asks for
+    the class ``shift`` further on. ``bridge`` is a dual diffusion implicit bridge (Su et al. 2023): encode under one
+    class, decode under the other, by the configured solver. ``slerp`` interpolates between each image and the next one
+    of its class. The other methods are functions of `odediff` that record what guidance needs.
     """
     if method not in (*RECORDERS, "bridge", "slerp"):
         raise ValueError(f"task.method={method} is unknown; use bridge, slerp or one of {', '.join(RECORDERS)}")
@@ -59,6 +62,8 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     code.save(run.folder / "code.safetensors")
     again = decode(model, code, progress=run.progress)
     edited = decode(other, code, edit=True, progress=run.progress)
+    with replacing(run.folder / "edit.safetensors") as partial:
+        save_file({"image": given, "reconstruction": again, "edit": edited}, partial)
     quality = psnr(given, again)
     hits = _hits(edited, targets)
     columns = min(config.samples, 10)
@@ -102,7 +107,12 @@ def _interpolate(run: Run) -> None:
         raise ValueError(
             f"solver={run.solver} has a code of two states, without a mean; use a plain solver such as rk4"
         )
-    pairs = run.config.samples
+    pairs, most = run.config.samples, len(zoo.test_images()[0]) - 10
+    if pairs > most:
+        raise ValueError(
+            f"samples={pairs} exceeds the {most} embedded images that have a next one of their class; ask for at most "
+            f"{most}"
+        )
     pictures, labels = load_images(None, 10 * (-(-pairs // 10) + 1), run.shape)
     assert labels is not None
     labels = labels[:pairs]

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from odediff.images import load_images
+from odediff.inversion import encoding_times
+from odediff.model import Model
 from odediff.pictures import labelled_grid, montage
 from odediff.round_trip import COLUMNS, exact_latent, measure
 from odediff.run import build
 from odediff.table import text_table
+from solvers import Solver
 
 
 def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) -> None:
@@ -24,19 +28,20 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
     pictures, labels = load_images(None, count, run.shape)
     model = run.conditioned(count, label=None if labels is None else labels.tolist())
     given = pictures.to(device=config.device, dtype=run.dtype)
-    exact = exact_latent(model, given, run.grid, reference_steps)
     settings = {"grid": run.grid, "steps": config.steps, "nfe": config.nfe}
+    ways = {name: _way(name, described, model, settings) for name, described in methods.items()}
+    exact = exact_latent(model, given, run.grid, reference_steps)
     records: list[dict[str, Any]] = []
     cells, notes = [[montage(given, count), montage(given - given, count)]], [["", ""]]
-    for name, described in methods.items():
-        record, again = measure(model, given, exact, instantiate(described), settings)
+    for name, solver in ways.items():
+        record, again = measure(model, given, exact, solver, settings)
         records.append({"method": name, **record})
         cells.append([montage(again, count), montage((again - given) * 4, count)])
         notes.append([f"largest error {record['with pair']:.1e}", f"latent error {record['latent']:.1e}"])
     labelled_grid(
         run.folder / "inversion_table.png",
         cells,
-        ["image", *methods],
+        ["image", *ways],
         ["there and back", "difference x 4"],
         f"There and back at guidance {run.model.guidance:g}",
         notes,
@@ -45,3 +50,13 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
     run.record({"table": records})
     print(text_table(("method", *COLUMNS), [[record[column] for column in ("method", *COLUMNS)] for record in records]))
     print(f"table and picture in {run.folder}")
+
+
+def _way(name: str, described: Any, model: Model, settings: Mapping[str, Any]) -> Solver:
+    """The solver of a method, which the model can be inverted by."""
+    try:
+        solver = instantiate(described)
+        encoding_times(model, solver, **settings)
+    except (HydraException, TypeError, ValueError) as error:
+        raise ValueError(f"task.methods.{name}: {error}") from error
+    return solver

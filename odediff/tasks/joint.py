@@ -13,7 +13,7 @@ from torch import Tensor
 from odediff.pictures import joint_laws
 from odediff.problem import probability_flow
 from odediff.problems import exact_model
-from odediff.run import build
+from odediff.run import build, require_room
 from odediff.sampling import make_times, sample
 from odediff.table import text_table
 from solvers import DDIM, Node, NoiseStream
@@ -34,6 +34,7 @@ def run(config: DictConfig, etas: list[float]) -> None:
     solvers = [DDIM(eta=eta) for eta in etas]
     if count < 2:
         raise ValueError(f"samples={count} have no covariance; ask for at least 2, and for thousands to see it")
+    require_room(count, (1,), torch.float64, "cpu")
     model = exact_model(DATA, run.model.path)
     times = make_times(probability_flow(model), DDIM(), run.grid, config.steps, config.nfe, "denoise")
     start, end = (model.path.node(float(t)) for t in (times[0], times[-1]))

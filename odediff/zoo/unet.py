@@ -77,7 +77,7 @@ class UNet(nn.Module):
 
     ``x`` is ``(B, 1, 28, 28)``; ``time`` is ``(B,)``, an index into the training table, whole or not; ``label`` is
     ``(B,)`` integer classes, `NULL_LABEL` for none, or their embeddings, ``(B, embedding)``. Returns epsilon in the
-    shape of ``x``.
+    shape of ``x``. Sides other than 28 were never trained on; those that are no multiples of 4 raise ValueError.
     """
 
     def __init__(self, width: int = 48, embedding: int = 192) -> None:
@@ -101,6 +101,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        if x.shape[1] != 1 or x.shape[2] % 4 or x.shape[3] % 4:
+            raise ValueError(
+                f"states of shape {tuple(x.shape[1:])} are none of the embedded network, which was trained on "
+                "(1, 28, 28); give model.shape=[1,28,28]"
+            )
         condition = label if label.is_floating_point() else self.label(label)
         embedding = F.silu(self.time(self.time_features(time).to(x.dtype)) + condition)
         stem = self.stem(F.pixel_unshuffle(x, 2))
