@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import solvers
 from odediff import app, sweep
 from odediff.catalogue import solver_table
 from odediff.images import load_images
+from odediff.tasks import demo
 from odediff.tasks import sample as sample_task
 from odediff.zoo.unet import UNet
 
@@ -345,6 +347,29 @@ def test_the_demonstration_leaves_its_pictures_in_one_folder(monkeypatch, tmp_pa
     assert run(monkeypatch, tmp_path, *arguments) == 0
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"solvers.png", "paths.png", "inversion.png", "inversion_error.png", "run.json"} <= written
+
+
+def test_the_demonstration_draws_on_the_device_of_the_run(monkeypatch):
+    class Drawn(Exception):
+        pass
+
+    def sampled(*arguments, noise, **keywords):
+        raise Drawn(noise.device.type, tuple(noise.shape))
+
+    monkeypatch.setattr(demo, "sample", sampled)
+    monkeypatch.setattr(demo, "reference_end", lambda model, noise, *settings: noise)
+    described = SimpleNamespace(
+        config=SimpleNamespace(device="meta", seed=0),
+        shape=(1, 28, 28),
+        dtype=torch.float32,
+        model=odediff.zoo.fashion_mnist(),
+        conditioned=lambda count: None,
+        progress=False,
+    )
+    for part, arguments, count in ((demo._samples, (3, [5]), 3), (demo._paths, (), 2)):
+        with pytest.raises(Drawn) as drawn:
+            part(described, *arguments)
+        assert drawn.value.args == ("meta", (count, 1, 28, 28))
 
 
 def test_a_solver_of_the_users_own_runs_by_its_name(monkeypatch, tmp_path):
