@@ -22,6 +22,7 @@ from torch import Tensor
 import odediff
 from benchmarks.live_memory import LiveMemory
 from benchmarks.rows import Rows
+from odediff.app import App, plain_failures
 from odediff.code import Code
 from odediff.metrics import convergence_slope, psnr, round_trip_error
 from odediff.model import Model
@@ -81,12 +82,10 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.images is not None and not 1 <= asked.images <= 1000:
         parser.error(f"--images {asked.images}: give a number from 1 to 1000")
-    for name in PARTS if asked.part is None else (asked.part,):
-        print(f"\n== {name}", flush=True)
-        try:
+    with plain_failures(App("inversion", "--folder")):
+        for name in PARTS if asked.part is None else (asked.part,):
+            print(f"\n== {name}", flush=True)
             PARTS[name](asked.folder, asked.images)
-        except ValueError as error:
-            raise SystemExit(f"benchmarks.inversion: {error}") from error
 
 
 def table(folder: Path, images: int | None) -> None:

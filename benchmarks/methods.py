@@ -91,6 +91,11 @@ class Ours(Method):
         return self.solver.law == "tolerance"
 
     def settings(self) -> Mapping[str, Any]:
+        if " at 0x" in repr(self.solver):
+            raise ValueError(
+                f"solvers: {self.name} is {self.solver!r}, which another run would write otherwise and never find; let "
+                "its fields be plain values"
+            )
         return {
             "solver": f"{type(self.solver).__module__}.{self.solver!r}",
             "grid": f"{getattr(self.place, 'func', self.place).__name__}{getattr(self.place, 'keywords', {})}",

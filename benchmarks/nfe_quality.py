@@ -17,6 +17,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from benchmarks import report
 from benchmarks.cells import Cell
 from benchmarks.collect import TABLE, collect, ranks
-from benchmarks.config import register
+from benchmarks.config import StudyConfig, register
 from benchmarks.measure import measure
 from benchmarks.plan import image_cells, in_order, plan
 from benchmarks.references import References
@@ -49,6 +50,12 @@ def main() -> None:
 
 def _run(config: DictConfig) -> None:
     with plain_failures(APP):
+        for key in map(str, config):
+            if key not in StudyConfig.__dataclass_fields__:
+                raise ValueError(
+                    f"{key} is no key of the study; a solver of your own is FOLDER/solver/NAME.yaml, chosen by "
+                    "--config-dir=FOLDER solvers=[NAME]"
+                )
         groups = plan(config)
         if config.compute:
             compute(config, groups)
@@ -57,12 +64,30 @@ def _run(config: DictConfig) -> None:
 
 
 class Finish(Callback):
-    """When a sweep has ended: one table and one report."""
+    """When a sweep has ended: one table and one report of the problems that it ran over."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a sweep whose jobs are parts of other studies."""
+        with plain_failures(APP):
+            for key in _swept(config):
+                if key not in ("problem", "worker"):
+                    raise ValueError(
+                        f"-m {key}: a study sweeps over problem or worker; give all values at once, in a list"
+                    )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all jobs have ended."""
-        given = config.hydra.overrides
-        finish(config, plan(config), ["-m", *given.task, *given.hydra])
+        with plain_failures(APP):
+            given, problems = config.hydra.overrides, _swept(config).get("problem")
+            if problems:
+                config.problem, config.problems = None, problems
+            finish(config, plan(config), ["-m", *given.task, *given.hydra])
+
+
+def _swept(config: DictConfig) -> dict[str, list[str]]:
+    """The keys of a sweep, and their values."""
+    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    return {one.key_or_group: list(one.sweep_string_iterator()) for one in overrides if one.is_sweep_override()}
 
 
 def compute(config: DictConfig, groups: list[list[Cell]]) -> None:
@@ -96,10 +121,14 @@ def finish(config: DictConfig, groups: list[list[Cell]], arguments: Sequence[str
     ]
     if best:
         print(text_table(("problem", "nfe", "rank", "method | grid | closing", "median error", "low", "high"), best))
-    print(f"{len(rows)} of {len(cells)} cells are finished, {len(lost)} of them refused or broken: {folder / TABLE}")
+    table = folder / TABLE if rows else "no table"
+    print(f"{len(rows)} of {len(cells)} cells are finished, {len(lost)} of them refused or broken: {table}")
     if len(rows) > len(lost):
         report.write(rows, folder, shlex.join(["python", "-m", "benchmarks.nfe_quality", *arguments]))
         print(f"report: {folder / report.PAGE}")
+    else:
+        report.remove(folder)
+        print("no report: no cell has a result")
 
 
 def progress(cells: list[Cell], name: str, shown: bool) -> Iterator[Cell]:

@@ -14,6 +14,8 @@ import torch
 import odediff
 import solvers
 from benchmarks.live_memory import LiveMemory
+from benchmarks.peers import DIFFUSERS, present
+from odediff.app import plain_failures
 from odediff.table import text_table
 
 SHAPE = (1, 4, 64, 64)
@@ -34,10 +36,14 @@ REPEATS = 15
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables, or one clear line."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+    with plain_failures():
+        show()
 
+
+def show() -> None:
+    """Print what a call costs, and the memory."""
     torch.set_num_threads(1)
     state = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     output = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
@@ -49,10 +55,17 @@ def main() -> None:
     ode = odediff.probability_flow(model)
     times = odediff.grid.uniform_t(model.path, STEPS + 1)[:-1]
     pairs: list[tuple[solvers.Solver, Any]] = [
-        (solvers.DDIM(), DDIMScheduler(clip_sample=False)),
-        (solvers.DPMpp(3), DPMSolverMultistepScheduler(solver_order=3)),
-        (solvers.UniPC(3), UniPCMultistepScheduler(solver_order=3)),
+        (one, None) for one in (solvers.DDIM(), solvers.DPMpp(3), solvers.UniPC(3))
     ]
+    if present(DIFFUSERS):
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+        schedulers = (
+            DDIMScheduler(clip_sample=False),
+            DPMSolverMultistepScheduler(solver_order=3),
+            UniPCMultistepScheduler(solver_order=3),
+        )
+        pairs = [(solver, scheduler) for (solver, _), scheduler in zip(pairs, schedulers, strict=True)]
 
     def ours(solver: solvers.Solver) -> None:
         solvers.solve(ode, solver, state, times)
@@ -71,7 +84,8 @@ def main() -> None:
         costs = {"two fused torch operations": _microseconds(arithmetic)}
         for solver, scheduler in pairs:
             costs[f"odediff, {solver}"] = _microseconds(partial(ours, solver))
-            costs[f"diffusers, {type(scheduler).__name__}"] = _microseconds(partial(theirs, scheduler))
+            if scheduler is not None:
+                costs[f"diffusers, {type(scheduler).__name__}"] = _microseconds(partial(theirs, scheduler))
         costs[f"odediff, {solvers.GPMultistep()}"] = _microseconds(partial(ours, solvers.GPMultistep()))
     floor = costs["two fused torch operations"][0]
     rows = [(name, median, best, median / floor) for name, (median, best) in costs.items()]

@@ -14,7 +14,7 @@ from benchmarks.cells import Cell
 from benchmarks.methods import Method, Ours, ours
 from benchmarks.problems import NETWORKS, PROBLEMS, problem
 from benchmarks.store import Store
-from odediff.config import configured_grids, configured_solvers
+from odediff.config import configured_grids, configured_solvers, known
 from solvers import Solver
 
 T = TypeVar("T")
@@ -24,8 +24,10 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     """The cells of the study, in groups that share a problem and a seed.
 
     Raises:
-        ValueError: a name is unknown (the message lists the valid ones), or a number makes no sense.
+        ValueError: a name is unknown (the message lists the valid ones), a number makes no sense, or nothing is left
+            to measure.
     """
+    _require_numbers(config)
     select("images.problems", config.images.problems, NETWORKS)
     names = list(select("problems", config.problems, PROBLEMS))
     if config.problem is not None:
@@ -35,15 +37,8 @@ def plan(config: DictConfig) -> list[list[Cell]]:
     limits = config.networks
     first = dict(list(grids.items())[: limits.grids])
     limited = [m for m in methods_of(config, solvers, first, limits.peer_grids) if m.deterministic or limits.stochastic]
-    for key in ("nfe", "tolerances", "seeds"):
-        values = list(config[key])
-        if not values and key != "tolerances":
-            raise ValueError(f"{key}=[] leaves nothing to do; give at least one, as in {key}=[0]")
-        if any(value < 0 or (value == 0 and key != "seeds") for value in values):
-            raise ValueError(f"{key}={values} must be positive")
-    for family, count in config.samples.items():
-        if count < 2:
-            raise ValueError(f"samples.{family}={count} must be at least 2")
+    select("images.also", config.images.also, dict.fromkeys([*known("solver"), *(m.name for m in every)]))
+    nfes, tolerances, seeds = (list(dict.fromkeys(config[key])) for key in ("nfe", "tolerances", "seeds"))
     groups = []
     for name in names:
         one = problem(name, config.data.root)
@@ -54,11 +49,43 @@ def plan(config: DictConfig) -> list[list[Cell]]:
         costs: list[tuple[Method, int | None, float | None]] = []
         for method in limited if network else every:
             if method.adaptive:
-                costs += [(method, None, tolerance) for tolerance in config.tolerances if tolerance >= least]
+                costs += [(method, None, tolerance) for tolerance in tolerances if tolerance >= least]
             else:
-                costs += [(method, nfe, None) for nfe in config.nfe if nfe <= most and method.affordable(one, nfe)]
-        groups += [[Cell(one, m, seed, count, nfe, tolerance) for m, nfe, tolerance in costs] for seed in config.seeds]
+                costs += [(method, nfe, None) for nfe in nfes if nfe <= most and method.affordable(one, nfe)]
+        groups += [[Cell(one, m, seed, count, nfe, tolerance) for m, nfe, tolerance in costs] for seed in seeds]
+    if not any(groups):
+        raise ValueError(
+            "nothing is left to measure: problems, solvers and peers, grids, nfe and tolerances choose no cell"
+        )
     return groups
+
+
+def _require_numbers(config: DictConfig) -> None:
+    """Raise `ValueError` for a number that makes no sense, before anything is computed."""
+    if not config.folder:
+        raise ValueError("folder= is empty; give a folder for the finished cells")
+    counts = [("threads", config.threads, 1), ("images.samples", config.images.samples, 2)]
+    counts += [(f"images.{name}", config.images[name], 0) for name in ("ours", "peers")]
+    counts += [(f"networks.{name}", config.networks[name], 1) for name in ("grids", "peer_grids", "nfe")]
+    counts += [(f"samples.{family}", count, 2) for family, count in config.samples.items()]
+    for name, count, least in counts:
+        if count is not None and count < least:
+            raise ValueError(f"{name}={count} must be at least {least}")
+    for name, values, least in (
+        ("nfe", config.nfe, 1),
+        ("images.nfe", config.images.nfe, 1),
+        ("seeds", config.seeds, 0),
+    ):
+        if not len(values):
+            raise ValueError(f"{name}=[] leaves nothing to do; give at least one, as in {name}=[5]")
+        if not all(least <= value < 2**63 for value in values):
+            which = "positive" if least else "0 or positive"
+            raise ValueError(f"{name}={list(values)} must be {which}, and below 2**63")
+    if not all(0 < tolerance < math.inf for tolerance in config.tolerances):
+        raise ValueError(f"tolerances={list(config.tolerances)} must be positive and finite")
+    for name in ("grids", "closings", "peer_grids"):
+        if config[name] is not None and not len(config[name]):
+            raise ValueError(f"{name}=[] leaves methods without one; name some")
 
 
 def image_cells(config: DictConfig, groups: Sequence[Sequence[Cell]], store: Store) -> list[list[Cell]]:
@@ -109,14 +136,14 @@ def methods_of(
     return [*ours(solvers, grids, list(config.closings), config.variants), *others]
 
 
-def select(key: str, chosen: Iterable[str] | None, known: Mapping[str, T]) -> dict[str, T]:
+def select(key: str, chosen: Iterable[str] | None, every: Mapping[str, T]) -> dict[str, T]:
     """The chosen entries; all of them for None."""
     if chosen is None:
-        return dict(known)
+        return dict(every)
     for name in (chosen := list(chosen)):
-        if name not in known:
-            raise ValueError(f"{key}={name} is unknown; use one of {', '.join(known)}")
-    return {name: known[name] for name in chosen}
+        if name not in every:
+            raise ValueError(f"{key}={name} is unknown; use one of {', '.join(every)}")
+    return {name: every[name] for name in chosen}
 
 
 def in_order(groups: Sequence[Sequence[Any]], worker: int) -> list[Any]:

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 import odediff
 from benchmarks.frechet import Distance
-from odediff.app import plain_failures
+from benchmarks.store import require_folder
+from odediff.app import App, plain_failures
 from odediff.defaults import Grid
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint
@@ -167,9 +168,10 @@ def main() -> None:
         "--steps", type=int, nargs="+", choices=STEPS, default=STEPS[:-1], help="columns of table 1; 1000 takes hours"
     )
     arguments = parser.parse_args()
-    with plain_failures():
+    with plain_failures(App("published", "--folder")):
         if arguments.images < 2:
             raise ValueError(f"--images {arguments.images} have no covariance; ask for at least 2")
+        require_folder(arguments.folder, "--folder ")
         study = Study(arguments.folder)
         compute(study, arguments.steps, arguments.images)
         etas(study, arguments.steps, arguments.images)

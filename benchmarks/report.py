@@ -41,7 +41,19 @@ def write(rows: Sequence[Row], folder: Path, command: str = COMMAND) -> None:
         raise ValueError(f"{what}; measure some first: {COMMAND}")
     with writable(folder), replacing(folder / PAGE) as partial:
         study = Study(rows)
-        partial.write_text(_page(study, Sections(study, folder / FIGURES), command), encoding="utf-8")
+        sections = Sections(study, folder / FIGURES)
+        partial.write_text(_page(study, sections, command), encoding="utf-8")
+        # Those of an earlier page, of other problems, would stand there as this one's.
+        for file in (folder / FIGURES).iterdir():
+            if file.stem not in sections.drawn:
+                file.unlink()
+
+
+def remove(folder: Path) -> None:
+    """Take away the page and the figures of rows that are no longer asked for."""
+    with writable(folder):
+        for file in (folder / PAGE, *(folder / FIGURES).glob("*")):
+            file.unlink(missing_ok=True)
 
 
 def _page(study: Study, sections: Sections, command: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import odediff
+from odediff.app import plain_failures
 from odediff.metrics import convergence_slope, round_trip_error
 from odediff.table import text_table
 from solvers import DDIM, RK4, Heun, Noise, Solver
@@ -17,8 +18,14 @@ FLOOR_STEPS = 1000
 
 
 def main() -> None:
-    """Print the errors, the floor and the fitted slopes."""
+    """Print the table, or one clear line."""
     argparse.ArgumentParser(description=__doc__).parse_args()
+    with plain_failures():
+        show()
+
+
+def show() -> None:
+    """Print the errors, the floor and the fitted slopes."""
     rows, errors = [], {}
     for name, solver in (("DDIM", DDIM()), ("Heun", Heun(line=Noise()))):
         errors[name] = [round_trip(solver, steps) for steps in STEPS]

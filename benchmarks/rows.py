@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.store import Entry, Store, key_of, writable
+from benchmarks.store import Entry, Store, key_of, require_folder
 from benchmarks.versions import installed
 from odediff.table import text_table
 
@@ -22,9 +22,8 @@ class Rows:
     """
 
     def __init__(self, folder: Path, table: str, **settings: Any) -> None:
-        with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.store, self.table = Store(folder), table
+        require_folder(folder, "--folder ")
+        self.store, self.table = Store(folder, "--folder "), table
         self.settings = settings | {package: installed(package) for package in ("odediff", "torch", "numpy")}
         self.rows: list[list[Any]] = []
 

@@ -72,6 +72,7 @@ class Sections:
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.study, self.folder = study, folder
+        self.drawn: set[str] = set()
 
     def all(self) -> list[Section]:
         """The sections that have something to show."""
@@ -224,6 +225,7 @@ class Sections:
 
     def plot(self, figure: Figure, name: str, told: str) -> Plot:
         """Save a figure and hand it to the page."""
+        self.drawn.add(name)
         return Plot(Markup(save(figure, self.folder, name, told)), name)
 
 

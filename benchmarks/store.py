@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from odediff.files import replacing
-
-UNREADABLE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What a file that is cut short or altered raises; np.load checks the sums of the archive."""
 
 
 class Entry(NamedTuple):
@@ -35,8 +30,8 @@ class Store:
     content twice.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, option: str = "folder=") -> None:
+        self.folder, self.option = folder, option
 
     def path(self, key: str) -> Path:
         """The file of a key."""
@@ -55,8 +50,11 @@ class Store:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            return Entry(json.loads(str(arrays.pop("record"))), arrays)
-        except UNREADABLE:
+            record, digest = (str(arrays.pop(name)) for name in ("record", "digest"))
+            if digest != _digest(record, arrays):
+                raise ValueError("the content is not what was written")
+            return Entry(json.loads(record), arrays)
+        except Exception:  # a dozen kinds, from every layer of the archive, by which byte is wrong
             print(f"{file} is corrupt and will be computed again", file=sys.stderr)
             file.unlink(missing_ok=True)
             return None
@@ -67,20 +65,41 @@ class Store:
         Raises:
             ValueError: the folder cannot be written, or the disk is full.
         """
-        with writable(self.folder), replacing(self.path(key)) as partial, partial.open("wb") as file:
-            np.savez(file, record=np.array(json.dumps(entry.record)), **entry.arrays)  # type: ignore[arg-type]
+        with writable(self.folder, self.option), replacing(self.path(key)) as partial, partial.open("wb") as file:
+            record = json.dumps(entry.record)
+            texts = {"record": np.array(record), "digest": np.array(_digest(record, entry.arrays))}
+            np.savez(file, **texts, **entry.arrays)  # type: ignore[arg-type]
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into one clear error."""
+def writable(folder: Path, option: str = "folder=") -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into one clear error; ``option`` is what chooses another."""
     try:
         yield
     except OSError as error:
         raise ValueError(
-            f"folder={folder}: {error.strerror or error}; free space there or choose another with folder=..., then "
+            f"folder={folder}: {error.strerror or error}; free space there or choose another with {option}..., then "
             "give the same command again: finished cells are kept"
         ) from error
+
+
+def require_folder(folder: Path, option: str) -> None:
+    """Make the folder that ``option`` chose.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    with writable(folder, option):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _digest(record: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of an entry; the sums of the archive leave out its own headers."""
+    found = hashlib.sha256(record.encode())
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import odediff
 from benchmarks.problems import gaussian, kernel_density, mixture
+from odediff.app import plain_failures
 from odediff.defaults import AutoClosing
 from odediff.files import replacing
 from odediff.problems import Distribution, exact_model
@@ -79,8 +80,14 @@ class Curve:
 
 
 def main() -> None:
-    """Print the tables and draw the diagram."""
+    """Print and draw, or print one clear line."""
     argparse.ArgumentParser(description=__doc__).parse_args()
+    with plain_failures():
+        show()
+
+
+def show() -> None:
+    """Print the tables and draw the diagram."""
     torch.set_num_threads(1)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
     for axis, dimension in zip(axes, (16, 64), strict=True):

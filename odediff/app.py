@@ -109,6 +109,10 @@ def explain(error: BaseException, app: App = APP) -> str:
     unknown = re.search(r"full_key: (\S+)", str(configuration[-1])) if "Could not override" in text else None
     if unknown:
         return _unknown_key(unknown.group(1), app)
+    no_list = re.search(r"override (\S+?)=(\S*): Invalid value assigned: \w+ is not a ListConfig", text)
+    if no_list:
+        key, value = no_list.groups()
+        return f"{key}={value}: {key} takes a list, as in {key}=[{value}]"
     if isinstance(causes[0], InstantiationException) and len(causes) > 1:
         text = f"{text}: {_line(causes[-1])}"
     return text

@@ -210,13 +210,19 @@ def configured_grids(chosen: Iterable[str] | None = None) -> dict[str, Callable[
     return _members("grid", chosen)
 
 
-def _members(group: str, chosen: Iterable[str] | None) -> dict[str, Any]:
+def known(group: str) -> list[str]:
+    """The names of a group of the tree, those of the user's ``--config-dir`` among them."""
     with _tree():
-        known = sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
-        names = known if chosen is None else list(chosen)
-        for name in names:
-            if name not in known:
-                raise ValueError(f"{group}s={name} is unknown; use one of {', '.join(known)}")
+        return sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
+
+
+def _members(group: str, chosen: Iterable[str] | None) -> dict[str, Any]:
+    every = known(group)
+    names = every if chosen is None else list(dict.fromkeys(chosen))
+    for name in names:
+        if name not in every:
+            raise ValueError(f"{group}s={name} is unknown; use one of {', '.join(every)}")
+    with _tree():
         # One composition for all: composing the whole configuration takes a good part of a second each time.
         config = compose(None, [f"+{group}@{name}={name}" for name in names])
         return {str(name): instantiate(member) for name, member in config.items()}

@@ -281,3 +281,99 @@ def test_a_store_gives_back_what_it_was_given(tmp_path):
     entry = store.load("ab12")
     assert entry.record == {"x": 1.5, "y": None, "z": float("inf")} and entry.arrays["a"].tolist() == [0, 1, 2]
     assert json.dumps(entry.record)
+
+
+QUICK = ["problems=[gaussian]", "solvers=[ddim]", "grids=[karras]", "peers=[]", "nfe=[4]", "seeds=[0]"]
+QUICK += ["samples.exact=4", "images.problems=[]", "progress=false"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["problems=gaussian"], "problems=gaussian: problems takes a list, as in problems=[gaussian]"),
+        (["problems=[]"], "nothing is left to measure"),
+        (["grids=[]"], "grids=[] leaves methods without one"),
+        (["peer_grids=[]"], "peer_grids=[] leaves methods without one"),
+        (["nfe=[]"], "as in nfe=[5]"),
+        (["nfe=[0]"], "nfe=[0] must be positive"),
+        (["seeds=[-1]"], "seeds=[-1] must be 0 or positive"),
+        ([f"seeds=[{2**63}]"], "below 2**63"),
+        (["tolerances=[nan]"], "tolerances=[nan] must be positive and finite"),
+        (["tolerances=[inf]"], "tolerances=[inf] must be positive and finite"),
+        (["threads=0"], "threads=0 must be at least 1"),
+        (["networks.grids=0"], "networks.grids=0 must be at least 1"),
+        (["images.samples=1"], "images.samples=1 must be at least 2"),
+        (["images.also=[nope]"], "images.also=nope is unknown; use one of"),
+        (["folder="], "folder= is empty"),
+        (["+solver._target_=mine.MyDDIM"], "solver is no key of the study; a solver of your own is"),
+        (["-m", "nfe=[4],[6]"], "-m nfe: a study sweeps over problem or worker"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_wrong_value_is_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys, arguments, message):
+    folder = tmp_path / "none"
+    given = [*arguments, *(word for word in QUICK if word.split("=")[0] not in {a.split("=")[0] for a in arguments})]
+    assert run(monkeypatch, *given, *([] if "folder=" in arguments else [f"folder={folder}"])) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not folder.exists() or not list(folder.rglob("*.npz"))
+
+
+def test_a_sweep_over_problems_ends_with_their_table(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "-m", *QUICK[1:], "problem=gaussian,mixture_2", f"folder={tmp_path}") == 0
+    assert {row["problem"] for row in rows(tmp_path)} == {"gaussian", "mixture_2"}
+    assert "2 of 2 cells are finished" in capsys.readouterr().out
+
+
+def test_the_figures_beside_a_page_are_its_own(monkeypatch, tmp_path, capsys):
+    for problem in ("gaussian", "mixture_2"):
+        assert run(monkeypatch, *QUICK[1:], f"problems=[{problem}]", f"folder={tmp_path}", page=True) == 0
+    figures = [file.stem for file in (tmp_path / "figures").iterdir()]
+    assert figures and all(name.endswith("mixture_2") for name in figures)
+    assert run(monkeypatch, *QUICK[:4], *QUICK[5:], "nfe=[9]", "compute=false", f"folder={tmp_path}") == 0
+    assert "0 of 1 cells are finished, 0 of them refused or broken: no table\nno report" in capsys.readouterr().out
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_whatever_a_solver_breaks_with_is_its_row(monkeypatch, tmp_path):
+    from solvers import DDIM
+
+    for kind in (KeyError, AttributeError, ZeroDivisionError, MemoryError):
+
+        def step(*arguments, kind=kind):
+            raise kind("no")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DDIM, "step", step)
+            patch.setattr("benchmarks.measure._warm_up", lambda problem: None)
+            assert run(patch, *QUICK, f"folder={tmp_path / kind.__name__}") == 0
+        assert [row["status"] for row in rows(tmp_path / kind.__name__)] == [f"{kind.__name__}: {kind('no')}"]
+
+
+def test_a_flipped_bit_anywhere_in_a_cell_is_noticed(tmp_path, capsys):
+    store = Store(tmp_path)
+    entry = Entry({"error": 0.1, "status": "ok"}, {"errors": np.arange(3.0)})
+    store.save("ab" * 20, entry)
+    file = store.path("ab" * 20)
+    content = file.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << (place % 8)
+        file.write_bytes(damaged)
+        found = store.load("ab" * 20)
+        assert found is None or (
+            found.record == entry.record and (found.arrays["errors"] == entry.arrays["errors"]).all()
+        )
+
+
+def test_a_solver_that_is_told_by_an_address_is_refused():
+    import odediff
+    from benchmarks.methods import Ours
+    from solvers import Torchdiffeq
+
+    class Hooked(Torchdiffeq):
+        def __repr__(self) -> str:
+            return f"Hooked(hook={object()!r})"
+
+    with pytest.raises(ValueError, match="solvers: hooked is Hooked.*let its fields be plain values"):
+        Ours("hooked", Hooked(), "karras", odediff.grid.karras).settings()
