@@ -138,6 +138,7 @@ class AdamsRun(Run):
         self.steps = np.zeros(count, dtype=np.int64)
         self.closes = solver.extrapolates and span.q_b == 0
         self.closing_error = np.full(count, math.inf)
+        self.copies: dict[tuple[int, int], tuple[float, Tensor]] = {}
         self.odd = np.zeros(count, dtype=bool)
         slope = span.slope(ode, span.node(self.q), z, dtype)
         self._write(slope)
@@ -245,10 +246,18 @@ class AdamsRun(Run):
     def piece(self, row: int) -> "AdamsPiece":
         """The polynomial of the row's last step, with the slopes that it reads."""
         last, used = self.last, int(self.last.used[row])
-        slopes = tuple(self.slopes[slot, row].clone() for slot in last.slots[:used, row])
+        nodes = last.nodes[:used, row].copy()
+        slopes = tuple(self._kept(row, slot, q) for slot, q in zip(last.slots[:used, row], nodes, strict=True))
         return AdamsPiece(
-            self.span, float(last.q[row]), float(self.q[row]), last.z[row], last.nodes[:used, row], slopes, last.odd
+            self.span, float(last.q[row]), float(self.q[row]), last.z[row].clone(), nodes, slopes, last.odd
         )
+
+    def _kept(self, row: int, slot: int, q: float) -> Tensor:
+        """A copy of the row's slope at q, which all pieces that read it share."""
+        at = int(self.ids[row]), int(slot)
+        if at not in self.copies or self.copies[at][0] != q:
+            self.copies[at] = q, self.slopes[slot, row].clone()
+        return self.copies[at][1]
 
     def keep(self, rows: np.ndarray) -> None:
         """Select the rows of the histories."""

@@ -132,6 +132,56 @@ class Run(ABC):
         return np.where(h >= left, self.stops, self.q + self.span.direction * h)
 
 
+class Passed:
+    """The states at ``count`` nodes, each kept from the first sample that passes it until the last has.
+
+    ``following`` ``(B,)`` numbers the node that lies ahead of each sample.
+    """
+
+    def __init__(self, x: Tensor, count: int) -> None:
+        self.count, self.yielded = count, 0
+        self.following = np.zeros(len(x), dtype=np.int64)
+        self.found: dict[int, Tensor] = {}
+        self.last = x.clone()  # the states of samples that go no further
+
+    def put(self, ids: np.ndarray, states: Tensor) -> None:
+        """Samples ``ids`` pass the nodes ahead of them in ``states``."""
+        numbers = self.following[ids]
+        for number in np.unique(numbers):
+            mine = numbers == number
+            rows, of = (torch.from_numpy(one).to(states.device) for one in (ids[mine], np.flatnonzero(mine)))
+            self._at(int(number))[rows] = states[of]
+        self.following[ids] += 1
+
+    def stay(self, sample: int, state: Tensor) -> None:
+        """The sample goes no further: it has that state at all nodes that it did not reach."""
+        self.last[sample] = state
+        for number, states in self.found.items():
+            if number >= self.following[sample]:
+                states[sample] = state
+
+    def by_all(self, ids: np.ndarray) -> Iterator[Tensor]:
+        """The states at nodes that none of the samples ``ids`` has ahead, but for the last node."""
+        while self.yielded < min(int(self.following[ids].min()), self.count - 1):
+            yield self._next()
+
+    def rest(self) -> Iterator[Tensor]:
+        """The states at the nodes that are left."""
+        while self.yielded < self.count:
+            yield self._next()
+
+    def _next(self) -> Tensor:
+        states = self._at(self.yielded)
+        del self.found[self.yielded]
+        self.yielded += 1
+        return states
+
+    def _at(self, number: int) -> Tensor:
+        if number not in self.found:
+            self.found[number] = self.last.clone()
+        return self.found[number]
+
+
 class Tolerance(Solver):
     """A method that follows ``rtol`` and ``atol`` instead of a grid.
 
@@ -224,36 +274,34 @@ class Tolerance(Solver):
         return self.line
 
     def solve(self, ode: Any, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
-        """Solve part by part, then yield the states node by node."""
-        states, status = [x], np.zeros(len(x), dtype=np.int64)
+        """Solve part by part; the state at a node is yielded when the last sample has passed it."""
+        status, done = np.zeros(len(x), dtype=np.int64), 0
         for singular, pairs in groupby(
             pairwise(nodes), key=lambda pair: bool(np.any(singular_step(self.way, ode, *pair)))
         ):
-            part = [nodes[len(states) - 1], *(b for _, b in pairs)]
-            if singular:
-                for a, b in pairwise(part):
-                    states.append(_ddim(ode, a, b, states[-1], status))
-            else:
-                states += self._follow(ode, part, states[-1], status)
-        for one in states[1:]:
-            yield Step(one, status=torch.from_numpy(status))
+            part = [nodes[done], *(b for _, b in pairs)]
+            done += len(part) - 1
+            for reached in (_ddim if singular else self._follow)(ode, part, x, status):
+                yield Step(reached, status=torch.from_numpy(status.copy()))
+            x = reached
 
-    def _follow(self, ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> list[Tensor]:
+    def _follow(self, ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Iterator[Tensor]:
         """The states at the nodes after the first; failures go into ``status``, and keep their last state."""
         ledger = getattr(ode, "ledger", None)
         dense = ledger.dense if ledger else None
         free = ledger is not None and ledger.extrapolate and len(nodes) > 2
         span = Span(ode, self.way, nodes[0], nodes[-1], nodes[-2] if free else nodes[-1])
         places = np.array([float(span.q(node)) for node in nodes[1:]])
-        found = [x.clone() for _ in places]
+        passed = Passed(x, len(places))
         wide = torch.promote_types(x.dtype, torch.float32)
         ids = np.flatnonzero(status == Status.SUCCESS)
         ids = _afford(ode, ids, self.begin_calls, status)
         if not len(ids):
-            return found
+            yield from passed.rest()
+            return
         z = combine((1 / float(span.scale(nodes[0])), x[torch.from_numpy(ids).to(x.device)].to(wide)))
         run = self.begin(_rows(ode, ids, x.device), span, z, x.dtype, ids)
-        following, closing_errors = np.zeros(len(x), dtype=np.int64), np.zeros(len(x))
+        closing_errors = np.zeros(len(x))
         live = _rows(ode, ids, x.device)
 
         def report(moved: np.ndarray) -> None:
@@ -262,9 +310,9 @@ class Tolerance(Solver):
                 for row in np.flatnonzero(moved):
                     dense.add(int(run.ids[row]), run.piece(int(row)))
             while True:
-                place = places[np.minimum(following[run.ids], len(places) - 1)]
-                passed = moved & (following[run.ids] < len(places)) & (span.direction * (run.q - place) >= 0)
-                rows = np.flatnonzero(passed)
+                following = passed.following[run.ids]
+                place = places[np.minimum(following, len(places) - 1)]
+                rows = np.flatnonzero(moved & (following < len(places)) & (span.direction * (run.q - place) >= 0))
                 if not len(rows):
                     return
                 q = place[rows]
@@ -272,18 +320,14 @@ class Tolerance(Solver):
                 z, inside = run.z[index], np.flatnonzero(q != run.q[rows])
                 if len(inside):
                     z[torch.from_numpy(inside).to(x.device)] = run.between(rows[inside], q[inside])
-                states = combine((span.scale(span.node(q)), z)).to(x.dtype)
-                for number in np.unique(following[run.ids[rows]]):
-                    mine = following[run.ids[rows]] == number
-                    of = torch.from_numpy(np.flatnonzero(mine)).to(z.device)
-                    found[number][torch.from_numpy(run.ids[rows][mine]).to(z.device)] = states[of]
-                following[run.ids[rows]] += 1
+                passed.put(run.ids[rows], combine((span.scale(span.node(q)), z)).to(x.dtype))
 
         def leave(rows: np.ndarray) -> None:
             nonlocal live
             if rows.any():
                 for row in np.flatnonzero(rows):
-                    _freeze(found, following, run, int(row), span, x.dtype)
+                    scale = span.scale(span.node(run.q[row : row + 1]))
+                    passed.stay(int(run.ids[row]), combine((scale, run.z[row : row + 1])).to(x.dtype)[0])
                 run.keep(np.flatnonzero(~rows))
                 live = _rows(ode, run.ids, x.device)
 
@@ -300,8 +344,9 @@ class Tolerance(Solver):
             leave(poor)
             if not len(run.ids):
                 break
+            yield from passed.by_all(run.ids)
             if run.stops_at_nodes:
-                run.stops = places[following[run.ids]]
+                run.stops = places[passed.following[run.ids]]
             moved = run.attempt(live)
             if ledger is not None:
                 ledger.tried(run.ids, moved, ~run.calm)
@@ -313,7 +358,7 @@ class Tolerance(Solver):
         status[run.ids] = Status.BUDGET
         leave(np.ones(len(run.ids), dtype=bool))
         self._judge(closing_errors, status)
-        return found
+        yield from passed.rest()
 
     def _judge(self, closing_errors: np.ndarray, status: np.ndarray) -> None:
         """Set the status of samples that were brought to the end without a call, and say what can be met."""
@@ -328,23 +373,14 @@ class Tolerance(Solver):
             )
 
 
-def _freeze(found: list[Tensor], following: np.ndarray, run: Run, row: int, span: Span, dtype: torch.dtype) -> None:
-    """Put the last state of a sample at the nodes that it did not reach."""
-    sample = int(run.ids[row])
-    if following[sample] < len(found):
-        scale = span.scale(span.node(run.q[row : row + 1]))
-        last = combine((scale, run.z[row : row + 1])).to(dtype)[0]
-        for state in found[following[sample] :]:
-            state[sample] = last
-
-
-def _ddim(ode: Any, a: Node, b: Node, x: Tensor, status: np.ndarray) -> Tensor:
-    """The DDIM step of those samples that have not failed and can pay for it."""
-    ids = _afford(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
-    if not len(ids):
-        return x
-    index = torch.from_numpy(ids).to(x.device)
-    return x.index_copy(0, index, DDIM().step(_rows(ode, ids, x.device), a, b, x[index]).x)
+def _ddim(ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Iterator[Tensor]:
+    """The DDIM steps of those samples that have not failed and can pay for them."""
+    for a, b in pairwise(nodes):
+        ids = _afford(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
+        if len(ids):
+            index = torch.from_numpy(ids).to(x.device)
+            x = x.index_copy(0, index, DDIM().step(_rows(ode, ids, x.device), a, b, x[index]).x)
+        yield x
 
 
 def _afford(ode: Any, ids: np.ndarray, calls: int, status: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import solvers
+from benchmarks.live_memory import LiveMemory
 from solvers import (
     DOP853,
     DPM12,
@@ -404,3 +405,32 @@ def test_accepted_and_rejected_steps_are_counted():
             tried = (found.evaluations - solver.begin_calls) / solver.pair.calls(1)
             assert (found.accepted + found.rejected).tolist() == tried.tolist()
     assert solve(mild_mixture(), solvers.DDIM(), starting_points(), [1.2, 0.9]).stats.rejected is None
+
+
+@pytest.mark.parametrize("solver", [AdaptiveAdams(rtol=1e-8), Adaptive(Tsit5(), rtol=1e-5, line=Rotation())], ids=name)
+def test_nodes_that_all_samples_have_passed_are_not_kept(solver):
+    x, peaks = starting_points().repeat(1, 400), []
+    for count in (2, 100):
+        with LiveMemory() as memory:
+            solve(ExactODE(Gaussian()), solver, x, torch.linspace(1.35, 0.4, count, dtype=torch.float64))
+        peaks.append(memory.peak / x.untyped_storage().nbytes())
+    # One step passes several of the hundred nodes at once, and none of the others.
+    assert peaks[1] < peaks[0] + 25
+
+
+def test_states_at_the_nodes_arrive_while_the_solve_goes_on():
+    calls, seen = Plain(lambda t, x: -x), []
+    x = torch.ones(2, 1, dtype=torch.float64)
+    solve(
+        calls, Adaptive(Tsit5()), x, torch.linspace(0, 4, 9).tolist(), callback=lambda *_: seen.append(len(calls.times))
+    )
+    assert len(seen) == 8 and seen[0] < seen[3] < seen[-1]
+
+
+def test_pieces_of_a_solution_share_their_slopes():
+    x = starting_points()
+    found = solve(mild_mixture(), AdaptiveAdams(rtol=1e-8), x, SPAN, trajectory=True)
+    pieces = found.dense.pieces[0]
+    kept = {slope.data_ptr() for piece in pieces for slope in piece.slopes}
+    assert len(kept) <= int(found.stats.evaluations[0]) < sum(len(piece.slopes) for piece in pieces)
+    assert all(piece.z.untyped_storage().nbytes() == x[0].numel() * x.element_size() for piece in pieces)
