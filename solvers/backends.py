@@ -352,8 +352,8 @@ class Scipy(Backend):
             if "infs or NaNs" not in str(error):
                 raise
             raise NonFinite from error
-        z = np.asarray(found.y, dtype=np.float64).reshape(start.numel(), -1).T
-        return torch.tensor(z, device=start.device).reshape(-1, *start.shape)
+        z = np.asarray(found.y, dtype=np.float64).reshape(start.numel(), len(found.t)).T
+        return torch.tensor(z, device=start.device).reshape(len(z), *start.shape)
 
 
 def _root_mean_square(z: Tensor) -> Tensor:

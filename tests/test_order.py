@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import solvers
-from solvers import DDIM, Euler, Heun, Node, Solver, Step, combine
+from solvers import DDIM, Euler, Heun, Node, NoiseStream, Solver, Step, combine
 from solvers.runge_kutta import Tableau
 from solvers.testing import (
     CHECKPOINTS,
@@ -328,3 +328,9 @@ def test_a_solver_that_breaks_at_an_end_is_found():
         check_both_ends(Singular())
     for part in (check_law, check_calls, check_independence, check_dtype):
         part(Singular())
+
+
+@pytest.mark.parametrize("solver", [one.variants()[0] for one in CLASSES], ids=str)
+def test_an_empty_batch_is_solved_like_any_other(solver):
+    found = solvers.solve(mild_mixture(), solver, torch.zeros(0, 2), uneven_times(*SPAN, 4), stream=NoiseStream(0))
+    assert found.x.shape == (0, 2) and found.success

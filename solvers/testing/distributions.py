@@ -1,5 +1,6 @@
 """Distributions whose predictions are closed forms, and their probability-flow ODEs."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +97,7 @@ class Mixture:
             return torch.as_tensor(values, dtype=x.dtype, device=x.device)
 
         # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
-        centred = x.reshape(len(x), 1, -1) - tensor(alpha[..., None] * means)
+        centred = x.reshape(len(x), 1, math.prod(x.shape[1:])) - tensor(alpha[..., None] * means)
         log_density = torch.addcmul(tensor(prior), vector_norm(centred, dim=-1).square(), tensor(-0.5 / total))
         responsibility = torch.softmax(log_density, dim=1)
 
