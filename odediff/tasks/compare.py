@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -47,14 +49,27 @@ def run(config: DictConfig, problems: Sequence[str] | None, nfe: Sequence[int], 
     mine, field = _field(run)
     results: dict[tuple[str, int], dict[str, Result]] = {}
     jobs = [(problem, name) for problem in chosen for name in field]
-    references = {problem.name: problem.reference(problem.noise(config.seed, range(samples))).x for problem in chosen}
-    for problem, name in tqdm(jobs, desc="compare", unit="solver", disable=not run.progress):
-        exact = references[problem.name]
-        for ceiling, result in _ladder(run, problem, field[name], nfe, exact).items():
-            results.setdefault((problem.name, ceiling), {})[name] = result
+    with one_thread():
+        noise = {problem.name: problem.noise(config.seed, range(samples)) for problem in chosen}
+        references = {problem.name: problem.reference(noise[problem.name]).x for problem in chosen}
+        for problem, name in tqdm(jobs, desc="compare", unit="solver", disable=not run.progress):
+            exact = references[problem.name]
+            for ceiling, result in _ladder(run, problem, field[name], nfe, exact).items():
+                results.setdefault((problem.name, ceiling), {})[name] = result
     if not any(mine in found for found in results.values()):
         raise ValueError(f"task.nfe={list(nfe)} does not pay for one step of {run.solver}; give more calls")
     _report(run, mine, field, nfe, results)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing by threads, and wait for them wherever other work has the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _field(run: Run) -> tuple[str, dict[str, Solver]]:
@@ -80,7 +95,12 @@ def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int],
     if adaptive:
         # A library's method solves sample by sample unless it is told otherwise: minutes instead of seconds.
         solver = replace(solver, batched=True) if hasattr(solver, "batched") else solver  # type: ignore[call-arg]
-        tried = [result(rtol=rtol) for rtol in TOLERANCES]
+        tried: list[Result] = []
+        for rtol in TOLERANCES:
+            tried.append(result(rtol=rtol))
+            # A tighter one takes more calls still.
+            if tried[-1].calls > max(nfe):
+                break
         within = {n: [r for r in tried if r.calls <= n] for n in nfe}
         return {n: found[-1] for n, found in within.items() if found}
     ladder = {}
