@@ -54,18 +54,16 @@ def show() -> None:
     model = odediff.Model(network, odediff.VPTable.linear())
     ode = odediff.probability_flow(model)
     times = odediff.grid.uniform_t(model.path, STEPS + 1)[:-1]
-    pairs: list[tuple[solvers.Solver, Any]] = [
-        (one, None) for one in (solvers.DDIM(), solvers.DPMpp(3), solvers.UniPC(3))
-    ]
+    schedulers: list[Any] = [None, None, None]
     if present(DIFFUSERS):
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-        schedulers = (
+        schedulers = [
             DDIMScheduler(clip_sample=False),
             DPMSolverMultistepScheduler(solver_order=3),
             UniPCMultistepScheduler(solver_order=3),
-        )
-        pairs = [(solver, scheduler) for (solver, _), scheduler in zip(pairs, schedulers, strict=True)]
+        ]
+    pairs = zip((solvers.DDIM(), solvers.DPMpp(3), solvers.UniPC(3)), schedulers, strict=True)
 
     def ours(solver: solvers.Solver) -> None:
         solvers.solve(ode, solver, state, times)

@@ -5,9 +5,14 @@ import math
 import numpy as np
 
 
-def require_whole(name: str, value: object, least: int, most: float = math.inf, bound: str = "") -> None:
-    """Raise `ValueError` unless ``value`` is a whole number from ``least`` to ``most``, which ``bound`` may spell."""
+def require_whole(
+    name: str, value: object, least: int, most: float = math.inf, *, bound: str = "", hint: str = ""
+) -> None:
+    """Raise `ValueError` unless ``value`` is a whole number from ``least`` to ``most``.
+
+    ``bound`` spells a long ``most``; ``hint`` ends the message with what else there is.
+    """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not (whole and least <= value <= most):  # type: ignore[operator]
         span = f"of at least {least}" if most == math.inf else f"from {least} to {bound or most}"
-        raise ValueError(f"{name}={value!r} must be a whole number {span}")
+        raise ValueError(f"{name}={value!r} must be a whole number {span}{hint}")

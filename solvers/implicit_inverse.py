@@ -203,7 +203,7 @@ class FixedPoint(ImplicitInverse):
         super().__post_init__()
         if not 0 < self.damping <= 1:
             raise ValueError(f"FixedPoint: damping={self.damping!r} must lie in (0, 1]; 1 is the plain iteration")
-        require_whole("FixedPoint: history", self.history, 0, 20)
+        require_whole("FixedPoint: history", self.history, 0, 20, hint="; 0 is none")
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:

@@ -65,8 +65,8 @@ class NoiseStream:
     counter: int = 0
 
     def __post_init__(self) -> None:
-        require_whole("NoiseStream: seed", self.seed, 0, 2**64 - 1, "2**64 - 1")
-        require_whole("NoiseStream: counter", self.counter, 0, 2**32 - 1, "2**32 - 1")
+        require_whole("NoiseStream: seed", self.seed, 0, 2**64 - 1, bound="2**64 - 1")
+        require_whole("NoiseStream: counter", self.counter, 0, 2**32 - 1, bound="2**32 - 1")
         if self.samples is not None and len(self.samples):
             ids = np.asarray(self.samples)
             if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**63:

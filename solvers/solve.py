@@ -75,7 +75,7 @@ def solve(
     if closing not in ("denoise", "extrapolate", None):
         raise ValueError(f'closing={closing!r} is unknown; use "denoise", "extrapolate" or None')
     if max_nfe is not None:
-        require_whole("max_nfe", max_nfe, 1)
+        require_whole("max_nfe", max_nfe, 1, hint=", or None for no limit")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback={callback!r} cannot be called; pass a function of a node and a state, or None")
     if compile:
