@@ -28,8 +28,8 @@ DATA = 1024
 PICTURES = 10
 """Images that a cell keeps for the report."""
 ROUND_TRIPS = 16
-BATCH = {"flow": 1024, "images": 256}
-"""Samples that are solved together, by the kind of the cell: networks are slower on more."""
+BATCH, NETWORK_BATCH = 1024, 32
+"""Samples that are solved together: a network's activations of more than a few dozen leave a core's cache."""
 
 
 def measure(cell: Cell, references: References, root: str) -> Entry:
@@ -77,7 +77,7 @@ def _warm_up(problem: Problem) -> None:
 
 def _run(cell: Cell) -> Outcome:
     """In batches, which no sample notices: `solvers.NoiseStream` knows it by its number."""
-    size = BATCH[cell.kind]
+    size = NETWORK_BATCH if isinstance(cell.problem, NetworkProblem) else BATCH
     parts = [
         cell.method.run(cell.problem, rows, cell.seed, cell.nfe, cell.tolerance)
         for rows in (cell.rows[i : i + size] for i in range(0, cell.samples, size))

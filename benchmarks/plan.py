@@ -147,11 +147,13 @@ def select(key: str, chosen: Iterable[str] | None, every: Mapping[str, T]) -> di
 
 
 def in_order(groups: Sequence[Sequence[Any]], worker: int) -> list[Any]:
-    """The cells in a worker's own order: worker 0 takes them as they come, the others shuffle groups and cells.
+    """The cells in a worker's own order: worker 0 takes them as they come and worker 1 from the other end.
 
-    Groups stay together, for they share the exact flow.
+    So two workers meet only once. Any more of them shuffle groups and cells; groups stay together, for they share the
+    exact flow.
     """
-    if worker == 0:
-        return [cell for group in groups for cell in group]
+    if worker < 2:
+        cells = [cell for group in groups for cell in group]
+        return cells[::-1] if worker else cells
     own = random.Random(worker)
     return [cell for group in own.sample(groups, len(groups)) for cell in own.sample(group, len(group))]

@@ -1,5 +1,6 @@
 """The benchmark study end to end, on the smallest problem: complete, resumable, the same by any number of workers."""
 
+import itertools
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import torch
 from benchmarks import nfe_quality, peers
 from benchmarks.diffusers_schedulers import SCHEDULERS
 from benchmarks.methods import is_inverse
+from benchmarks.plan import in_order
 from benchmarks.store import Entry, Store
 from odediff.config import configured_solvers
 
@@ -153,6 +155,16 @@ def test_a_sweep_over_problems_ends_in_one_table(monkeypatch, tmp_path):
     arguments = [a for a in SMALL if not a.startswith("problems")]
     assert run(monkeypatch, "-m", "problem=mixture_2,gaussian", *arguments, "seeds=[0]", f"folder={tmp_path}") == 0
     assert {row["problem"] for row in rows(tmp_path)} == {"mixture_2", "gaussian"}
+
+
+@pytest.mark.parametrize("worker", range(5))
+def test_every_worker_visits_every_cell_one_group_after_the_other(worker):
+    groups = [[(group, cell) for cell in range(4)] for group in range(6)]
+    order = in_order(groups, worker)
+    assert sorted(order) == [cell for group in groups for cell in group]
+    assert len(list(itertools.groupby(order, key=lambda cell: cell[0]))) == len(groups)
+    if worker == 1:
+        assert order == in_order(groups, 0)[::-1]  # two workers have a cell in common but once
 
 
 # --- Bad input ----------------------------------------------------------------------------------------------------
