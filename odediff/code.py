@@ -80,7 +80,9 @@ class Code:
     @classmethod
     def of(cls, model: Model, nodes: Tensor, **fields: Any) -> Code:
         """A code made by ``model``."""
-        return cls(nodes=nodes, **describe_model(model), **fields)
+        # The user's own tensors may change, and the code must not.
+        described = {name: _copied(value) for name, value in describe_model(model).items()}
+        return cls(nodes=nodes, **described, **fields)
 
     @property
     def times(self) -> Tensor:
@@ -211,6 +213,12 @@ def describe_model(model: Model) -> dict[str, Any]:
         "null": dict(model.null),
         "weights": fingerprint(model.network),
     }
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def grid_nodes(model: Model, times: Tensor) -> Tensor:

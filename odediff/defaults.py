@@ -47,6 +47,8 @@ def default_grid(solver: Solver) -> Grid:
 
 def fixed_closing(solver: Solver, closing: AutoClosing) -> Closing:
     """``closing``; for "auto" the solver's own step where it `Solver.closes`, and denoising elsewhere."""
+    if closing not in ("auto", "denoise", "extrapolate", None):
+        raise ValueError(f'closing={closing!r} is unknown; use "auto", "denoise", "extrapolate" or None')
     if closing != "auto":
         return closing
     return None if solver.closes else "denoise"

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 
 
 def fingerprint(network: Any) -> str:
-    """SHA-256 of a network's weights; its name if it has none."""
-    if not isinstance(network, nn.Module):
+    """SHA-256 of a network's weights; its name if none are to be found."""
+    module = module_of(network)
+    if module is None:
         named = network if hasattr(network, "__qualname__") else type(network)
         return f"{named.__module__}.{named.__qualname__}"
-    return tensors_hash(network.state_dict())
+    return tensors_hash(module.state_dict())
+
+
+def module_of(network: Any) -> nn.Module | None:
+    """The module that a network is, or whose method it is."""
+    owner = getattr(network, "__self__", network)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def tensors_hash(tensors: dict[str, Tensor]) -> str:

@@ -253,7 +253,7 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
         ValueError: naming the first time that breaks a rule.
     """
     _require_schedule(path)
-    values = times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else np.array(list(times))
+    values = times.detach().double().cpu().numpy() if isinstance(times, torch.Tensor) else np.array(list(times))
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}: give a one-dimensional sequence of at least 2 times")
     return _descending(path, values.astype(np.float64))

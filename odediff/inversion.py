@@ -127,6 +127,7 @@ def inversion_times(
     """The ascending times of an inversion, for a model that can be inverted."""
     if not isinstance(model, Model):
         probability_flow(model)
+    require_solver(solver)
     if model.threshold is not None:
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
     if grid is None and solver.closes:

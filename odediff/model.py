@@ -9,10 +9,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from odediff.fingerprint import module_of
 from odediff.prediction import FORMS, Form, predict, require_information
-from odediff.schedule import Schedule, Section
+from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
 from solvers import Node, Prediction
 from solvers.ode import per_row
@@ -73,6 +74,8 @@ class Model:
             raise TypeError(f"threshold={self.threshold!r} must be a StaticThreshold, a DynamicThreshold or None")
         if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float | Tensor):
             raise TypeError(f"guidance={self.guidance!r} must be a number, or a tensor with one for each sample")
+        if isinstance(self.guidance, Tensor) and self.guidance.ndim > 1:
+            raise ValueError(f"guidance has shape {tuple(self.guidance.shape)}; give one number for each sample, (B,)")
         if not torch.isfinite(torch.as_tensor(self.guidance)).all():
             raise ValueError(f"guidance={self.guidance!r} must be finite; 1 is the conditional prediction")
         if self.guided and not self.null:
@@ -98,10 +101,10 @@ class Model:
 
     def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
         """The same model under these conditions: ``model.condition(label=3, guidance=2.0)``."""
-        unknown = set(conditions) - set(self.null) if self.null else set()
-        if unknown:
+        known = {*self.conditions, *self.null} if self.null else {*conditions}
+        if unknown := {*conditions} - known:
             raise ValueError(
-                f"condition {sorted(unknown)[0]!r} is unknown to this model; it takes {', '.join(sorted(self.null))}"
+                f"condition {sorted(unknown)[0]!r} is unknown to this model; it takes {', '.join(sorted(known))}"
             )
         return replace(
             self,
@@ -111,6 +114,8 @@ class Model:
 
     def null_embedding(self) -> dict[str, Tensor]:
         """The null condition as floating-point tensors, which `odediff.null_text` optimises: one row, ``(...)``, each.
+
+        A tensor with a row for every sample stays as it is.
 
         Raises:
             TypeError: the null condition holds none.
@@ -131,6 +136,8 @@ class Model:
         Karras et al. 2022, section 4: states of equal ratio differ by a factor alone, so any schedule is another
         parametrisation of the one that the network was trained on, as far as its noise levels reach.
         """
+        if not isinstance(path, Schedule):
+            raise TypeError(f"path={path!r} is no schedule; pass one such as odediff.VPCosine()")
         known = self.trained_path or self.path
         return replace(self, path=Section(path, known), trained_path=known)
 
@@ -156,6 +163,11 @@ class Model:
         output = self._call(x_seen, time, self.conditions)
         if self.guided:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
+            if unconditional.numel() and unconditional.data_ptr() == output.data_ptr():
+                raise ValueError(
+                    f"network {type(self.network).__name__} returns one and the same memory from call to call, so that "
+                    "the pass without the condition overwrites the other; let it return a clone"
+                )
             output = _guided(unconditional, output, self.guidance)
         prediction = predict(self.prediction, seen, x_seen, output)
         return threshold_prediction(self.threshold, node, prediction) if self.threshold else prediction
@@ -164,7 +176,14 @@ class Model:
         """The time that the network is told at ``node``."""
         path = self.trained_path or self.path
         seen = node if self.trained_path is None else path.node_at(node.log_snr)
-        return (self.network_time or path.network_time)(seen.t)
+        return self._clock(seen.t)
+
+    def _clock(self, t: Real) -> Real:
+        """What the network is told at a time of the schedule that it was trained on."""
+        path = self.trained_path or self.path
+        if self.network_time is None and self.continuous and isinstance(path, VPTable):
+            return t * path.T - 1  # to -1 at the data, where the table itself ends at 0
+        return (self.network_time or path.network_time)(t)
 
     def _as_trained(self, node: Node, x: Tensor) -> tuple[Node, Tensor]:
         """The node of the training schedule with the same ratio, and the state scaled to it."""
@@ -184,7 +203,7 @@ class Model:
             )
 
     def _time(self, seen: Node) -> Real:
-        time = (self.network_time or (self.trained_path or self.path).network_time)(seen.t)
+        time = self._clock(seen.t)
         if self.integer_time and anywhere(np.abs(time - np.round(time)) > 1e-6):
             raise ValueError(
                 f"times: the network was declared integer_time=True and would be asked at {time}; use a grid of table "
@@ -233,9 +252,9 @@ class Model:
 
     @cached_property
     def _network_dtype(self) -> torch.dtype | None:
-        if not isinstance(self.network, nn.Module):
-            return None
-        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), None)
+        module = module_of(self.network)
+        parameters = module.parameters() if module else iter(())
+        return next((p.dtype for p in parameters if p.is_floating_point()), None)
 
 
 def _has_rows(value: Any) -> TypeGuard[Tensor]:

@@ -138,15 +138,16 @@ class _Adam:
     ) -> dict[str, Tensor]:
         """The values after one step of the samples ``rows``, to which the gradients belong."""
         self.count[rows] += 1
-        corrections = [per_row((1 - beta ** self.count[rows]).numpy(), gradients[next(iter(values))]) for beta in BETAS]
+        corrections = [(1 - beta ** self.count[rows]).numpy() for beta in BETAS]
         moved = {}
         for name, value in values.items():
             gradient, at = gradients[name], rows.to(value.device)
+            of_first, of_second = (per_row(correction, gradient) for correction in corrections)
             self.first[name][at] = BETAS[0] * self.first[name][at] + (1 - BETAS[0]) * gradient
             self.second[name][at] = BETAS[1] * self.second[name][at] + (1 - BETAS[1]) * gradient.square()
-            size = (self.second[name][at] / corrections[1]).sqrt() + EPSILON
+            size = (self.second[name][at] / of_second).sqrt() + EPSILON
             moved[name] = value.clone()
-            moved[name][at] = value[at] - rate * self.first[name][at] / corrections[0] / size
+            moved[name][at] = value[at] - rate * self.first[name][at] / of_first / size
         return moved
 
 
@@ -157,7 +158,13 @@ def _prepare(
     _require_guided(model)
     start = model.null_embedding()
     times = inversion_times(model, DDIM(), grid, steps, None)
-    nulls = {name: value.detach().expand(len(images), *value.shape).clone() for name, value in start.items()}
+    nulls = {
+        # What the model's null holds for each sample, it is; any other is one row for all.
+        name: (value if value is model.null.get(name) and value.ndim else value.expand(len(images), *value.shape))
+        .detach()
+        .clone()
+        for name, value in start.items()
+    }
     return times, pivots(model, images, times, DDIM(), progress)[0], nulls
 
 

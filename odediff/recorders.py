@@ -58,14 +58,14 @@ def edit_friendly(
     Huberman-Spiegelglas et al. 2024, "An edit friendly DDPM noise space": ``x_t = alpha x0 + sigma eps_t`` with fresh
     eps_t; the offset is ``x_b - mean(x_a)``, the paper's sigma z. ``eta = 1`` is DDPM.
     """
-    times = inversion_times(model, DDIM(), grid, steps, None)
+    solver, times = _stochastic(eta), inversion_times(model, DDIM(), grid, steps, None)
     nodes = probability_flow(model).nodes(times.flip(0).tolist())
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
     states = []
     for node in nodes[:-1]:
         noise, stream = stream.draw(images)
         states.append(combine((node.alpha, images), (node.sigma, noise)))
-    return _record(model, _stochastic(eta), times, states[0], [*states[1:], images])
+    return _record(model, solver, times, states[0], [*states[1:], images])
 
 
 def cycle_diffusion(
@@ -83,7 +83,7 @@ def cycle_diffusion(
     Wu & De la Torre 2023, "A latent space of stochastic diffusion models" (CycleDiffusion): ``x_a`` at pure noise is
     drawn once, then ``x_b ~ q(x_b | x_a, x0)``, so that the states are as strongly related as a sampler's are.
     """
-    times = inversion_times(model, DDIM(), grid, steps, None)
+    solver, times = _stochastic(eta), inversion_times(model, DDIM(), grid, steps, None)
     nodes = probability_flow(model).nodes(times.flip(0).tolist())
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
     noise, stream = stream.draw(images)
@@ -91,7 +91,7 @@ def cycle_diffusion(
     for a, b in pairwise(nodes[:-1]):
         noise, stream = stream.draw(images)
         states.append(_posterior_draw(a, b, states[-1], images, noise, eta))
-    return _record(model, _stochastic(eta), times, states[0], [*states[1:], images])
+    return _record(model, solver, times, states[0], [*states[1:], images])
 
 
 def pivots(model: Model, images: Tensor, times: Tensor, solver: Solver, progress: bool = False) -> tuple[Tensor, Stats]:

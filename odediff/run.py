@@ -77,6 +77,10 @@ class Run:
         rows = {k: v for k, v in rows.items() if v is not None}
         return self.model.condition(guidance=guidance, **rows)
 
+    def labelled(self, labels: Tensor | None) -> dict[str, Any]:
+        """The condition of images of these classes, for a model that takes one."""
+        return {} if labels is None or "label" not in self.model.null else {"label": labels.tolist()}
+
     def record(self, results: Mapping[str, Any]) -> None:
         """Write run.json: the resolved configuration, versions, the weights' hash, what was measured, the seconds."""
         write_json(

@@ -14,6 +14,7 @@ from odediff import grid as grids
 from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
+from odediff.schedule import Schedule
 from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
 from solvers import Node, NoiseStream, Solver, solve
 from solvers.solve import Closing
@@ -34,8 +35,8 @@ def sample(
     rtol: float | None = None,
     seed: int = 0,
     samples: Sequence[int] | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
     closing: AutoClosing = "auto",
     callback: Callable[[Node, Tensor], None] | None = None,
     progress: bool = False,
@@ -57,8 +58,8 @@ def sample(
             solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed.
         seed: fixes every sample, whatever the batch size, its order, or how work is sharded.
         samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
-        dtype: of the state; float64 with a float32 network is a supported setting.
-        device: of the state.
+        dtype: of the state that is drawn, float32 unless given; float64 with a float32 network is a supported setting.
+        device: of the state that is drawn, the CPU unless given.
         closing: what happens on the last interval, to the data; see `solvers.solve`. "auto" denoises, unless the
             solver `Solver.closes` by itself. Where a tolerance is followed it goes to the data without an error of its
             own: a model declared continuous is followed to the end, any other extrapolated by solvers that can.
@@ -71,7 +72,8 @@ def sample(
         The samples, a `Tensor`, or with ``return_solution`` a `solvers.Solution`.
 
     Raises:
-        TypeError, ValueError: an argument cannot be used; nothing has been computed.
+        TypeError, ValueError: an argument cannot be used; nothing has been computed, unless it is a time of the grid
+            at which the network turns out to be undefined.
         solvers.SolveError: samples became infinite or NaN.
     """
     ode = probability_flow(model)
@@ -87,13 +89,21 @@ def sample(
     if (shape is None) == (noise is None):
         raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
     if noise is None:
+        dtype = torch.float32 if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype!r} does not hold a state; use torch.float32 or torch.float64")
-        state = torch.empty(_checked_shape(shape), dtype=dtype, device=device)  # type: ignore[arg-type]
+        state = torch.empty(_checked_shape(shape), dtype=dtype, device=device or "cpu")  # type: ignore[arg-type]
         start = model.path.node(float(times[0]))
         drawn, stream = stream.draw(state)
         noise = drawn.mul_(initial_deviation(start))
     else:
+        if dtype is not None or device is not None:
+            asked = torch.empty(0, dtype=dtype or noise.dtype, device=device or noise.device)
+            if (asked.dtype, asked.device) != (noise.dtype, noise.device):
+                raise ValueError(
+                    f"dtype={dtype}, device={device}: noise is {noise.dtype} on {noise.device}; leave them out, or "
+                    "pass noise.to(...)"
+                )
         stream = NoiseStream(seed, stream.samples, counter=1)
     with torch.no_grad():
         solution = solve(
@@ -135,17 +145,27 @@ def make_times(
         raise TypeError(f"grid={grid!r} is no grid; pass a function such as odediff.grid.karras, or a tensor of times")
     place = grid or default_grid(solver)
     if nfe is None:
-        return place(path, steps=STEPS if steps is None else steps)
-    times = place(path, steps=steps_within(solver, nfe, closing))
+        return _placed(place, path, STEPS if steps is None else steps)
+    times = _placed(place, path, steps_within(solver, nfe, closing))
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
     while True:
         try:
-            longer = place(path, steps=len(times))
+            longer = _placed(place, path, len(times))
         except ValueError:  # a table has no more entries
             return times
         if _calls(ode, solver, longer, closing) > nfe:
             return times
         times = longer
+
+
+def _placed(place: Grid, path: Schedule, steps: int) -> Tensor:
+    """The times of a grid, which are checked: a function of the user's own may return anything."""
+    times = place(path, steps=steps)
+    if not isinstance(times, Tensor):
+        raise TypeError(f"grid={place!r} returned a {type(times).__name__}; let it return a tensor of times")
+    if times.shape != (steps + 1,):
+        raise ValueError(f"grid={place!r} returned {tuple(times.shape)} times for steps={steps}; it must be steps + 1")
+    return grids.custom(path, times)
 
 
 def _calls(ode: ProbabilityFlow, solver: Solver, times: Tensor, closing: Closing) -> int:
@@ -182,7 +202,8 @@ def steps_within(solver: Solver, nfe: int, closing: Closing = "denoise") -> int:
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(shape, Sequence):
         raise TypeError(f"shape={shape!r} must be (B, ...), such as (64, 1, 28, 28)")
-    sizes = tuple(shape)
-    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-        raise ValueError(f"shape={sizes} must be (B, ...) with whole numbers of at least 1, such as (64, 1, 28, 28)")
-    return sizes
+    if not shape or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in shape):
+        raise ValueError(
+            f"shape={tuple(shape)} must be (B, ...) with whole numbers of at least 1, such as (64, 1, 28, 28)"
+        )
+    return tuple(map(int, shape))

@@ -40,6 +40,8 @@ class DynamicThreshold:
             raise ValueError(f"DynamicThreshold: quantile={self.quantile!r} must lie in (0, 1]; Imagen uses 0.995")
 
     def __call__(self, x0: Tensor) -> Tensor:
+        if not len(x0):
+            return x0
         rows = x0.reshape(len(x0), -1)
         # torch.quantile knows no half precision.
         size = rows.abs().to(torch.promote_types(x0.dtype, torch.float32))

@@ -63,6 +63,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=edit", "model.guidance=1"], ["model.guidance=1.0", "guidance only"]),
         (["task=edit", "task.method=slerp", "solver=bdia", "steps=4", "samples=1"], ["BDIA", "plain solver", "rk4"]),
         (["task=invert", "task.images=nowhere"], ["task.images=nowhere"]),
+        (["task=edit", "task.method=null_text", "solver=adams", "rtol=1e-2"], ["rtol=0.01", "null_text", "steps="]),
         (["task=train", "data.root=nowhere"], ["data.root", "nowhere"]),
         (["task=sample", "model=custom"], ["model.factory"]),
         (["+experiment=foo"], ["experiment/foo", "ddim_vs_ddpm", "eta_sweep", "skip_steps"]),
@@ -159,6 +160,23 @@ def test_invert_returns_the_images(monkeypatch, tmp_path):
     error = (tensors["reconstruction"] - tensors["image"]).square().mean().sqrt()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["error"] == pytest.approx(float(error), rel=1e-5)
     assert torch.equal(tensors["image"], odediff.zoo.test_images()[0][:3])
+
+
+@pytest.mark.parametrize("task", ["invert", "inversion_table"])
+def test_a_network_without_classes_is_inverted(monkeypatch, tmp_path, task):
+    (tmp_path / "unconditional.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x, time):\n        return 0.1 * x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = [
+        "model=custom",
+        "model.factory=unconditional.Net",
+        "model.shape=[1,28,28]",
+        "samples=3",
+        "progress=false",
+    ]
+    assert run(monkeypatch, tmp_path, f"task={task}", "steps=4", "hydra.run.dir=out", *network) == 0
+    assert (tmp_path / "out" / "run.json").exists()
 
 
 @pytest.mark.parametrize("method", ["null_text", "bridge", "slerp", "cycle_diffusion"])

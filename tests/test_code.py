@@ -268,3 +268,14 @@ def test_a_file_without_its_digest_is_refused(tmp_path: Path):
     save_file(load_file(file), file, metadata={"odediff": json.dumps(header | {"digest": ""})})
     with pytest.raises(ValueError, match="altered: its description"):
         Code.load(file)
+
+
+def test_a_code_keeps_its_own_conditions():
+    label = torch.tensor([1.0, 2.0])
+    model = odediff.Model(
+        lambda x, time, c: 0.1 * x + 0.1 * c[:, None], odediff.VPTable.linear(), conditions={"c": label}
+    )
+    code = odediff.encode(model, torch.ones(2, 3), solver=solvers.AsynchronousLeapfrog(), steps=10)
+    label += 5
+    with pytest.raises(ValueError, match="conditions.*differs from the encoder's"):
+        odediff.decode(model, code)

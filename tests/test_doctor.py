@@ -282,3 +282,31 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_conditions_without_a_row_for_each_image_are_refused(data):
     with pytest.raises(ValueError, match="'label' has 3 rows for 16 images"):
         diagnose(labelled(torch.arange(3)), data)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_images_of_torchs_generator_at_the_same_seed_are_no_noise(seed):
+    table = odediff.VPTable.linear()
+    exact = ExactNetwork(Gaussian(0.2, 0.5), table)
+    model = odediff.Model(lambda x, time: exact(x, (time + 1) / 1000), table)
+    images = 0.2 + 0.5 * torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    report = diagnose(model, images)
+    assert report.ok, str(report)
+
+
+def test_a_network_that_breaks_at_other_times_is_examined_all_the_same(data):
+    table = odediff.VPTable.linear()
+    exact = ExactNetwork(Gaussian(), table)
+
+    def careful(x, time):
+        assert (time >= 0).all() and (time < 1000).all()
+        return exact(x, (time + 1) / 1000)
+
+    diagnose(odediff.Model(careful, table), data)
+
+
+def test_a_network_that_refuses_one_row_is_named(data):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(data[0].numel()))
+    model = odediff.Model(lambda x, time: net(x).reshape(x.shape), odediff.VPTable.linear())
+    report = diagnose(model, data)
+    assert not report.ok and "one row was refused" in str(report)

@@ -478,3 +478,61 @@ def test_a_network_that_writes_to_its_input_is_refused():
     model = odediff.Model(writes, odediff.VPLinear(), prediction="v")
     with pytest.raises(ValueError, match=r"network function writes to its input.*clone"):
         odediff.sample(model, (2, 3), steps=3)
+
+
+def test_a_network_that_returns_one_buffer_is_named_under_guidance():
+    buffer = torch.empty(2, 3)
+
+    def network(x, time, label):
+        return buffer.copy_(torch.tanh(x) + 0.3 * label[:, None])
+
+    model = odediff.Model(network, TABLE, conditions={"label": 3.0}, null={"label": 0.0}, guidance=3.0)
+    with pytest.raises(ValueError, match="one and the same memory from call to call.*return a clone"):
+        odediff.sample(model, (2, 3), steps=3)
+
+
+def test_a_condition_without_a_null_may_be_changed():
+    null = {"text": torch.ones(1, 3)}
+    model = odediff.Model(Recorded(), TABLE, conditions={"text": torch.zeros(1, 3), "size": 64}, null=null)
+    assert model.condition(size=32).conditions["size"] == 32
+    with pytest.raises(ValueError, match="'colour' is unknown to this model; it takes size, text"):
+        model.condition(colour=1)
+
+
+def test_a_continuous_network_of_a_table_is_told_times_down_to_the_data():
+    seen = Recorded()
+    model = odediff.Model(seen, TABLE, continuous=True)
+    odediff.sample(model, noise=states(2), solver=solvers.Heun(solvers.Noise()), steps=5, closing=None)
+    assert seen.times[0] == 999 and seen.times[-1] == -1
+    exact = ExactNetwork(Gaussian(), TABLE)
+    model = odediff.Model(lambda x, n: exact(x, (n.double() + 1) / 1000), TABLE, continuous=True)
+    x = states(2, torch.float64)
+    found = odediff.sample(
+        model, noise=x, solver=solvers.Adaptive(solvers.Dopri5(), line=solvers.Rotation()), rtol=1e-8
+    )
+    torch.testing.assert_close(found, Gaussian().flow(TABLE.node(1.0), TABLE.node(0.0), x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: odediff.Model(Recorded(), TABLE, guidance=torch.ones(2, 1), null={"a": 0}), ValueError, r"\(2, 1\)"),
+        (lambda: odediff.Model(Recorded(), TABLE).remap("cosine"), TypeError, "path='cosine' is no schedule"),
+    ],
+)
+def test_what_would_fail_in_the_midst_of_a_solve_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_method_of_a_module_has_its_dtype_and_its_weights():
+    from odediff.fingerprint import fingerprint
+
+    class Net(nn.Linear):
+        def forward(self, x, time):
+            return super().forward(x)
+
+    one, other = Net(3, 3), Net(3, 3)
+    assert fingerprint(one.forward) == fingerprint(one) != fingerprint(other.forward)
+    found = odediff.sample(odediff.Model(one.forward, TABLE), (2, 3), dtype=torch.float64, steps=3)
+    assert found.dtype == torch.float64

@@ -234,3 +234,43 @@ def test_recorders_want_images_of_real_numbers_and_say_which_were_lost():
             record(model, torch.zeros(2, 6, dtype=torch.uint8), steps=5)
         code = record(model, torch.tensor([[0.0] * 6, [50.0] * 6]), steps=5)
         assert code.status.tolist() == [solvers.Status.SUCCESS, solvers.Status.NON_FINITE]
+
+
+class Two(torch.nn.Module):
+    """A network with two embeddings of different rank, such as a text and its pooled form."""
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        moved = 0.2 * text.mean((1, 2))[:, None] + 0.1 * pooled.mean(1)[:, None]
+        return 0.4 * torch.tanh(x) + moved.to(x.dtype)
+
+
+@pytest.mark.parametrize("make", [odediff.null_text, odediff.shared_null])
+def test_embeddings_of_any_rank_are_optimised_together(make):
+    given = {"text": torch.ones(4, 5, 2), "pooled": torch.ones(4, 6)}
+    null = {"text": torch.zeros(1, 5, 2), "pooled": torch.zeros(1, 6)}
+    model = odediff.Model(Two(), TABLE, conditions=given, null=null, guidance=3.0)
+    together = make(model, images(), iterations=3, **STEPS)
+    alone = make(model.rows(torch.tensor([2])), images()[2:3], iterations=3, **STEPS)
+    for name, null in together.nulls.items():
+        assert null.any()
+        torch.testing.assert_close(alone.nulls[name], null[:, 2:3], rtol=0, atol=1e-6)
+
+
+def test_a_null_with_a_row_for_each_sample_is_where_each_begins():
+    model = embedded()
+    each = odediff.Model(
+        model.network, TABLE, conditions=model.conditions, null={"prompt": torch.zeros(4, 3).double()}, guidance=5.0
+    )
+    one, other = (odediff.null_text(m, images(), iterations=3, **STEPS) for m in (model, each))
+    assert torch.equal(one.nulls["prompt"], other.nulls["prompt"])
+
+
+@pytest.mark.parametrize("make", [odediff.cycle_diffusion, odediff.edit_friendly])
+def test_an_eta_that_cannot_be_is_named(make):
+    with pytest.raises(ValueError, match="eta"):
+        make(embedded(), images(), eta=2.0, **STEPS)
+
+
+def test_what_is_no_solver_is_named_by_the_recorders():
+    with pytest.raises(TypeError, match="solver='ddim'"):
+        odediff.direct_inversion(embedded(), images(), solver="ddim", **STEPS)

@@ -409,3 +409,30 @@ def test_10_of_1000_steps_of_the_embedded_network_give_images(grid):
     images = odediff.sample(model, (2, 1, 28, 28), solver=DDIM(), grid=grid, steps=10)
     assert torch.isfinite(images).all()
     assert 0.3 < float(images.std()) < 1.0
+
+
+FIXED = odediff.grid.karras(TABLE, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"grid": lambda path, steps: FIXED, "nfe": 20}, ValueError, r"returned \(6,\) times for steps=20"),
+        ({"grid": lambda path, steps: FIXED, "nfe": 3}, ValueError, r"returned \(6,\) times for steps=3"),
+        ({"grid": lambda path, steps: FIXED.flip(0), "steps": 5}, ValueError, "times"),
+        ({"grid": lambda path, steps: FIXED.tolist(), "steps": 5}, TypeError, "returned a list"),
+        ({"nfe": 5, "closing": "foo"}, ValueError, "closing='foo' is unknown"),
+        ({"steps": 5, "dtype": torch.float64}, ValueError, "noise is torch.float32 on cpu"),
+        ({"steps": 5, "device": "meta"}, ValueError, "noise is torch.float32 on cpu"),
+    ],
+)
+def test_a_grid_or_closing_or_dtype_that_cannot_be_is_named_before_the_first_call(arguments, error, message):
+    def network(x, time):
+        raise AssertionError("the network was called")
+
+    with pytest.raises(error, match=message):
+        odediff.sample(odediff.Model(network, TABLE), noise=torch.ones(1, 3), solver=DDIM(), **arguments)
+
+
+def test_sizes_may_be_numpys():
+    assert odediff.sample(gaussian(), (np.int64(2), 3), steps=3).shape == (2, 3)

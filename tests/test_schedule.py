@@ -402,12 +402,15 @@ def test_round_off_past_the_noise_end_counts_as_the_noise_end(path):
     assert path.node(path.latest * (1 + 3e-16))[1:] == path.node(path.latest)[1:]
 
 
-@pytest.mark.parametrize("path", [VPLinear(), VPTable.linear(), SubVP(), VE()], ids=repr)
+@pytest.mark.parametrize("path", [VPLinear(), VPScaledLinear(), VPTable.linear(), SubVP(), VE()], ids=repr)
 def test_log_snrs_beyond_the_noise_are_refused(path):
     with pytest.raises(ValueError, match="half log-SNRs run from"):
         path.time(path.log_snr(path.latest) - 1e-3)
     with pytest.raises(ValueError, match="half log-SNRs run from"):
         path.node_at(np.array([0.0, -50.0]))
+    for ask in (path.time, path.node_at):
+        with pytest.raises(ValueError, match="log_snr = -inf is not on this path"):
+            ask(-math.inf)
 
 
 @every_schedule

@@ -154,3 +154,7 @@ def test_samples_of_a_thresholded_model_lie_in_the_range_of_images(threshold):
 def test_a_wrong_setting_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_an_empty_batch_is_thresholded():
+    assert DynamicThreshold()(torch.zeros(0, 3, 4)).shape == (0, 3, 4)

@@ -241,3 +241,19 @@ def test_dataset_reads_published_idx_files_gzipped_or_not_and_refuses_others(tmp
     write_idx(tmp_path, torch.zeros(2, 28, 28, dtype=torch.uint8), torch.arange(2))
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte has SHA-256"):
         dataset.load(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    "label", [[3, 3], (3, 3), torch.tensor([3, 3], dtype=torch.uint8), torch.tensor(3, dtype=torch.int16).numpy()]
+)
+def test_labels_may_be_given_in_any_form(label):
+    model, x = zoo.fashion_mnist(), torch.zeros(2, 1, 28, 28)
+    node = model.path.node(0.5)
+    with torch.no_grad():
+        expected = model.condition(label=3).predict(node, x).eps
+        assert torch.equal(model.condition(label=label).predict(node, x).eps, expected)
+
+
+def test_no_label_is_named():
+    with pytest.raises(ValueError, match="label=None must be a whole number"):
+        zoo.fashion_mnist().condition(label=None)

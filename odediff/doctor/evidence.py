@@ -24,7 +24,7 @@ from torch import Tensor
 from odediff.model import Model
 from odediff.prediction import FORMS, Form, NetworkPrediction, predict
 from odediff.schedule import Schedule, VPTable
-from solvers import Node
+from solvers import Node, NoiseStream
 
 Errors = NDArray[np.float64]
 """``(levels, samples)``: the mean square of eps_hat - eps over a sample's components; NaN where no answer came."""
@@ -85,8 +85,9 @@ def make_probe(path: Schedule, images: Tensor, seed: int) -> Probe:
     most = math.exp(-path.log_snr(path.start))
     bounds = max(NOISE_TO_SIGNAL[0], least), min(NOISE_TO_SIGNAL[1], most)
     nodes = [nearest_entry(path, path.node_at(-math.log(s))) for s in np.geomspace(*bounds, LEVELS).tolist()]
-    noise = torch.randn((LEVELS, *images.shape), generator=torch.Generator().manual_seed(seed), dtype=images.dtype)
-    return Probe(images, noise.to(images.device), tuple(float(node.log_snr) for node in nodes))
+    # Not torch's generator: images that it drew from the same seed would be the noise itself.
+    noise = torch.stack([NoiseStream(seed, counter=level).draw(images)[0] for level in range(LEVELS)])
+    return Probe(images, noise, tuple(float(node.log_snr) for node in nodes))
 
 
 def errors(answers: list[Answer | None], reading: Reading) -> Errors:

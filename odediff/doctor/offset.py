@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odediff.doctor.evidence import Answer, Reading, ask, mean_square
+from odediff.doctor.evidence import LEVELS, Answer, Reading, ask, mean_square
 from odediff.doctor.hypotheses import telling, told
 from odediff.doctor.report import Finding
 from odediff.doctor.verdict import Verdict
 from odediff.model import Model
 from odediff.schedule import VPTable
-from solvers import Node, combine
+from solvers import Node, NoiseStream, combine
 
 STEPS = (0.11, 0.097, 0.087, 0.08, 0.073)
 """What one entry changes in log sigma at the entries to test (6 to 10 of DDPM's table).
@@ -40,12 +40,12 @@ def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Findin
         return
     repeated = torch.arange(len(images)).repeat(math.ceil(LEAST_ROWS / len(images)))
     data, rows = images[repeated.to(images.device)], model.rows(repeated)
-    random = torch.Generator().manual_seed(seed + 1)
+    stream = NoiseStream(seed, counter=LEVELS)
     entries = _sensitive_entries(path)
     slopes, curvatures = [], []
     for n in entries:
         node = path.node(n / path.T)
-        noise = torch.randn(data.shape, generator=random, dtype=data.dtype).to(data.device)
+        noise, stream = stream.draw(data)
         x = combine((node.alpha, data), (node.sigma, noise))
         early, here, late = (_error_when_told(rows, node, x, noise, verdict.reading, d) for d in (-1, 0, 1))
         slopes.append((late - early) / (2 * here.mean()))

@@ -103,9 +103,9 @@ class Schedule(ABC):
         levels = _float64("log_snr", log_snr)
         if anywhere(np.isnan(levels)):
             raise ValueError("log_snr = nan is not on this path: give numbers, +inf at the data")
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
             t = self._time(levels)
-        beyond = t > self.latest * (1 + _INVERSE_SLACK)
+        beyond = ~(t <= self.latest * (1 + _INVERSE_SLACK))  # NaN too, which some inverses give for -inf
         if anywhere(beyond):
             raise ValueError(
                 f"log_snr = {np.extract(beyond, levels)[0]!s} is not on this path: half log-SNRs run from "

@@ -40,7 +40,7 @@ class VPTable(VP):
 
     def __init__(self, alphas_cumprod: torch.Tensor | ArrayLike) -> None:
         if isinstance(alphas_cumprod, torch.Tensor):
-            alphas_cumprod = alphas_cumprod.detach().cpu().numpy()
+            alphas_cumprod = alphas_cumprod.detach().double().cpu().numpy()
         table = np.array(alphas_cumprod, dtype=np.float64)
         _validate(table)
         table.setflags(write=False)

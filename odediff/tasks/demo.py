@@ -132,7 +132,7 @@ def _paths(run: Run) -> dict[str, Any]:
 def _inversion(run: Run, pictures: Tensor, labels: Tensor | None, nfe: list[int]) -> list[dict[str, Any]]:
     """inversion.png and inversion_error.png: real images to noise and back, without guidance."""
     count = len(pictures)
-    model = run.conditioned(count, guidance=1.0, label=labels.tolist() if labels is not None else None)
+    model = run.conditioned(count, guidance=1.0, **run.labelled(labels))
     given = pictures.to(device=run.config.device, dtype=run.dtype)
     rows: list[dict[str, Any]] = []
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in INVERTERS}

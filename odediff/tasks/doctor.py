@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -18,8 +17,7 @@ def run(config: DictConfig, images: str | None) -> None:
     if config.samples < 4:
         raise ValueError(f"samples={config.samples} must be at least 4: differences are tested across samples")
     pictures, labels = load_images(images, config.samples, run.shape)
-    conditions: dict[str, Any] = {} if labels is None or "label" not in run.model.null else {"label": labels.tolist()}
-    report = diagnose(run.conditioned(config.samples, **conditions), pictures, seed=config.seed)
+    report = diagnose(run.conditioned(config.samples, **run.labelled(labels)), pictures, seed=config.seed)
     print(report)
     run.record({"ok": report.ok, "report": str(report)})
     if not report.ok:

@@ -49,6 +49,8 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     run, begun = build(config), time.perf_counter()
     if config.nfe is not None:
         raise ValueError(f"nfe={config.nfe}: task=edit counts steps; give steps=...")
+    if config.rtol is not None and method not in ("bridge", "slerp"):
+        raise ValueError(f"rtol={config.rtol}: task.method={method} records steps; give steps=...")
     if method == "slerp":
         _interpolate(run)
         return

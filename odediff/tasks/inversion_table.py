@@ -26,7 +26,7 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
     """
     run, count = build(config), config.samples
     pictures, labels = load_images(None, count, run.shape)
-    model = run.conditioned(count, label=None if labels is None else labels.tolist())
+    model = run.conditioned(count, **run.labelled(labels))
     given = pictures.to(device=config.device, dtype=run.dtype)
     settings = {"grid": run.grid, "steps": config.steps, "nfe": config.nfe}
     ways = {name: _way(name, described, model, settings) for name, described in methods.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
@@ -20,8 +18,7 @@ def run(config: DictConfig, images: str | None) -> None:
     """Encode and decode ``samples`` images; write inversion.safetensors, inversion.png and run.json."""
     run, count = build(config), config.samples
     pictures, labels = load_images(images, count, run.shape)
-    conditions: dict[str, Any] = {} if labels is None else {"label": labels.tolist()}
-    model = run.conditioned(count, **conditions)
+    model = run.conditioned(count, **run.labelled(labels))
     given = pictures.to(device=config.device, dtype=run.dtype)
     code = encode(
         model,

@@ -38,13 +38,16 @@ class ClassConditional(Model):
             ValueError: a condition is unknown, or a label is none of the classes.
         """
         given = conditions.get("label", NULL_LABEL)
-        labels = torch.tensor(float("nan")) if isinstance(given, bool | str) else torch.as_tensor(given)
+        unusable = given is None or isinstance(given, bool | str)
+        labels = torch.tensor(float("nan")) if unusable else torch.as_tensor(given)
         # Outside the embedding's rows the CPU raises IndexError in the midst of a solve, and CUDA loses its context.
         if labels.ndim > 1 or labels.is_floating_point() or not ((labels >= 0) & (labels <= NULL_LABEL)).all():
             raise ValueError(
                 f"label={conditions['label']!r} must be a whole number from 0 to {len(LABELS) - 1}, one of "
                 f"{', '.join(LABELS)}, or {NULL_LABEL} for none"
             )
+        if "label" in conditions and not isinstance(given, int):
+            conditions["label"] = labels.long()
         return super().condition(guidance=guidance, **conditions)
 
     def null_embedding(self) -> dict[str, Tensor]:
