@@ -84,21 +84,22 @@ def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPredict
     return NetworkPrediction(x, output, data=(1 / total, -sigma / total), noise=(1 / total, alpha / total))
 
 
-def native(form: Form, node: Node, x0: Tensor, eps: Tensor) -> Tensor:
-    """What a perfect network of that form returns for ``alpha x0 + sigma eps``: the inverse of `predict`."""
-    alpha, sigma = node.alpha, node.sigma
-    if form == "score" and anywhere(sigma == 0):
+def native(form: Form, node: Node, known: Prediction) -> Tensor:
+    """What a perfect network of that form returns where data and noise are ``known``: the inverse of `predict`."""
+    if form == "epsilon":
+        return known.eps
+    if form == "x0":
+        return known.x0
+    if form == "v":
+        return known.mix(-node.sigma, node.alpha)
+    if form == "flow":
+        return known.mix(-1.0, 1.0)
+    if anywhere(node.sigma == 0):
         raise ValueError(
             f'prediction="score" is -eps / sigma and cannot be told at sigma = 0 (t={node.t}): end the grid above 0 or '
             'use the form "epsilon"'
         )
-    return {
-        "epsilon": lambda: eps,
-        "x0": lambda: x0,
-        "v": lambda: combine((alpha, eps), (-sigma, x0)),
-        "flow": lambda: eps - x0,
-        "score": lambda: combine((-1 / sigma, eps)),
-    }[form]()
+    return combine((-1 / node.sigma, known.eps))
 
 
 def require_information(form: Form, node: Node) -> None:

@@ -41,7 +41,7 @@ def in_form(model: odediff.Model, form: Form) -> odediff.Model:
     def network(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         node = TABLE.node((float(time[0]) + 1) / T)
         prediction = model.condition(label=label).predict(node, x)
-        return native(form, node, prediction.x0, prediction.eps)
+        return native(form, node, prediction)
 
     return odediff.Model(network, TABLE, form, model.conditions)
 

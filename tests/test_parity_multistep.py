@@ -62,7 +62,7 @@ def output(x, entry, form="epsilon"):
     """What diffusers' loop passes to its scheduler: the network's output at an entry of the table."""
     node = TABLE.node(time_of(entry))
     prediction = EXACT.predict(node, x)
-    return native(form, node, prediction.x0, prediction.eps)
+    return native(form, node, prediction)
 
 
 def prepared(scheduler_class, n, last, **options):

@@ -21,7 +21,7 @@ from odediff.doctor.verdict import check_against, check_form, check_noise_varian
 from odediff.model import Model
 from odediff.prediction import native
 from odediff.schedule import VPTable
-from solvers import combine
+from solvers import Prediction, combine
 
 __all__ = ["Finding", "Report", "diagnose"]
 
@@ -132,8 +132,8 @@ def _device(model: Model) -> torch.device:
 def _check_noise_end(model: Model, answer: Answer) -> Finding:
     """How much of the noise is in the output, and in each form; x0 looks like v there, and epsilon like flow."""
     share = float((answer.output * answer.noise).double().sum() / answer.noise.double().square().sum())
-    one, nothing = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    shares = {reading: reading.sign * float(native(reading.form, answer.node, nothing, one)) for reading in READINGS}
+    noise = Prediction(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    shares = {reading: reading.sign * float(native(reading.form, answer.node, noise)) for reading in READINGS}
     likely = [str(r) for r, ideal in shares.items() if abs(share - ideal) <= 0.2 * max(abs(ideal), abs(share), 0.1)]
     measured = f"{share:.3g} of pure noise returned, as {' or '.join(likely) or 'no form'} would"
     if model.prediction not in likely:

@@ -105,8 +105,7 @@ class ExactNetwork:
         # The dtype of the state may have rounded the start past the end of the path.
         times = np.minimum(time.double().cpu().numpy(), self.path.latest)
         node = self.path.node(float(times[0]) if (times == times[0]).all() else times)
-        prediction = self.distribution.predict(node, x)
-        return native(self.prediction, node, prediction.x0, prediction.eps)
+        return native(self.prediction, node, self.distribution.predict(node, x))
 
 
 def exact_model(distribution: Distribution, path: Schedule, prediction: Form = "epsilon") -> Model:
