@@ -153,12 +153,13 @@ class Passed:
             self._at(int(number))[rows] = states[of]
         self.following[ids] += 1
 
-    def stay(self, sample: int, state: Tensor) -> None:
-        """The sample goes no further: it has that state at all nodes that it did not reach."""
-        self.last[sample] = state
-        for number, states in self.found.items():
-            if number >= self.following[sample]:
-                states[sample] = state
+    def stay(self, ids: np.ndarray, states: Tensor) -> None:
+        """Samples ``ids`` go no further: they have those states at all nodes that they did not reach."""
+        self.last[torch.from_numpy(ids).to(states.device)] = states
+        for number, found in self.found.items():
+            behind = number >= self.following[ids]
+            rows, of = (torch.from_numpy(one).to(states.device) for one in (ids[behind], np.flatnonzero(behind)))
+            found[rows] = states[of]
 
     def by_all(self, ids: np.ndarray) -> Iterator[Tensor]:
         """The states at nodes that none of the samples ``ids`` has ahead, but for the last node."""
@@ -325,9 +326,9 @@ class Tolerance(Solver):
         def leave(rows: np.ndarray) -> None:
             nonlocal live
             if rows.any():
-                for row in np.flatnonzero(rows):
-                    scale = span.scale(span.node(run.q[row : row + 1]))
-                    passed.stay(int(run.ids[row]), combine((scale, run.z[row : row + 1])).to(x.dtype)[0])
+                gone = np.flatnonzero(rows)
+                states = run.z[torch.from_numpy(gone).to(x.device)]
+                passed.stay(run.ids[gone], combine((span.scale(span.node(run.q[gone])), states)).to(x.dtype))
                 run.keep(np.flatnonzero(~rows))
                 live = _rows(ode, run.ids, x.device)
 
