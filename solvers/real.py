@@ -26,3 +26,8 @@ def log(value: Real) -> Real:
 def anywhere(condition: bool | np.ndarray) -> bool:
     """Whether a comparison of `Real` numbers holds for any sample; free of charge for floats."""
     return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)
+
+
+def everywhere(condition: bool | np.ndarray) -> bool:
+    """Whether it holds for every sample."""
+    return bool(condition.all()) if isinstance(condition, np.ndarray) else bool(condition)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from solvers.ode import Node, PathODE, Prediction, combine, per_row
-from solvers.real import Real, native
+from solvers.real import Real, everywhere, native
 
 BLOCK = 2**17
 """Numbers that a temporary of `Mixture` holds at most."""
@@ -65,7 +65,8 @@ class Mixture:
 
     def __init__(self, weights: Tensor, means: Tensor, deviations: Tensor) -> None:
         self.weights, self.means, self.deviations = weights, means, deviations
-        self._weights, self._means, self._deviations = (v.double().cpu().numpy() for v in (weights, means, deviations))
+        shares, self._means, spreads = (v.double().cpu().numpy() for v in (weights, means, deviations))
+        self._log_weights, self._variances = np.log(shares), spreads**2
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """``E[x0 | x]`` and ``E[eps | x]``: the posterior means given each component, weighted by responsibility.
@@ -88,10 +89,10 @@ class Mixture:
         return Mixed(mix)
 
     def _predict(self, node: Node, x: Tensor) -> Prediction:
-        means, variances = self._means, self._deviations**2
+        means, variances = self._means, self._variances
         alpha, sigma = (np.asarray(v)[..., None] for v in node[1:])
         total = variances * alpha**2 + sigma**2
-        prior = np.log(self._weights) - means.shape[1] / 2 * np.log(total)
+        prior = self._log_weights - means.shape[1] / 2 * np.log(total)
 
         def tensor(values: np.ndarray) -> Tensor:
             return torch.as_tensor(values, dtype=x.dtype, device=x.device)
@@ -103,11 +104,13 @@ class Mixture:
 
         def mix(data: Real, noise: Real) -> Tensor:
             data, noise = (np.asarray(v)[..., None] for v in (data, noise))
-            slopes = responsibility * tensor((data * alpha * variances + noise * sigma) / total)
-            mixed = (slopes[..., None] * centred).sum(1)
-            if data.any():  # eps, which most solvers ask for, does without the means
-                mixed = mixed + (responsibility[..., None] * tensor(data[..., None] * means)).sum(1)
-            return mixed.reshape(x.shape)
+            slopes = tensor((data * alpha * variances + noise * sigma) / total)
+            if data.any():
+                parts = torch.addcmul(tensor(data[..., None] * means), slopes.unsqueeze(-1), centred)
+                parts.mul_(responsibility.unsqueeze(-1))
+            else:  # eps, which most solvers ask for, does without the means
+                parts = (slopes * responsibility).unsqueeze(-1) * centred
+            return parts.sum(1).reshape(x.shape)
 
         return Mixed(mix)
 
@@ -156,7 +159,7 @@ class ExactODE(PathODE):
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """The exact posterior means."""
-        if self.span and not (np.all(min(self.span) <= node.t) and np.all(node.t <= max(self.span))):
+        if self.span and not everywhere((min(self.span) <= node.t) & (node.t <= max(self.span))):
             raise AssertionError(f"the field was called at t={node.t}, outside the span {self.span}")
         if self.like is not None:
             expected, got = ((v.dtype, v.device, v.shape[1:]) for v in (self.like, x))
