@@ -91,7 +91,7 @@ def exponential_stages(line: Line, tableau: ExponentialTableau, ode: ODE, a: Nod
         # The ends are the nodes themselves: a round trip through lambda would move them by round-off.
         node = (b if c else a) if c in (0.0, 1.0) else ode.node_at(start + c * h)  # type: ignore[attr-defined]
         factor = node.alpha * h if data else -node.sigma * h
-        weights = tuple((j, native(np.multiply(factor, _value(w, z)))) for j, w in enumerate(row) if w)
+        weights = tuple((j, factor * _value(w, z)) for j, w in enumerate(row) if w)
         stages.append(Stage(node, native(np.divide(line.scale(node), line.scale(a))), weights))
     return tuple(stages)
 

@@ -187,7 +187,7 @@ class GaussLegendre(Solver):
     ) -> Tensor:
         """``scale (x/start + h sum of w k)`` at ``node``."""
         scale = self._scale(node)
-        terms = ((native(np.multiply(scale * h, w)), k) for w, k in zip(weights, slopes, strict=True))
+        terms = ((scale * h * w, k) for w, k in zip(weights, slopes, strict=True))
         return combine((native(np.divide(scale, start)), x), *terms)
 
 

@@ -147,7 +147,7 @@ def singular_step(line: Line | None, ode: ODE, a: Node, b: Node) -> bool | np.nd
     """
     if line is not None:
         return line.singular(a) | line.singular(b)
-    return isinstance(ode, PathODE) and np.equal(a.sigma, 0) | np.equal(b.sigma, 0)
+    return isinstance(ode, PathODE) and (a.sigma == 0) | (b.sigma == 0)
 
 
 def singular_steps(line: Line | None, ode: ODE, nodes: Sequence[Node]) -> int:

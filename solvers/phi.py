@@ -5,6 +5,7 @@ They are the moments of the exponential, ``phi_{k+1}(z) = integral_0^1 e^{(1-u) 
 polynomial under it (Hochbruck & Ostermann 2010, "Exponential integrators", section 2.1).
 """
 
+from functools import lru_cache
 from math import exp, expm1, factorial
 
 import numpy as np
@@ -25,6 +26,7 @@ def phi(k: int, z: Real) -> Real:
     return _phi(k, float(z))
 
 
+@lru_cache(maxsize=256)  # the rows of a tableau share most of them
 def _phi(k: int, z: float) -> float:
     if abs(z) < SMALL:
         total = 0.0

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 from scipy import integrate
 
 from solvers.lines import Data, Noise, Rotation
 from solvers.ode import ODE, Node
-from solvers.real import native
 from solvers.solver import Solver
 from solvers.staged import Stage, Staged
 
@@ -97,7 +95,7 @@ class RungeKutta(Staged):
                 node = ode.node(q) if line is None else line.node(ode, q)  # type: ignore[arg-type]
             scale, ratio = (1.0, 1.0) if line is None else (line.scale(node), line.scale(node) / line.scale(a))
             h = scale * (q_b - q_a)
-            stages.append(Stage(node, ratio, tuple((i, native(np.multiply(h, w))) for i, w in enumerate(row) if w)))
+            stages.append(Stage(node, ratio, tuple((i, h * w) for i, w in enumerate(row) if w)))
         return tuple(stages)
 
 

@@ -14,7 +14,7 @@ from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
-from solvers.real import Real
+from solvers.real import Real, anywhere
 from solvers.solver import Past, Solver, Step, require_path
 
 
@@ -102,7 +102,7 @@ class Staged(Solver):
         return Step(reached, state=following)
 
     def _stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...] | None:
-        return None if np.any(self.singular(ode, a, b)) else self.stages(ode, a, b)
+        return None if anywhere(self.singular(ode, a, b)) else self.stages(ode, a, b)
 
     def _slope(self, ode: Any, node: Node, x: Tensor) -> Tensor:
         return ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
