@@ -167,7 +167,8 @@ def rows_of(problem: TrainedProblem, samples: int) -> list[tuple[str | float | N
     solver = default_solver(problem.path)
 
     def quantiles(x: Tensor) -> np.ndarray:
-        return np.quantile(sample_errors(x, reference.x, problem.deviation).numpy(), [0.5, 0.9])
+        errors = sample_errors(x, reference.x, problem.deviation).numpy()
+        return np.quantile(errors, [0.5, 0.9]) if np.isfinite(errors).all() else np.full(2, np.inf)
 
     found: list[tuple[str | float | None, ...]] = []
     for nfe in CALLS:
@@ -176,7 +177,6 @@ def rows_of(problem: TrainedProblem, samples: int) -> list[tuple[str | float | N
             for m in methods
             if m.affordable(problem, nfe)
         }
-        theirs = {name: values for name, values in theirs.items() if np.isfinite(values).all()}
         best = np.min(list(theirs.values()), axis=0)
         mine = quantiles(problem.solve(solver, SEED, rows, grid=None, nfe=nfe).x)
         name = min(theirs, key=lambda name: theirs[name][0])
