@@ -40,8 +40,13 @@ def default_solver(path: Schedule) -> Solver:
     return fallback
 
 
-def default_grid(solver: Solver) -> Grid:
-    """The plateau for methods with a step of their own to the data, and Karras's for the others (EDM, eq. 5)."""
+def default_grid(solver: Solver, integer_time: bool = False) -> Grid:
+    """The plateau for methods with a step of their own to the data, and Karras's for the others (EDM, eq. 5).
+
+    For a network that knows whole times only, entries of its table, uniform in t.
+    """
+    if integer_time:
+        return grids.uniform_t
     return grids.plateau if solver.closes else grids.karras
 
 

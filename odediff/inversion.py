@@ -132,7 +132,7 @@ def inversion_times(
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
     if grid is None and solver.closes:
         # The image is the state at the last node: there is no step to the data that would allow for a distant one.
-        grid = partial(default_grid(solver), end=model.path.end)
+        grid = partial(default_grid(solver, model.integer_time), end=model.path.end)
     # As if the last interval cost nothing: it is dropped below, so all of nfe goes into the encoding.
     if follows_tolerance(solver, None, steps, nfe, grid):
         times, _ = tolerance_span(model, solver, "extrapolate")

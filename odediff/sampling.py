@@ -143,7 +143,7 @@ def make_times(
         return grids.custom(path, grid)
     if grid is not None and not callable(grid):
         raise TypeError(f"grid={grid!r} is no grid; pass a function such as odediff.grid.karras, or a tensor of times")
-    place = grid or default_grid(solver)
+    place = grid or default_grid(solver, ode.model.integer_time)
     if nfe is None:
         return _placed(place, path, STEPS if steps is None else steps)
     times = _placed(place, path, steps_within(solver, nfe, closing))

@@ -436,3 +436,17 @@ def test_a_grid_or_closing_or_dtype_that_cannot_be_is_named_before_the_first_cal
 
 def test_sizes_may_be_numpys():
     assert odediff.sample(gaussian(), (np.int64(2), 3), steps=3).shape == (2, 3)
+
+
+def test_a_network_of_whole_times_is_asked_at_them_unless_a_grid_is_given():
+    asked = []
+
+    def network(x, time):
+        assert time.dtype == torch.int64
+        asked.append(int(time[0]))
+        return 0.1 * x
+
+    model = odediff.Model(network, TABLE, integer_time=True)
+    assert odediff.sample(model, (1, 3), nfe=6).isfinite().all() and asked[0] == 999 and len(asked) == 6
+    code = odediff.encode(model, torch.ones(1, 3), steps=6)
+    assert odediff.decode(model, code).isfinite().all() and asked[6] == 0
