@@ -163,9 +163,9 @@ class Model:
         output = self._call(x_seen, time, self.conditions)
         if self.guided:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
-            if unconditional.numel() and unconditional.data_ptr() == output.data_ptr():
+            if unconditional is output and output is not x_seen:
                 raise ValueError(
-                    f"network {type(self.network).__name__} returns one and the same memory from call to call, so that "
+                    f"network {type(self.network).__name__} returns one and the same tensor from call to call, so that "
                     "the pass without the condition overwrites the other; let it return a clone"
                 )
             output = _guided(unconditional, output, self.guidance)

@@ -487,8 +487,10 @@ def test_a_network_that_returns_one_buffer_is_named_under_guidance():
         return buffer.copy_(torch.tanh(x) + 0.3 * label[:, None])
 
     model = odediff.Model(network, TABLE, conditions={"label": 3.0}, null={"label": 0.0}, guidance=3.0)
-    with pytest.raises(ValueError, match="one and the same memory from call to call.*return a clone"):
+    with pytest.raises(ValueError, match="one and the same tensor from call to call.*return a clone"):
         odediff.sample(model, (2, 3), steps=3)
+    same = odediff.Model(lambda x, time, label: x, TABLE, conditions={"label": 1}, null={"label": 0}, guidance=3.0)
+    assert odediff.sample(same, (2, 3), steps=3).isfinite().all()
 
 
 def test_a_condition_without_a_null_may_be_changed():
