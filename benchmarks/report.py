@@ -13,7 +13,7 @@ from markupsafe import Markup
 from benchmarks import summary
 from benchmarks.collect import label
 from benchmarks.frechet import Distance
-from benchmarks.sections import Sections, counted
+from benchmarks.sections import Section, Sections, counted
 from benchmarks.series import Problem, Row, floor, name_of
 from benchmarks.store import writable
 from benchmarks.study import Study
@@ -24,6 +24,8 @@ PAGE = "report.html"
 FIGURES = "figures"
 TEMPLATES = Path(__file__).parent / "page"
 COMMAND = "python -m benchmarks.nfe_quality"
+LARGEST = 5_000_000
+"""Bytes of the page, so that a phone loads it and a mail carries it."""
 
 
 def write(rows: Sequence[Row], folder: Path, command: str = COMMAND) -> None:
@@ -42,7 +44,7 @@ def write(rows: Sequence[Row], folder: Path, command: str = COMMAND) -> None:
     with writable(folder), replacing(folder / PAGE) as partial:
         study = Study(rows)
         sections = Sections(study, folder / FIGURES)
-        partial.write_text(_page(study, sections, command), encoding="utf-8")
+        partial.write_text(_fitting(study, sections.all(), command), encoding="utf-8")
         # Those of an earlier page, of other problems, would stand there as this one's.
         for file in (folder / FIGURES).iterdir():
             if file.stem not in sections.drawn:
@@ -56,7 +58,27 @@ def remove(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _page(study: Study, sections: Sections, command: str) -> str:
+def _fitting(study: Study, sections: list[Section], command: str) -> str:
+    """The page with as many figures as it can hold; it links to the files of the others."""
+    page = _page(study, sections, command)
+    while (excess := len(page.encode()) - LARGEST) > 0 and any(section.plots for section in sections):
+        sections = _thinned(sections, excess)
+        page = _page(study, sections, command)
+    return page
+
+
+def _thinned(sections: list[Section], excess: int) -> list[Section]:
+    """Without figures of ``excess`` bytes in all: the section that has most gives up its last."""
+    sections = list(sections)
+    while excess > 0 and any(section.plots for section in sections):
+        i = max(range(len(sections)), key=lambda i: len(sections[i].plots))
+        *kept, last = sections[i].plots
+        sections[i] = sections[i]._replace(plots=kept, left_out=[last.name, *sections[i].left_out])
+        excess -= len(last.svg.encode())
+    return sections
+
+
+def _page(study: Study, sections: list[Section], command: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -75,7 +97,8 @@ def _page(study: Study, sections: Sections, command: str) -> str:
             for problem in study.problems
             if problem.name in study.ranked
         ],
-        sections=sections.all(),
+        sections=sections,
+        figures=FIGURES,
         standings=_standings(study),
         many=_many(study),
         problems=_problems(study),

@@ -58,13 +58,17 @@ class Plot(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading with its plots; ``about`` says how to read them. Plots may belong together in pairs."""
+    """A heading with its plots; ``about`` says how to read them. Plots may belong together in pairs.
+
+    ``left_out`` names those that a full page links to instead.
+    """
 
     anchor: str
     heading: str
     about: str
     plots: list[Plot]
     pairs: bool = False
+    left_out: Sequence[str] = ()
 
 
 class Sections:

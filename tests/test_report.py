@@ -353,6 +353,22 @@ def test_every_figure_is_written_twice(written):
         assert shape == pytest.approx(float(svg.get("width")) / float(svg.get("height")), rel=0.01)
 
 
+def test_a_page_that_would_be_too_large_links_to_figures(written, tmp_path, monkeypatch):
+    whole = (written / report.PAGE).read_text(encoding="utf-8")
+    monkeypatch.setattr(report, "LARGEST", 3 * len(whole.encode()) // 4)
+    report.write(table(), tmp_path)
+    page = (tmp_path / report.PAGE).read_text(encoding="utf-8")
+    assert len(page.encode()) <= report.LARGEST
+    linked = re.findall(r'href="(figures/[^"]+)"', page)
+    assert linked
+    assert all((tmp_path / file).is_file() for file in linked)
+    assert whole.count("<figure") == page.count("<figure") + len(linked)
+    assert re.findall("<h2>.*</h2>", whole) == re.findall("<h2>.*</h2>", page)
+    monkeypatch.setattr(report, "LARGEST", 1)
+    report.write(table(), tmp_path)
+    assert "<figure" not in (tmp_path / report.PAGE).read_text(encoding="utf-8")
+
+
 def test_the_same_table_gives_the_same_page(tmp_path):
     rows = [r for r in table() if r["problem"] == "mixture_2" and r.get("seed") == 0 and r["nfe"] == 5]
     pages = []
