@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_whole
+from solvers.controller import row_norm
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line, singular_step
 from solvers.noise import NoiseStream
@@ -142,7 +143,7 @@ class GaussLegendre(Solver):
         slopes = [self._slope(ode, a, x)] * self.stages
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         floor = ROUND_OFFS * torch.finfo(x.dtype).eps
-        bound = max(self.tolerance, floor) * (1 + _norm(x))
+        bound = max(self.tolerance, floor) * (1 + row_norm(x))
         stages = self._stages(x, start, h, nodes, rows, slopes)
         for _ in range(self.iterations):
             index = torch.nonzero(~done).ravel()
@@ -153,9 +154,9 @@ class GaussLegendre(Solver):
                 new = self._slope(part, node if whole else _rows(node, mask), stages[i][index])
                 slopes[i] = new if whole else slopes[i].index_copy(0, index, new)
             moved = self._stages(x, start, h, nodes, rows, slopes)
-            change = torch.stack([_norm(new - old) for new, old in zip(moved, stages, strict=True)]).amax(0)
+            change = np.max([row_norm(new - old) for new, old in zip(moved, stages, strict=True)], axis=0)
             stages = moved
-            done = done | (change <= bound)
+            done = done | torch.from_numpy(change <= bound).to(done.device)
             if done.all():
                 break
         end = self._sum(x, start, h, b, b_weights, slopes)
@@ -194,9 +195,3 @@ class GaussLegendre(Solver):
 def _rows(node: Node, mask: np.ndarray) -> Node:
     """The node of the samples in ``mask``; a node that all share is theirs."""
     return Node(*(value[mask] if isinstance(value, np.ndarray) else value for value in node))
-
-
-def _norm(x: Tensor) -> Tensor:
-    """The root mean square of each sample, ``(B,)``."""
-    # A contiguous row of its own for each sample: the sum's order does not depend on the batch.
-    return x.reshape(len(x), math.prod(x.shape[1:])).contiguous().square().mean(dim=1).sqrt()
