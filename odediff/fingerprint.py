@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import hashlib
+from collections.abc import Iterator, Mapping
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 
 def fingerprint(network: Any) -> str:
-    """SHA-256 of a network's weights; its name if none are to be found."""
-    module = module_of(network)
-    if module is None:
+    """SHA-256 of the weights of a network, or of those that a function reads; its name if none are to be found.
+
+    Neither `torch.compile`, nor a wrapper that spreads a batch over devices, nor a function around it makes it another.
+    """
+    held = list(held_weights(network))
+    if not held:
         named = network if hasattr(network, "__qualname__") else type(network)
         return f"{named.__module__}.{named.__qualname__}"
-    return tensors_hash(module.state_dict())
+    return tensors_hash(held[0] if len(held) == 1 else dict(enumerate(held)))
 
 
 def module_of(network: Any) -> nn.Module | None:
@@ -24,10 +33,96 @@ def module_of(network: Any) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def tensors_hash(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of tensors: their names and bits, in the order of the names."""
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside those that change how it is run, not what it computes."""
+    while True:
+        inner = module.module if isinstance(module, PARALLEL) else getattr(module, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def held_weights(network: Any) -> Iterator[Mapping[Any, Any]]:
+    """The weights of the modules, and the tensors, that something callable holds, in the order of its code.
+
+    A function holds its defaults, what it closes over and the globals that it names, a partial its arguments, another
+    object its attributes.
+    """
+    seen: set[int] = set()
+
+    def search(value: Any) -> Iterator[Mapping[Any, Any]]:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            yield unwrapped(value).state_dict()
+        elif isinstance(value, Tensor):
+            yield {"": value}
+        else:
+            for part in _parts(value):
+                yield from search(part)
+
+    return search(network)
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if not callable(value) or isinstance(value, type):
+        return []
+    if hasattr(value, "_torchdynamo_orig_callable"):
+        return [value._torchdynamo_orig_callable]
+    if isinstance(value, FunctionType):
+        return [*_given(value), *_globals(value)]
+    if hasattr(value, "__self__"):
+        return [value.__self__, getattr(value, "__func__", None)]
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _given(function: FunctionType) -> list[Any]:
+    """What a function has by default and closes over."""
+    closed = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *closed]
+
+
+def _globals(function: FunctionType) -> list[Any]:
+    """The globals that a function names, without the functions of other packages."""
+    names = dict.fromkeys(i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL")
+    found = [function.__globals__[name] for name in names if name in function.__globals__]
+    return [one for one in found if not isinstance(one, FunctionType) or _package(one) == _package(function)]
+
+
+def _package(function: FunctionType) -> str:
+    return function.__module__.partition(".")[0]
+
+
+def tensors_hash(tensors: Mapping[Any, Any]) -> str:
+    """SHA-256 of tensors: their names and bits, in the order of the names.
+
+    What a module keeps in its state beside tensors counts too: the tensors in it, numbers and text.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for part in _bits(tensors):
+        digest.update(part)
     return digest.hexdigest()
+
+
+def _bits(value: Any) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        dense = value.detach().dequantize() if value.is_quantized else value.detach().to_dense()
+        yield dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, Mapping):
+        for name, one in sorted(value.items(), key=lambda item: str(item[0])):
+            yield str(name).encode()
+            yield from _bits(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _bits(one)
+    elif isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | None):
+        yield repr(value).encode()
+    else:
+        yield type(value).__qualname__.encode()

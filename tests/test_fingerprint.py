@@ -1,0 +1,111 @@
+"""A network is its weights: however it is wrapped it stays the same one, and another one is told apart."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import odediff
+from odediff.fingerprint import fingerprint
+
+
+class Net(nn.Linear):
+    def __init__(self, weight):
+        super().__init__(3, 3)
+        nn.init.constant_(self.weight, weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x, time, gain=1.0):
+        return gain * super().forward(x)
+
+
+class Caller:
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, x, time):
+        return self.network(x, time)
+
+
+ONE, OTHER = Net(0.1), Net(0.2)
+
+
+def closed_over(network):
+    return lambda x, time: network(x, time)
+
+
+def by_default(network):
+    def called(x, time, network=network):
+        return network(x, time)
+
+    return called
+
+
+def named_one(x, time):
+    return ONE(x, time)
+
+
+def named_other(x, time):
+    return OTHER(x, time)
+
+
+WRAPPERS = {
+    "lambda": closed_over,
+    "default": by_default,
+    "partial": partial,
+    "partial of a function": lambda network: partial(lambda network, x, time: network(x, time), network),
+    "object": Caller,
+    "method": lambda network: network.forward,
+    "method of an object": lambda network: Caller(network).__call__,
+    "list": lambda network: closed_over([network][0]),
+    "global": lambda network: named_one if network is ONE else named_other,
+    "parallel": nn.DataParallel,
+    "compiled": partial(torch.compile, backend="eager"),
+    "compiled function": lambda network: torch.compile(closed_over(network), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_network_is_the_one_inside(wrap):
+    assert fingerprint(wrap(ONE)) == fingerprint(ONE)
+    assert fingerprint(wrap(OTHER)) == fingerprint(OTHER) != fingerprint(ONE)
+
+
+def test_several_networks_in_a_function_all_count():
+    def both(first, second):
+        return lambda x, time: first(x, time) + second(x, time)
+
+    assert fingerprint(both(ONE, OTHER)) == fingerprint(both(ONE, OTHER))
+    assert fingerprint(both(ONE, OTHER)) != fingerprint(both(OTHER, ONE)) != fingerprint(both(ONE, Net(0.3)))
+
+
+def test_without_weights_a_network_is_its_name():
+    assert fingerprint(torch.sin) != fingerprint(torch.cos)
+    assert fingerprint(closed_over) == f"{__name__}.closed_over"
+
+
+def test_a_code_of_another_network_behind_a_lambda_is_refused():
+    def model(network):
+        return odediff.Model(closed_over(network), odediff.VPTable.linear())
+
+    code = odediff.encode(model(ONE), torch.ones(2, 3), steps=4)
+    odediff.decode(model(ONE), code)
+    with pytest.raises(ValueError, match=r"model\.weights"):
+        odediff.decode(model(OTHER), code)
+
+
+def test_a_state_may_hold_more_than_dense_tensors():
+    class Extra(Net):
+        def __init__(self, told):
+            super().__init__(0.1)
+            self.told = told
+            self.register_buffer("sparse", torch.eye(3).to_sparse())
+
+        def get_extra_state(self):
+            return {"told": self.told, "of": torch.ones(2)}
+
+        def set_extra_state(self, state):
+            self.told = state["told"]
+
+    assert fingerprint(Extra(1)) == fingerprint(Extra(1)) != fingerprint(Extra(2))
