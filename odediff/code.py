@@ -110,6 +110,11 @@ class Code:
                 "there; decode with the same model"
             )
 
+    def to(self, device: str | torch.device) -> Code:
+        """The code with its states on another device: that of the model which is to decode it."""
+        names = ("x", "state", "effort", "offsets", "nulls")
+        return dataclasses.replace(self, **{name: _moved(getattr(self, name), device) for name in names})
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the code to one safetensors file, atomically: tensors, and JSON in the file's metadata.
 
@@ -213,6 +218,15 @@ def describe_model(model: Model) -> dict[str, Any]:
         "null": dict(model.null),
         "weights": fingerprint(model.network),
     }
+
+
+def _moved(value: Any, device: str | torch.device) -> Any:
+    """Tensors, and the tensors of a mapping or a named tuple, on that device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(one, device) for name, one in value.items()}
+    return type(value)(*(_moved(one, device) for one in value)) if isinstance(value, tuple) else value
 
 
 def _copied(value: Any) -> Any:

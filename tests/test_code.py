@@ -279,3 +279,14 @@ def test_a_code_keeps_its_own_conditions():
     label += 5
     with pytest.raises(ValueError, match="conditions.*differs from the encoder's"):
         odediff.decode(model, code)
+
+
+@pytest.mark.parametrize("solver", [BDIA(), FixedPoint(tolerance=1e-5, history=2)], ids=repr)
+def test_a_code_moves_to_another_device_and_back(solver):
+    code = odediff.encode(model(), images(), solver=solver, steps=4)
+    there = code.to("meta")
+    assert there.x.is_meta
+    assert there.state is None or all(one.is_meta for one in there.state if isinstance(one, torch.Tensor))
+    assert there.digest == code.digest and there.times.device.type == "cpu"
+    back = code.to("cpu")
+    assert torch.equal(odediff.decode(model(), back), odediff.decode(model(), code))
