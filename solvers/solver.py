@@ -119,7 +119,15 @@ class Solver(ABC):
     def solve(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
         """Yield one `Step` for every node after the first."""
         for a, b in pairwise(nodes):
+            version = None if x.is_inference() else x._version
             step = self.step(ode, a, b, x, state)
+            if not isinstance(step, Step):
+                raise TypeError(f"{self}.step returned a {type(step).__name__}; let it return solvers.Step(x)")
+            if version is not None and x._version != version:
+                raise ValueError(
+                    f"{self}.step writes to the state x that it is given, which belongs to the caller; let it compute "
+                    "a new tensor, as solvers.combine does"
+                )
             x, state = step.x, step.state
             yield step
 

@@ -654,3 +654,27 @@ def test_the_past_of_a_two_step_method_is_checked():
     ):
         with pytest.raises(ValueError, match=message):
             solve(problem, solvers.Leapfrog(), x, [1.4, 1.3], past=past, **more)
+
+
+class Careless(DDIM):
+    def step(self, ode, a, b, x, state=None):
+        return super().step(ode, a, b, x, state)._replace(x=x.copy_(super().step(ode, a, b, x, state).x))
+
+
+class Bare(DDIM):
+    def step(self, ode, a, b, x, state=None):
+        return super().step(ode, a, b, x, state).x
+
+
+def test_a_step_that_writes_to_its_state_is_found_out():
+    with pytest.raises(ValueError, match=r"step writes to the state x"):
+        solved(Careless())
+    # And what later checks compare with is left alone.
+    with pytest.raises(ValueError, match=r"step writes to the state x"):
+        solvers.testing.check(Careless())
+    solvers.testing.check(DDIM())
+
+
+def test_a_step_that_returns_a_bare_tensor_is_told_what_to_return():
+    with pytest.raises(TypeError, match=r"step returned a Tensor; let it return solvers\.Step\(x\)"):
+        solved(Bare())

@@ -48,7 +48,7 @@ def error_on_the_way(solver: Solver, start: float, end: float, steps: int, exact
     """
     times, stride = uneven_times(start, end, steps), steps // CHECKPOINTS
     known = min(HISTORY, stride) if exact_history else 0
-    x = opening(start, end, steps)[known] if known else departures(start, end)
+    x = (opening(start, end, steps)[known] if known else departures(start, end)).clone()
     problem = mild_mixture().watching(x, (start, end))
     past = [(problem.node(float(times[i])), opening(start, end, steps)[i]) for i in reversed(range(known))]
     found = solve(problem, solver, x, times[known:], past=past, trajectory=True).trajectory
@@ -157,7 +157,7 @@ def check_tolerance(solver: Solver) -> None:
     to a power between 0.5 and 1.5. The solver is a dataclass with the fields ``rtol`` and ``atol``.
     """
     for start, end in (SPAN, SPAN[::-1]):
-        x, errors = departures(start, end)[:2], {}
+        x, errors = departures(start, end)[:2].clone(), {}
         for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
             one = replace(solver, rtol=tolerance, atol=tolerance)  # type: ignore[call-arg]
             problem = mild_mixture().watching(x, (start, end))
