@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odediff.fingerprint import module_of
 from odediff.prediction import FORMS, Form, predict, require_information
@@ -20,6 +20,8 @@ from solvers.ode import per_row
 from solvers.real import Real, anywhere
 
 Network = Callable[..., Tensor]
+UNSTEADY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+"""Modules that are to be in evaluation mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,8 @@ class Model:
             each; returns a tensor in the shape of ``x``.
         path: the schedule that the states follow.
         prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
-        conditions: keyword arguments of every call. A number stands for all samples; a tensor has a row for each.
+        conditions: keyword arguments of every call. A number stands for all samples; a tensor or an array has a row for
+            each.
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (Ho & Salimans 2022, there 1 + w); one
             number, or one per sample. w = 1 is the conditional prediction, bit for bit, in one pass.
@@ -72,12 +75,18 @@ class Model:
             raise ValueError(f"chunk={self.chunk!r} must be a whole number of at least 1, or None")
         if self.threshold is not None and not isinstance(self.threshold, StaticThreshold | DynamicThreshold):
             raise TypeError(f"threshold={self.threshold!r} must be a StaticThreshold, a DynamicThreshold or None")
-        if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float | Tensor):
+        if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float | np.number | Tensor):
             raise TypeError(f"guidance={self.guidance!r} must be a number, or a tensor with one for each sample")
         if isinstance(self.guidance, Tensor) and self.guidance.ndim > 1:
             raise ValueError(f"guidance has shape {tuple(self.guidance.shape)}; give one number for each sample, (B,)")
         if not torch.isfinite(torch.as_tensor(self.guidance)).all():
             raise ValueError(f"guidance={self.guidance!r} must be finite; 1 is the conditional prediction")
+        for name in ("conditions", "null"):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{name}={given!r} must be keyword arguments of the network, such as {{'label': 3}}")
+            if any(isinstance(value, np.ndarray | np.number) for value in given.values()):
+                object.__setattr__(self, name, {key: _as_tensor(value) for key, value in given.items()})
         if self.guided and not self.null:
             raise ValueError(
                 f"guidance={self.guidance!r} needs null=..., the conditions that mean no condition; without them only "
@@ -93,6 +102,19 @@ class Model:
     def passes(self) -> int:
         """Network passes for each prediction."""
         return 2 if self.guided else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are; the CPU if it is a function."""
+        module = module_of(self.network)
+        parameters = iter(()) if module is None else module.parameters()
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether dropout or statistics of the batch make the network answer otherwise from call to call."""
+        module = module_of(self.network)
+        return module is not None and any(part.training and isinstance(part, UNSTEADY) for part in module.modules())
 
     @property
     def first_defined(self) -> float:
@@ -253,12 +275,17 @@ class Model:
     @cached_property
     def _network_dtype(self) -> torch.dtype | None:
         module = module_of(self.network)
-        parameters = module.parameters() if module else iter(())
+        parameters = iter(()) if module is None else module.parameters()
         return next((p.dtype for p in parameters if p.is_floating_point()), None)
 
 
 def _has_rows(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _as_tensor(value: Any) -> Any:
+    """Arrays as tensors; the rest as it is."""
+    return torch.as_tensor(value) if isinstance(value, np.ndarray | np.number) else value
 
 
 def _selected(value: Any, index: Tensor) -> Any:

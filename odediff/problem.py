@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -41,4 +42,10 @@ def probability_flow(model: Model) -> ProbabilityFlow:
     """The probability-flow ODE of ``model``: solving it forward in noise is inversion, backward is sampling."""
     if not isinstance(model, Model):
         raise TypeError(f"model={model!r} is no odediff.Model; wrap the network: odediff.Model(network, path)")
+    if model.unsteady:
+        warnings.warn(
+            f"network {type(model.network).__name__} is in training mode: dropout or statistics of the batch change "
+            "what it answers, so that no seed fixes a sample; call network.eval()",
+            stacklevel=3,
+        )
     return ProbabilityFlow(model)

@@ -14,7 +14,7 @@ from odediff import grid as grids
 from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
-from odediff.schedule import Schedule
+from odediff.schedule import Schedule, VPTable
 from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
 from solvers import Node, NoiseStream, Solver, solve
 from solvers.solve import Closing
@@ -59,7 +59,7 @@ def sample(
         seed: fixes every sample, whatever the batch size, its order, or how work is sharded.
         samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
         dtype: of the state that is drawn, float32 unless given; float64 with a float32 network is a supported setting.
-        device: of the state that is drawn, the CPU unless given.
+        device: of the state that is drawn, that of the network's parameters unless given.
         closing: what happens on the last interval, to the data; see `solvers.solve`. "auto" denoises, unless the
             solver `Solver.closes` by itself. Where a tolerance is followed it goes to the data without an error of its
             own: a model declared continuous is followed to the end, any other extrapolated by solvers that can.
@@ -92,7 +92,7 @@ def sample(
         dtype = torch.float32 if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype!r} does not hold a state; use torch.float32 or torch.float64")
-        state = torch.empty(_checked_shape(shape), dtype=dtype, device=device or "cpu")  # type: ignore[arg-type]
+        state = torch.empty(_checked_shape(shape), dtype=dtype, device=device or model.device)  # type: ignore[arg-type]
         start = model.path.node(float(times[0]))
         drawn, stream = stream.draw(state)
         noise = drawn.mul_(initial_deviation(start))
@@ -144,9 +144,11 @@ def make_times(
     if grid is not None and not callable(grid):
         raise TypeError(f"grid={grid!r} is no grid; pass a function such as odediff.grid.karras, or a tensor of times")
     place = grid or default_grid(solver, ode.model.integer_time)
+    if steps is not None:
+        return _placed(place, path, steps)
+    times = _at_most(place, path, STEPS if nfe is None else steps_within(solver, nfe, closing))
     if nfe is None:
-        return _placed(place, path, STEPS if steps is None else steps)
-    times = _placed(place, path, steps_within(solver, nfe, closing))
+        return times
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
     while True:
         try:
@@ -156,6 +158,16 @@ def make_times(
         if _calls(ode, solver, longer, closing) > nfe:
             return times
         times = longer
+
+
+def _at_most(place: Grid, path: Schedule, steps: int) -> Tensor:
+    """The times of a grid of so many steps; of as many as a table has entries, where it visits no more."""
+    try:
+        return _placed(place, path, steps)
+    except ValueError:
+        if not isinstance(path, VPTable) or steps <= path.T:
+            raise
+    return _placed(place, path, path.T)
 
 
 def _placed(place: Grid, path: Schedule, steps: int) -> Tensor:

@@ -538,3 +538,56 @@ def test_a_method_of_a_module_has_its_dtype_and_its_weights():
     assert fingerprint(one.forward) == fingerprint(one) != fingerprint(other.forward)
     found = odediff.sample(odediff.Model(one.forward, TABLE), (2, 3), dtype=torch.float64, steps=3)
     assert found.dtype == torch.float64
+
+
+def test_a_compiled_network_is_called_in_its_own_dtype():
+    network = Module().double()
+    found = odediff.Model(torch.compile(network, backend="eager"), TABLE).predict(TABLE.node(0.5), states(4)).eps
+    torch.testing.assert_close(found, torch.tanh(0.7 * states(4)))
+    assert found.dtype == torch.float32
+    assert {dtype for dtype, _ in network.seen} == {torch.float64}
+
+
+def test_a_state_is_drawn_where_the_network_is():
+    class Asked(Exception):
+        pass
+
+    class Elsewhere(Module):
+        def forward(self, x, time):
+            raise Asked(x.device)
+
+    model = odediff.Model(Elsewhere().to("meta"), TABLE)
+    assert model.device == torch.device("meta")
+    assert odediff.Model(Recorded(), TABLE).device == torch.device("cpu")
+    with pytest.raises(Asked, match="meta"):
+        odediff.sample(model, (2, 3), steps=3)
+    with pytest.raises(Asked, match="cpu"):
+        odediff.sample(model, (2, 3), steps=3, device="cpu")
+
+
+@pytest.mark.parametrize("part", [nn.Dropout(0.5), nn.BatchNorm1d(3)])
+def test_a_network_in_training_mode_is_warned_of(part):
+    network = nn.Sequential(part)
+    model = odediff.Model(lambda x, time: network(x), TABLE)
+    assert not model.unsteady  # a function hides it
+    model = odediff.Model(network, TABLE)
+    with pytest.warns(UserWarning, match=r"training mode.*network\.eval\(\)"):
+        odediff.probability_flow(model)
+    network.eval()
+    assert not odediff.Model(network, TABLE).unsteady
+    assert not odediff.Model(Module(), TABLE).unsteady
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk": 2}])
+def test_conditions_may_be_arrays(options):
+    labels, x = np.array([1, 2, 3, 4]), states(4)
+    found = odediff.Model(Recorded(), TABLE, conditions={"label": labels}, **options).predict(TABLE.node(0.5), x).eps
+    wanted = labelled(Recorded(), **options).condition(label=torch.from_numpy(labels)).predict(TABLE.node(0.5), x).eps
+    assert torch.equal(found, wanted)
+    rows = odediff.Model(Recorded(), TABLE, conditions={"label": labels}).rows(torch.tensor([2, 0]))
+    assert rows.conditions["label"].tolist() == [3, 1]
+
+
+def test_conditions_that_are_no_keywords_are_refused():
+    with pytest.raises(TypeError, match=r"conditions=\[1\] must be keyword arguments"):
+        odediff.Model(Recorded(), TABLE, conditions=[1])

@@ -450,3 +450,14 @@ def test_a_network_of_whole_times_is_asked_at_them_unless_a_grid_is_given():
     assert odediff.sample(model, (1, 3), nfe=6).isfinite().all() and asked[0] == 999 and len(asked) == 6
     code = odediff.encode(model, torch.ones(1, 3), steps=6)
     assert odediff.decode(model, code).isfinite().all() and asked[6] == 0
+
+
+@pytest.mark.parametrize("entries", [4, 10])
+def test_a_short_table_is_sampled_in_as_many_steps_as_it_has_entries(entries):
+    path = odediff.VPTable(np.linspace(0.99, 0.05, entries))
+    model = odediff.Model(lambda x, time: torch.tanh(x), path, integer_time=True)
+    for nfe in (None, entries, entries + 1, 1001):
+        found = odediff.sample(model, (2, 3), nfe=nfe, solver=DDIM(), return_solution=True)
+        assert found.stats.nfe == entries
+    with pytest.raises(ValueError, match=f"{entries} entries"):
+        odediff.sample(model, (2, 3), steps=entries + 1, solver=DDIM())
