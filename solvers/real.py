@@ -13,12 +13,16 @@ def native(value: np.ndarray | np.floating) -> Real:
 
 def divide(numerator: Real, denominator: Real) -> Real:
     """The quotient; infinite, without a warning, over zero."""
+    if isinstance(numerator, float) and isinstance(denominator, float) and denominator:
+        return float(numerator) / float(denominator)
     with np.errstate(divide="ignore", invalid="ignore"):
         return native(np.divide(numerator, denominator))
 
 
 def log(value: Real) -> Real:
     """The logarithm; -inf, without a warning, at zero."""
+    if isinstance(value, float) and value > 0:
+        return float(np.log(value))
     with np.errstate(divide="ignore"):
         return native(np.log(value))
 

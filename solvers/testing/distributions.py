@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from solvers.ode import Node, PathODE, Prediction, combine, per_row
-from solvers.real import Real, everywhere, native
+from solvers.real import Real, anywhere, everywhere, native
 
 BLOCK = 2**17
 """Numbers that a temporary of `Mixture` holds at most."""
@@ -75,7 +75,7 @@ class Mixture:
         ``v_k = alpha^2 d_k^2 + sigma^2``. What does not depend on x is computed in NumPy's float64.
         """
         size = max(1, BLOCK // self._means.size)
-        if len(x) <= size:
+        if x.shape[0] <= size:
             return self._predict(node, x)
 
         def mix(data: Real, noise: Real) -> Tensor:
@@ -90,23 +90,24 @@ class Mixture:
 
     def _predict(self, node: Node, x: Tensor) -> Prediction:
         means, variances = self._means, self._variances
-        alpha, sigma = (np.asarray(v)[..., None] for v in node[1:])
-        total = variances * alpha**2 + sigma**2
+        alpha, sigma = _column(node.alpha), _column(node.sigma)
+        total = variances * (alpha * alpha) + sigma * sigma
         prior = self._log_weights - means.shape[1] / 2 * np.log(total)
 
         def tensor(values: np.ndarray) -> Tensor:
-            return torch.as_tensor(values, dtype=x.dtype, device=x.device)
+            return torch.from_numpy(values).to(x)
 
         # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
-        centred = x.reshape(len(x), 1, math.prod(x.shape[1:])) - tensor(alpha[..., None] * means)
+        batch, *shape = x.shape
+        centred = x.reshape(batch, 1, math.prod(shape)) - tensor(_column(alpha) * means)
         log_density = torch.addcmul(tensor(prior), vector_norm(centred, dim=-1).square(), tensor(-0.5 / total))
         responsibility = torch.softmax(log_density, dim=1)
 
         def mix(data: Real, noise: Real) -> Tensor:
-            data, noise = (np.asarray(v)[..., None] for v in (data, noise))
+            data, noise = _column(data), _column(noise)
             slopes = tensor((data * alpha * variances + noise * sigma) / total)
-            if data.any():
-                parts = torch.addcmul(tensor(data[..., None] * means), slopes.unsqueeze(-1), centred)
+            if anywhere(data != 0):
+                parts = torch.addcmul(tensor(_column(data) * means), slopes.unsqueeze(-1), centred)
                 parts.mul_(responsibility.unsqueeze(-1))
             else:  # eps, which most solvers ask for, does without the means
                 parts = (slopes * responsibility).unsqueeze(-1) * centred
@@ -120,6 +121,11 @@ class Mixture:
         component = torch.multinomial(self.weights.double(), count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
         return self.means[component] + self.deviations[component, None] * noise
+
+
+def _column(value: Real) -> Real:
+    """One number for the whole batch as it is, an array ``(...)`` as ``(..., 1)``."""
+    return value if isinstance(value, float) else np.asarray(value)[..., None]
 
 
 def _rows(value: Real, rows: slice) -> Real:
@@ -162,7 +168,8 @@ class ExactODE(PathODE):
         if self.span and not everywhere((min(self.span) <= node.t) & (node.t <= max(self.span))):
             raise AssertionError(f"the field was called at t={node.t}, outside the span {self.span}")
         if self.like is not None:
-            expected, got = ((v.dtype, v.device, v.shape[1:]) for v in (self.like, x))
+            like = self.like
+            expected, got = (like.dtype, like.device, like.shape[1:]), (x.dtype, x.device, x.shape[1:])
             if expected != got:
                 raise AssertionError(f"the field was called with {got} for a state of {expected}")
         return self.distribution.predict(node, x)
