@@ -160,29 +160,6 @@ def starts(solver: ReversibleSolver, nodes: Sequence[Node]) -> int:
     return sum(here and not before for before, here in pairwise([False, *reverses]))
 
 
-class Snap(torch.autograd.Function):
-    """Rounding to multiples of a spacing, with the derivative of the identity: what it is but for the last digits."""
-
-    @staticmethod
-    def forward(z: Tensor, spacing: float) -> Tensor:
-        """The nearest multiples."""
-        return torch.round(z / spacing).mul_(spacing)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The gradient, as it comes."""
-        return grad, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, spacing: None) -> Tensor:
-        """The tangent, as it comes."""
-        return tangent
-
-
 class Lattice:
     """The numbers that the states of a pair method are made of: multiples of ``spacing``, a power of two, in float64.
 
@@ -201,7 +178,10 @@ class Lattice:
 
     def snap(self, z: Tensor) -> Tensor:
         """The nearest multiples of the spacing, in float64; to a derivative, the number itself."""
-        return Snap.apply(z.double(), self.spacing)
+        z = z.double()
+        fixed = z.detach()
+        # Where z is finite the difference is exact, and so is the sum.
+        return z + torch.round(fixed / self.spacing).mul_(self.spacing).sub_(fixed)
 
     def grow(self, z: Tensor, r: Real) -> Tensor:
         """``r z`` for r >= 1, on the lattice: ``n + round((r - 1) n)`` for z = n times the spacing."""
