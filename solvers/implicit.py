@@ -146,13 +146,14 @@ class GaussLegendre(Solver):
         bound = max(self.tolerance, floor) * (1 + row_norm(x))
         stages = self._stages(x, start, h, nodes, rows, slopes)
         for _ in range(self.iterations):
-            index = torch.nonzero(~done).ravel()
-            whole = len(index) == len(x)
-            mask = (~done).cpu().numpy()
-            part = ode if whole else ode.rows(index)
-            for i, node in enumerate(nodes):
-                new = self._slope(part, node if whole else _rows(node, mask), stages[i][index])
-                slopes[i] = new if whole else slopes[i].index_copy(0, index, new)
+            if done.any():
+                index, mask = torch.nonzero(~done).ravel(), (~done).cpu().numpy()
+                part = ode.rows(index)
+                for i, node in enumerate(nodes):
+                    new = self._slope(part, _rows(node, mask), stages[i][index])
+                    slopes[i] = slopes[i].index_copy(0, index, new)
+            else:
+                slopes = [self._slope(ode, node, stage) for node, stage in zip(nodes, stages, strict=True)]
             moved = self._stages(x, start, h, nodes, rows, slopes)
             change = np.max([row_norm(new - old) for new, old in zip(moved, stages, strict=True)], axis=0)
             stages = moved
