@@ -187,10 +187,12 @@ class AdamsRun(Run):
         if self.broken.any():
             self._forget(self.broken)
         order, self.h = self._next(h, errors, accepted, probe)
-        if self.closes and (np.abs(self.span.q_b - b) <= 2 * NEAR * h).any():
+        near = np.abs(self.span.q_b - b) <= 2 * NEAR * h
+        if self.closes and near.any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
             odd = self._combine(newton_weights(*_odd_terms(past, q, b), k), self.age, self.z)
-            self.odd = row_norm(odd - corrected) <= row_norm(predicted - corrected)
+            closer = row_norm(odd - corrected) <= row_norm(predicted - corrected)
+            self.odd = np.where(near, closer, self.odd)
         self.last = _Piece(q, self.z, nodes, slots, k + 1)
         self.k = order
         self.calm = accepted | probe

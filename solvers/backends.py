@@ -210,6 +210,9 @@ class Backend(Solver):
     def solve(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
         """Solve each part of the batch over all nodes, then yield the states node by node."""
         together = self.batched or not self.methods[self.method].couples
+        if not len(x):
+            yield from (Step(x, status=torch.zeros(0, dtype=torch.int64)) for _ in nodes[1:])
+            return
         rows = torch.arange(len(x), device=x.device)
         parts = (rows,) if together else rows.split(1)
         solved = [self._solve_part(ode if together else ode.rows(part), nodes, x[part]) for part in parts]

@@ -64,7 +64,7 @@ def row_norm(x: Tensor) -> np.ndarray:
     A long row is summed in blocks: torch splits the sum of a single long row between threads, and a sample solved alone
     would round otherwise than among others.
     """
-    rows = x.detach().reshape(len(x), -1)
+    rows = x.detach().reshape(len(x), -1).contiguous()
     size = rows.shape[1]
     if size <= BLOCK:
         norms = vector_norm(rows, dim=1)
@@ -81,7 +81,7 @@ def first_step(d0: np.ndarray, d1: np.ndarray, span: float) -> np.ndarray:
 
     ``d0`` and ``d1`` are the norms of the state and of the slope, in units of the tolerance.
     """
-    small = (d0 < 1e-5) | (d1 < 1e-5) | ~np.isfinite(d1)
+    small = ~(d0 >= 1e-5) | (d1 < 1e-5) | ~np.isfinite(d1)
     return np.minimum(np.where(small, 1e-6 * span, 0.01 * d0 / np.where(small, 1.0, d1)), span)
 
 

@@ -19,7 +19,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.real import Real, native
 from solvers.solution import Status
-from solvers.solver import Past, Solver, Step, require_path
+from solvers.solver import Past, Solver, Step, require_path, require_run
 
 ROUND_OFFS = 16
 """Units of the state's round-off below which no iteration is asked to converge."""
@@ -112,6 +112,9 @@ class GaussLegendre(Solver):
         """The state of a run is the samples' `Status`, int64 ``(B,)``."""
         if self.line is not None:
             require_path(self, ode)
+        require_run(self, state, Tensor)
+        if state is not None and state.shape != (len(x),):
+            raise ValueError(f"state: it belongs to {len(state)} samples and x has {len(x)}; carry on the same samples")
         return torch.zeros(len(x), dtype=torch.int64) if state is None else state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:

@@ -100,12 +100,15 @@ def gmres(product: Function, right: Tensor, most: int, reduction: float = 0.01) 
         following[rows] = w / _column(length, w)
         basis.append(following)
         small = hessenberg[rows, : k + 2, : k + 1]
+        # A sample whose products are not finite is lost, and must not take the others with it.
+        finite = torch.isfinite(small).flatten(1).all(dim=1)
+        small = torch.where(finite[:, None, None], small, 0.0)
         target = right.new_zeros((len(rows), k + 2, 1), dtype=torch.float64)
         target[:, 0, 0] = norm[rows]
         solution = torch.linalg.pinv(small, rtol=1e-14) @ target
         weights[rows, : k + 1] = solution[:, :, 0]
         left = (small @ solution - target).reshape(len(rows), -1).square().sum(dim=1).sqrt()
-        active = active[(left > reduction * norm[rows]).cpu()]
+        active = active[(finite & (left > reduction * norm[rows])).cpu()]
     step = torch.zeros_like(right)
     for i, vector in enumerate(basis[:most]):
         step = step + _column(weights[:, i], right, divide=False) * vector

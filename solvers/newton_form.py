@@ -49,7 +49,8 @@ def odd_newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.
     """
     points, rule = gauss_legendre(len(nodes))
     x = a + (b - a) * points
-    return _products(nodes**2, x**2, (b - a) * rule * x).sum(axis=1)
+    # One after the other: a plain sum would pair the points of a sample alone, and not those of several.
+    return np.asarray(np.add.accumulate(_products(nodes**2, x**2, (b - a) * rule * x), axis=1)[:, -1])
 
 
 def divided_differences(nodes: np.ndarray) -> np.ndarray:

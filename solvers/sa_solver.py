@@ -16,7 +16,7 @@ from solvers.lines import Data, Line, Noise, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.phi import phi
-from solvers.solver import Law, Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 
 HIGHEST = 4
 
@@ -155,6 +155,7 @@ class SASolver(Solver):
     ) -> Run:
         """Plan the coefficients of every step."""
         require_path(self, ode)
+        require_run(self, state, Run)
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
         levels = state.levels if state is not None else ()
         correction = state.steps[state.next - 1].correction if state is not None and state.next else ()

@@ -18,7 +18,7 @@ from solvers.fusion import fusion, require_compiler
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.solution import Solution, SolveError, Stats, Status
-from solvers.solver import Past, Solver, Step, require_solver
+from solvers.solver import Past, Solver, Step, require_rows, require_solver
 
 Closing = Literal["denoise", "extrapolate"] | None
 EXTRAPOLATED = 3
@@ -105,6 +105,7 @@ def solve(
     states = [x]
     steps, spent, failed = 0, False, None
     try:
+        require_rows(state, x)
         state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
         if wrapped.ledger.first:
             # What was predicted at the nodes of ``past`` belongs to no step.
@@ -194,6 +195,8 @@ def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Tensor]]) -> Tensor
 
     Along a solution x0 is an even function of s, so the polynomial in s^2 has no odd terms to waste a node on.
     """
+    # A method that raises its level may have asked twice at one node: the newest prediction counts.
+    recent = list({float(node.s): (node, x0) for node, x0 in recent}.values())
     squares = [float(node.s) ** 2 for node, _ in recent]
     terms = []
     for i, (_, x0) in enumerate(recent):

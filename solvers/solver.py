@@ -156,6 +156,25 @@ def require_states(past: Past, x: Tensor) -> None:
             raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
 
 
+def require_rows(state: Any, x: Tensor) -> None:
+    """Raise `ValueError` if a run's ``state`` holds states of other samples than those of ``x``."""
+    if isinstance(state, Tensor):
+        if state.is_floating_point() and state.ndim == x.ndim and state.shape != x.shape:
+            raise ValueError(
+                f"state: it carries a history of shape {tuple(state.shape)} and x has {tuple(x.shape)}; carry on the "
+                "samples that it was made with"
+            )
+    elif isinstance(state, tuple | list):
+        for part in state:
+            require_rows(part, x)
+
+
+def require_run(solver: "Solver", state: object, kind: type) -> None:
+    """Raise `TypeError` unless ``state`` is a run's of that kind, or None."""
+    if not isinstance(state, kind | None):
+        raise TypeError(f"state: a {type(state).__name__} is no state of {solver}; pass its own Solution.state")
+
+
 def require_path(solver: Solver, ode: ODE) -> None:
     """Raise `TypeError` unless ``ode`` splits a state into data and noise."""
     if not isinstance(ode, PathODE):

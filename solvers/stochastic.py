@@ -14,7 +14,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.real import log, native
 from solvers.runge_kutta import Heun
-from solvers.solver import Law, Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 
 LARGEST_RAISE = math.sqrt(2) - 1
 """Of the noise level in one step of EDM: the state gets at most as much new noise as it has."""
@@ -140,6 +140,7 @@ class EDMHeun(Solver):
     ) -> Churning:
         """The noise stream, and the churn of this grid."""
         require_path(self, ode)
+        require_run(self, state, Churning)
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
         return Churning(stream, min(self.churn / max(len(nodes) - 1, 1), LARGEST_RAISE), nodes[0])
 

@@ -353,7 +353,7 @@ class Tolerance(Solver):
                 ledger.tried(run.ids, moved, ~run.calm)
             report(moved)
             arrived = moved & (run.q == span.q_b)
-            stuck = ~arrived & (run.h < span.smallest)
+            stuck = ~arrived & ~(run.h >= span.smallest)
             status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
             leave(stuck | arrived)
         status[run.ids] = Status.BUDGET

@@ -56,6 +56,8 @@ class TwoStep(ReversibleSolver):
             (node, partner), scale = past[0], self.scale(nodes[0])
             if len(nodes) > 1 and (node.t - nodes[0].t) * (nodes[1].t - nodes[0].t) >= 0:
                 raise ValueError(f"past: its node t={node.t} does not lie behind the first of the grid, t={nodes[0].t}")
+            if not self.reverses(node, nodes[0]):
+                return None  # a singular node has no digits on the line, and no method reads it
             other = self.lattice.digits(self.scale(node), partner, None)
             return Companion(self.lattice.digits(scale, x, None), other, node=node)
         return state
