@@ -14,6 +14,11 @@ from odediff import zoo
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
+def embedded_shape() -> tuple[int, ...]:
+    """The shape of one of the embedded images."""
+    return tuple(zoo.test_images()[0].shape[1:])
+
+
 def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     """The first ``count`` images in [-1, 1], ``(count, C, H, W)``, and their labels if they are the embedded ones.
 

@@ -179,6 +179,22 @@ def test_a_network_without_classes_is_inverted(monkeypatch, tmp_path, task):
     assert (tmp_path / "out" / "run.json").exists()
 
 
+def coloured(monkeypatch, tmp_path) -> list[str]:
+    """The words that choose a network of one's own on images of three colours."""
+    (tmp_path / "coloured.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x, time):\n        return 0.9 * x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return ["model=custom", "model.factory=coloured.Net", "model.shape=[3,8,8]", "progress=false"]
+
+
+def test_the_doctor_asks_a_network_of_another_shape_about_noise_alone(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "task=doctor", "hydra.run.dir=out", *coloured(monkeypatch, tmp_path)) in (0, 1)
+    out, err = capsys.readouterr()
+    assert "task.images=FOLDER" in out and not err
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["report"] in out
+
+
 @pytest.mark.parametrize("method", ["null_text", "bridge", "slerp", "cycle_diffusion"])
 def test_edit_leaves_a_picture_and_the_classifiers_word(monkeypatch, tmp_path, method):
     arguments = [

@@ -7,17 +7,25 @@ import sys
 from omegaconf import DictConfig
 
 from odediff.doctor import diagnose
-from odediff.images import load_images
+from odediff.images import embedded_shape, load_images
 from odediff.run import build
 
 
 def run(config: DictConfig, images: str | None) -> None:
-    """Print the report and write doctor.txt and run.json; exit with 1 when something is wrong."""
+    """Print the report and write run.json; exit with 1 when something is wrong.
+
+    A model of another shape than the embedded images' is tested on noise alone where no folder of images is given.
+    """
     run = build(config)
     if config.samples < 4:
         raise ValueError(f"samples={config.samples} must be at least 4: differences are tested across samples")
-    pictures, labels = load_images(images, config.samples, run.shape)
-    report = diagnose(run.conditioned(config.samples, **run.labelled(labels)), pictures, seed=config.seed)
+    if images is None and run.shape != embedded_shape():
+        pictures, labels = None, None
+        print("no images: the network is asked about noise alone; task.images=FOLDER would tell more")
+    else:
+        pictures, labels = load_images(images, config.samples, run.shape)
+    model = run.conditioned(config.samples, **run.labelled(labels))
+    report = diagnose(model, pictures, shape=run.shape, seed=config.seed, samples=config.samples)
     print(report)
     run.record({"ok": report.ok, "report": str(report)})
     if not report.ok:
