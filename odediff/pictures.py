@@ -27,6 +27,11 @@ CLOUD = 2500
 """Points of a cloud that are drawn: more would hide their density."""
 
 
+def is_picture(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape can be drawn: one channel or three, height and width."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def montage(images: Tensor, columns: int) -> np.ndarray:
     """Tile images ``(B, C, H, W)`` in [-1, 1] into one array ``(rows H, columns W[, 3])`` in [0, 1], white between."""
     pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()

@@ -195,6 +195,18 @@ def test_the_doctor_asks_a_network_of_another_shape_about_noise_alone(monkeypatc
     assert json.loads((tmp_path / "out" / "run.json").read_text())["report"] in out
 
 
+def test_the_demonstration_leaves_out_the_round_trip_of_images_that_it_has_none_of(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "_paths", lambda run: {})
+    words = ["task.images=2", "task.nfe=[5]", "hydra.run.dir=out", *coloured(monkeypatch, tmp_path)]
+    assert run(monkeypatch, tmp_path, *words) == 0
+    assert "task=invert task.images=FOLDER" in capsys.readouterr().out
+    assert {"samples", "paths"} <= json.loads((tmp_path / "out" / "run.json").read_text()).keys() - {"inversion"}
+    assert run(monkeypatch, tmp_path, *words, "model.shape=[2]") == 2
+    assert "use task=sample" in capsys.readouterr().err
+    assert run(monkeypatch, tmp_path, *words[2:], "model.shape=[2]", "task=sample", "steps=2") == 0
+    assert load_file(tmp_path / "out" / "samples.safetensors")["samples"].shape == (16, 2)
+
+
 @pytest.mark.parametrize("method", ["null_text", "bridge", "slerp", "cycle_diffusion"])
 def test_edit_leaves_a_picture_and_the_classifiers_word(monkeypatch, tmp_path, method):
     arguments = [

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from odediff import grid as grids
-from odediff.images import load_images
+from odediff.images import embedded_shape, load_images
 from odediff.inversion import decode, encode
-from odediff.pictures import curves, labelled_grid, montage
+from odediff.pictures import curves, is_picture, labelled_grid, montage
 from odediff.reference import reference_end
 from odediff.run import Run, build, rms
 from odediff.sampling import sample
@@ -33,17 +33,24 @@ SHOWN_TIMES = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 
 def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int]) -> None:
-    """Samples by several solvers, one noise by the ODE and by DDPM, and real images there and back."""
+    """Samples by several solvers, one noise by the ODE and by DDPM, and real images there and back.
+
+    The way there and back is for models of the embedded images' shape; others are sampled alone.
+    """
     run = build(config)
     for name, counts in (("images", [images]), ("nfe", nfe), ("inversion_nfe", inversion_nfe)):
         if not counts or min(counts) < 1:
             raise ValueError(f"task.{name}={images if name == 'images' else counts} must be of at least 1")
-    pictures, labels = load_images(None, images, run.shape)
-    results = {
-        "samples": _samples(run, images, nfe),
-        "paths": _paths(run),
-        "inversion": _inversion(run, pictures, labels, inversion_nfe),
-    }
+    if not is_picture(run.shape):
+        raise ValueError(
+            f"model.shape={list(run.shape)} is of no picture, which the demonstration draws; use task=sample"
+        )
+    real = load_images(None, images, run.shape) if run.shape == embedded_shape() else None
+    results: dict[str, Any] = {"samples": _samples(run, images, nfe), "paths": _paths(run)}
+    if real is None:
+        print("\nNo round trip: there are no embedded images of this shape; task=invert task.images=FOLDER takes yours")
+    else:
+        results["inversion"] = _inversion(run, *real, inversion_nfe)
     run.record(results)
     print(f"\npictures and run.json in {run.folder}")
 

@@ -16,7 +16,7 @@ from odediff.files import replacing
 from odediff.fingerprint import fingerprint, tensors_hash
 from odediff.metrics import class_accuracy
 from odediff.model import Model
-from odediff.pictures import labelled_grid, montage
+from odediff.pictures import is_picture, labelled_grid, montage
 from odediff.reference import reference_end
 from odediff.run import Run, build, rms
 from odediff.sampling import initial_deviation, sample
@@ -27,7 +27,7 @@ from solvers import NoiseStream, Solution
 
 
 def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
-    """Draw ``samples`` images and write samples.safetensors, samples.png and run.json."""
+    """Draw ``samples`` images and write samples.safetensors, run.json and, where they are pictures, samples.png."""
     run, count = build(config), config.samples
     if score:
         _require_scorable(run.shape, count)
@@ -53,14 +53,15 @@ def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
     with replacing(run.folder / "samples.safetensors") as partial:
         save_file({"samples": solution.x.contiguous()}, partial)
     name, calls = type(run.solver).__name__, solution.stats.nfe
-    labelled_grid(
-        run.folder / "samples.png",
-        [[montage(solution.x, columns=min(count, 8))]],
-        [name],
-        [f"{calls} calls"],
-        f"{count} samples, seed {config.seed}",
-        inches=0.5 * -(-count // 8),
-    )
+    if is_picture(run.shape):
+        labelled_grid(
+            run.folder / "samples.png",
+            [[montage(solution.x, columns=min(count, 8))]],
+            [name],
+            [f"{calls} calls"],
+            f"{count} samples, seed {config.seed}",
+            inches=0.5 * -(-count // 8),
+        )
     run.record(
         {
             "nfe": calls,
