@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -137,7 +138,7 @@ def build(config: DictConfig) -> Run:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver._target_={config.solver._target_} made {type(solver).__name__}, no solvers.Solver")
     if config.rtol is not None:
-        solver = at_tolerance(solver, config.rtol)
+        solver = at_tolerance(solver if _solver_is_chosen() else None, config.rtol)
     return Run(
         config=config,
         model=_on_schedule(model, config),
@@ -164,6 +165,12 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
     if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
         raise ValueError(f"model.shape={shape} must be that of one sample, such as model.shape=[1,28,28]")
     return sizes
+
+
+def _solver_is_chosen() -> bool:
+    """Whether the command line says anything of the solver; an experiment may."""
+    words = (word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task)
+    return any(re.match(r"experiment$|solver\b|line@solver\b", word) for word in words)
 
 
 def _on_schedule(model: Model, config: DictConfig) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -47,8 +48,10 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
     """``solver`` at ``rtol``, `AdaptiveAdams` unless one is given.
 
     Raises:
-        ValueError: the solver steps on a grid and follows no tolerance.
+        ValueError: the tolerance is none, or the solver steps on a grid and follows none.
     """
+    if rtol is not None and not 0 < rtol < math.inf:
+        raise ValueError(f"rtol={rtol} must be positive and finite, such as rtol=1e-2")
     if solver is None:
         return AdaptiveAdams() if rtol is None else AdaptiveAdams(rtol=rtol)
     if not isinstance(solver, Solver):

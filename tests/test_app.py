@@ -50,6 +50,9 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "steps=5", "nfe=4"], ["steps=5", "nfe=4", "exclude"]),
         (["task=sample", "samples=0"], ["samples=0", "at least 1"]),
         (["task=sample", "solver=adams", "rtol=-1"], ["rtol=-1", "positive"]),
+        (["task=sample", "rtol=0"], ["rtol=0", "positive and finite"]),
+        (["task=sample", "rtol=nan"], ["rtol=nan", "positive and finite"]),
+        (["task=sample", "solver=gp_multistep", "rtol=1e-2"], ["rtol=0.01", "GPMultistep", "solver=adams"]),
         (["task=sample", "solver=adams", "rtol=1e-3", "steps=4"], ["rtol=0.001", "steps=4", "exclude"]),
         (["task=sample", "solver=heun", "rtol=1e-3"], ["rtol=0.001", "Heun", "solver=adams"]),
         (["task=sample", "device=nonsense"], ["device=nonsense", "cpu"]),
@@ -494,3 +497,10 @@ def test_a_tolerance_on_the_command_line(monkeypatch, tmp_path, capsys):
     assert "AdaptiveAdams(rtol=0.01" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert 5 < record["nfe"] < 25 and len(record["times"]) == 3
+
+
+def test_a_tolerance_without_a_solver_takes_the_librarys(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "task=sample", "rtol=1e-1", "hydra.run.dir=out", *QUICK) == 0
+    assert "AdaptiveAdams(rtol=0.1" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["solver"].startswith("AdaptiveAdams(rtol=0.1")
