@@ -6,7 +6,6 @@ workers share the folder. At the end all of them become ``table.parquet`` and ``
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -31,7 +30,7 @@ from benchmarks.measure import measure
 from benchmarks.plan import image_cells, in_order, plan
 from benchmarks.references import References
 from benchmarks.store import Store
-from odediff.app import App, plain_failures
+from odediff.app import App, leave_failures_to_us, plain_failures
 from odediff.config import conf_folder
 from odediff.table import text_table
 
@@ -42,7 +41,7 @@ BEST = 5
 
 def main() -> None:
     """Run the study, or print one clear line and exit with 2."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    leave_failures_to_us()
     register()
     with plain_failures(APP):
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=APP.config_name)(_run)()

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,16 +39,34 @@ class App(NamedTuple):
     folder_key: str
 
 
+ONE_LINE = "ODEDIFF_ONE_LINE"
+"""The environment variable that is set where HYDRA_FULL_ERROR=1 is no wish of the user."""
+OWN = {"odediff", "solvers", "benchmarks", "__main__"}
+"""Modules whose places tell a user nothing."""
+
 APP = App("config", "hydra.run.dir")
 
 
 def main() -> None:
     """The console script: run, or print one clear line and exit with 2."""
-    # Without this Hydra prints failures itself, over many lines, and exits with 1.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    leave_failures_to_us()
     register()
     with plain_failures():
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=APP.config_name)(_run)()
+
+
+def leave_failures_to_us() -> None:
+    """Have Hydra raise what fails: otherwise it prints it itself, over many lines, and exits with 1.
+
+    Its switch for that is also the user's for the whole traceback. A second variable, which the processes of a sweep
+    inherit, says that it was not the user who set it.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") != "1":
+        os.environ.update({"HYDRA_FULL_ERROR": "1", ONE_LINE: "1"})
+
+
+def _whole_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1" and ONE_LINE not in os.environ
 
 
 def _run(config: DictConfig) -> None:
@@ -65,10 +84,10 @@ def plain_failures(app: App = APP) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the files that are there are whole", 130))
-    except SolveError as error:
-        sys.exit(_say(str(error), 1))
-    except USER_ERRORS as error:
-        sys.exit(_say(explain(error, app), 2))
+    except (SolveError, *USER_ERRORS) as error:
+        if _whole_traceback():
+            traceback.print_exc()
+        sys.exit(_say(str(error), 1) if isinstance(error, SolveError) else _say(explain(error, app), 2))
 
 
 @contextmanager
@@ -81,7 +100,7 @@ def noted_failures() -> Iterator[None]:
         if job.mode != RunMode.MULTIRUN:
             raise
         reason = explain(error)
-        if isinstance(error, (SolveError, *USER_ERRORS)):
+        if isinstance(error, (SolveError, *USER_ERRORS)) and not _whole_traceback():
             _say(reason, 1)
         else:
             traceback.print_exc()
@@ -89,7 +108,27 @@ def noted_failures() -> Iterator[None]:
 
 
 def explain(error: BaseException, app: App = APP) -> str:
-    """One line for the error of a wrong value, with the valid names where there are some."""
+    """One line for the error of a wrong value, with the valid names where there are some, and where code is at fault.
+
+    The place is the innermost in code of the user's own, if that has a part in it.
+    """
+    place = next(filter(None, map(_own_place, _chain(error))), None)
+    return _reason(error, app) + (f" ({place}; HYDRA_FULL_ERROR=1 shows the whole traceback)" if place else "")
+
+
+def _own_place(error: BaseException) -> str | None:
+    """The innermost place, ``file.py:line``, of code that is neither ours nor installed."""
+    installed = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib"))
+    places = [
+        f"{Path(frame.f_code.co_filename).name}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith(("<", *installed))
+        and frame.f_globals.get("__name__", "").partition(".")[0] not in OWN
+    ]
+    return places[-1] if places else None
+
+
+def _reason(error: BaseException, app: App) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; choose another folder with {app.folder_key}=FOLDER"
     causes = list(_chain(error))
