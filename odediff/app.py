@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -112,6 +113,9 @@ def explain(error: BaseException, app: App = APP) -> str:
 
     The place is the innermost in code of the user's own, if that has a part in it.
     """
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f"the disk of {Path(error.filename).parent}" if error.filename else "a disk"
+        return f"{where} is full; free space there or choose another folder with {app.folder_key}=FOLDER"
     place = next(filter(None, map(_own_place, _chain(error))), None)
     return _reason(error, app) + (f" ({place}; HYDRA_FULL_ERROR=1 shows the whole traceback)" if place else "")
 

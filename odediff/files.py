@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -10,20 +11,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; on success it becomes ``path``, on failure it vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    partial = Path(name)
+    """Yield a temporary path beside ``path`` to write to; on success it becomes ``path``, on failure it vanishes.
+
+    Raises:
+        OSError: the disk is full, with ENOSPC and ``path``, whatever the writing library makes of it.
+    """
+    with _named_if_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            os.chmod(partial, 0o666 & ~_umask())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named_if_full(path: Path) -> Iterator[None]:
+    full = os.strerror(errno.ENOSPC)
     try:
-        yield partial
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or full in str(error):
+            raise OSError(errno.ENOSPC, full, str(path)) from error
+        raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

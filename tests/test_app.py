@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 from matplotlib.image import imsave
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import odediff
@@ -525,3 +527,15 @@ def test_what_fails_in_a_network_of_ones_own_is_placed_and_shown_whole_at_wish(m
     assert err.startswith("Traceback") and 'faulty.py", line 6, in forward' in err
     assert run(monkeypatch, tmp_path, "steps=abc") == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [SafetensorError, lambda text: OSError(errno.ENOSPC, text)], ids=["tensors", "file"])
+def test_a_full_disk_is_named_with_its_remedy(monkeypatch, tmp_path, capsys, kind):
+    def refused(tensors, path):
+        raise kind("No space left on device")
+
+    monkeypatch.setattr(sample_task, "save_file", refused)
+    assert run(monkeypatch, tmp_path, "task=sample", "steps=2", "hydra.run.dir=out", *QUICK) == 2
+    said = f"odediff: the disk of {tmp_path / 'out'} is full; free space there or choose another folder with"
+    assert capsys.readouterr().err.strip() == f"{said} hydra.run.dir=FOLDER"
+    assert not list((tmp_path / "out").glob("*samples*"))
