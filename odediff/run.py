@@ -83,7 +83,10 @@ class Run:
         return {} if labels is None or "label" not in self.model.null else {"label": labels.tolist()}
 
     def record(self, results: Mapping[str, Any]) -> None:
-        """Write run.json: the resolved configuration, versions, the weights' hash, what was measured, the seconds."""
+        """Write run.json: the resolved configuration, versions, the weights' hash, what was measured, the seconds.
+
+        These are of the whole run, unless they are among the ``results``.
+        """
         write_json(
             self.folder / "run.json",
             {

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -539,3 +540,23 @@ def test_a_full_disk_is_named_with_its_remedy(monkeypatch, tmp_path, capsys, kin
     said = f"odediff: the disk of {tmp_path / 'out'} is full; free space there or choose another folder with"
     assert capsys.readouterr().err.strip() == f"{said} hydra.run.dir=FOLDER"
     assert not list((tmp_path / "out").glob("*samples*"))
+
+
+def test_the_seconds_of_a_job_are_those_of_its_sampling(monkeypatch, tmp_path):
+    right, spent = sample_task.sample, []
+
+    def timed(*arguments, **keywords):
+        begun = time.perf_counter()
+        solution = right(*arguments, **keywords)
+        spent.append(time.perf_counter() - begun)
+        return solution
+
+    def slow(model, noise, *settings):
+        time.sleep(2)
+        return noise
+
+    monkeypatch.setattr(sample_task, "sample", timed)
+    monkeypatch.setattr(sample_task, "reference_end", slow)
+    assert run(monkeypatch, tmp_path, "-m", "task=sample", "steps=2,3", "hydra.sweep.dir=out", *QUICK) == 0
+    jobs = json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]
+    assert [job["seconds"] for job in jobs] == pytest.approx(spent, abs=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
     if score:
         _require_scorable(run.shape, count)
     model = run.conditioned(count)
+    begun = time.perf_counter()
     solution: Solution = sample(
         model,
         (count, *run.shape),
@@ -47,6 +49,7 @@ def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
         progress=run.progress,
         return_solution=True,
     )
+    seconds = time.perf_counter() - begun
     compared = run.sweeping and reference_steps is not None and run.solver.deterministic
     error = _error(run, model, solution, reference_steps) if compared else None  # type: ignore[arg-type]
     scores = _scores(solution.x, model.conditions.get("label")) if score else {}
@@ -68,6 +71,7 @@ def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
             "network_evaluations": solution.stats.network_evaluations,
             "steps": solution.stats.steps,
             "error": error,
+            "seconds": round(seconds, 3),
             "times": [float(node.t) for node in solution.nodes],
             **scores,
         }
