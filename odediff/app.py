@@ -139,6 +139,10 @@ def _reason(error: BaseException, app: App) -> str:
     if "Config group override must be a string" in str(causes[0]):
         word = next((word for word in sys.argv[1:] if "=" in word and "null" in word), "GROUP=null")
         return f"{word}: a group takes one of its names; leave it out, or take it away with ~{word.partition('=')[0]}"
+    line = next((word for word in sys.argv[1:] if re.match(r"\+?line=", word)), None)
+    if line and re.search(r"override 'line'|Key 'line' not in", str(causes[0])):
+        name = line.partition("=")[2]
+        return f"{line}: a line is a part of a solver; give both, as in solver=rk4 line@solver.line={name}"
     configuration = [c for c in causes if isinstance(c, HydraException | OmegaConfBaseException)]
     if isinstance(causes[0], InstantiationException) and len(causes) > 1 and "Error in call" in str(causes[0]):
         # The target itself refused its arguments: its own message is the clear one.

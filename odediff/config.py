@@ -12,9 +12,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.utils import instantiate
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from solvers import Solver
+
+CHOSEN_BY = {"line": "line@solver.line"}
+"""Group -> the word that chooses one of it, where that is not its name: a line is a part of a solver."""
 
 
 class Dtype(Enum):
@@ -184,7 +187,16 @@ def register() -> None:
         ("train", TrainTask),
         ("evaluate", EvaluateTask),
     ):
-        store.store(name, schema, group="schema")
+        store.store(f"schema_{name}", schema)
+    OmegaConf.register_new_resolver("odediff.groups", groups, replace=True)
+
+
+def groups() -> str:
+    """What `--help` shows of the tree: a line of names for each group, by the word that chooses one."""
+    with _tree():
+        loader = GlobalHydra.instance().config_loader()
+        found = [name for name in sorted(loader.get_group_options("", ObjectType.GROUP)) if name != "hydra"]
+    return "\n".join(f"{CHOSEN_BY.get(name, name)}: {', '.join(known(name))}" for name in found)
 
 
 def conf_folder() -> Path:

@@ -80,6 +80,8 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=joint", "samples=9", "task.etas=[0,2]"], ["eta=2", "[0, 1]"]),
         (["task=joint", "samples=9", "task.etas=[]"], ["task.etas=[]", "one or more"]),
         (["task=sample", "solver=heun", "solver.line=noise"], ["solver.line=noise", "line@solver.line=noise"]),
+        (["line=rotation"], ["line=rotation", "line@solver.line=rotation"]),
+        (["+line=noise"], ["+line=noise", "line@solver.line=noise"]),
         (["task=sample", "grid=null"], ["grid=null", "~grid"]),
         (["task=sample", "model.condition.label=[]"], ["model.condition.label=[]", "one or more"]),
         (["task=sample", "model.condition.label=dog"], ["label='dog'", "whole number"]),
@@ -445,7 +447,9 @@ def test_the_task_of_solvers_prints_the_table(monkeypatch, tmp_path, capsys):
 def test_help_shows_groups_and_examples(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, tmp_path, "--help") == 0
     out = capsys.readouterr().out
-    assert "solver: " in out and "odediff task=invert" in out
+    assert "solver: adams, " in out and "odediff task=invert" in out
+    assert "\nline@solver.line: data, noise, rotation\n" in out
+    assert "\nline: " not in out and "schema" not in out and "hydra" not in out
 
 
 def test_the_module_runs_as_a_command_from_any_folder(tmp_path):
