@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from odediff.config import conf_folder, register
 from odediff.files import write_json
+from odediff.version import __version__
 from solvers import SolveError
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError)
@@ -50,6 +51,9 @@ APP = App("config", "hydra.run.dir")
 
 def main() -> None:
     """The console script: run, or print one clear line and exit with 2."""
+    if "--version" in sys.argv[1:]:
+        print(f"odediff {__version__}")
+        return
     leave_failures_to_us()
     register()
     with plain_failures():

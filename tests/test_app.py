@@ -452,6 +452,11 @@ def test_help_shows_groups_and_examples(monkeypatch, tmp_path, capsys):
     assert "\nline: " not in out and "schema" not in out and "hydra" not in out
 
 
+def test_the_version_is_odediffs(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "--version") == 0
+    assert capsys.readouterr().out == f"odediff {odediff.__version__}\n"
+
+
 def test_the_module_runs_as_a_command_from_any_folder(tmp_path):
     command = [sys.executable, "-m", "odediff", "solver=foo"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
