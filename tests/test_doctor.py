@@ -204,8 +204,19 @@ def test_a_broken_contract_is_named_and_ends_the_examination(network, check, mea
 
 
 @pytest.mark.parametrize("network", [lambda x, time: 0 * x, lambda x, time: x.flip(-1)], ids=["zero", "nonsense"])
-def test_an_untrained_network_has_no_skill(network, data):
-    assert diagnose(odediff.Model(network, odediff.VPLinear()), data)["skill"].status == "wrong"
+@pytest.mark.parametrize("path", [odediff.VPLinear(), odediff.RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("size", [0.5, 1.0])
+def test_an_untrained_network_has_no_skill_and_is_told_nothing_else(network, path, size, data):
+    report = diagnose(odediff.Model(network, path), data * size / data.square().mean().sqrt())
+    assert mistakes(report) == {"skill"} and "is the network trained" in report["skill"].remedy, report
+    assert str(report).count("-> ") == 2 and "declare" not in str(report), report
+    checks = [finding.check for finding in report.findings]
+    assert checks == ["output", "repeatable", "rows alone", "skill", "image range", "the rest"]
+
+
+def test_bytes_are_named_beside_an_untrained_network(data):
+    report = diagnose(odediff.Model(lambda x, time: 0 * x, odediff.VPLinear()), data.abs() * 255 / data.abs().max())
+    assert mistakes(report) == {"skill", "image range"}, report
 
 
 def labelled(label, null=0, network=lambda x, t, label: ExactNetwork(DATA, odediff.VPLinear())(x, t)):

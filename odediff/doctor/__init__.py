@@ -84,12 +84,18 @@ def _with_images(model: Model, images: Tensor, seed: int) -> Iterator[Finding]:
         return
     answers = [answer for answer in declared.answers(probe) if answer]
     verdict = compare(declared, alternatives(model, images), probe)
-    yield range_finding or check_against(verdict, RANGE, f"from {images.min():.3g} to {images.max():.3g}")
+    spread = f"from {images.min():.3g} to {images.max():.3g}"
+    skill = check_skill(verdict, probe)
+    yield skill
+    if skill.status == "wrong":
+        yield range_finding or Finding(RANGE, "cannot tell", spread)
+        yield Finding("the rest", "cannot tell", "no skill to tell by", "mend what is wrong above, and ask again")
+        return
+    yield range_finding or check_against(verdict, RANGE, spread)
     yield check_noise_variance(answers, Reading(model.prediction))
     yield check_form(verdict)
     yield check_against(verdict, TIME, "as declared")
     yield from check_offset(verdict, images, seed)
-    yield check_skill(verdict, answers)
     yield from check_condition(model, answers[len(answers) // 2])
 
 

@@ -127,15 +127,20 @@ def check_noise_variance(answers: Sequence[Answer], reading: Reading) -> Finding
     return Finding("noise variance", "wrong" if worst > 0.3 else "suspicious", measured, remedy)
 
 
-def check_skill(verdict: Verdict, answers: Sequence[Answer]) -> Finding:
-    """Whether the network finds more noise than scaling the state by the best number would."""
+def check_skill(verdict: Verdict, probe: Probe) -> Finding:
+    """Whether the network finds more noise than scaling the state by the best number would, and than its form alone.
+
+    An output near 0 read as v or flow is a good scaling of the state already: of a network that says nothing.
+    """
+    answers = [answer for answer in verdict.best.answers(probe) if answer]
+    silent = _level_mean(errors([answer._replace(output=0 * answer.output) for answer in answers], verdict.reading))
     scaled = []
     for answer in answers:
         factor = (answer.x * answer.noise).mean() / answer.x.square().mean()
         scaled.append(mean_square(factor * answer.x - answer.noise))
     linear = _level_mean(np.array(scaled))
-    measured = f"noise error {verdict.error:.3g}; scaling the state leaves {linear:.3g}"
-    if verdict.error <= 1.05 * linear:
+    measured = f"noise error {verdict.error:.3g}; scaling the state leaves {linear:.3g}, an output of 0 {silent:.3g}"
+    if verdict.error <= min(1.05 * linear, 0.95 * silent):
         return Finding("skill", "ok", measured)
     remedy = (
         "no form and no time convention explains the outputs: is the network trained, are these its weights and data?"
