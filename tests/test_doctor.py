@@ -316,6 +316,24 @@ def test_a_network_that_breaks_at_other_times_is_examined_all_the_same(data):
     diagnose(odediff.Model(careful, table), data)
 
 
+class Embedding(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(1000, 3)
+
+    def forward(self, x, time):
+        return x + self.table(time)[:, :, None, None]
+
+
+@pytest.mark.parametrize(
+    "network", [Embedding(), lambda x, time: x * torch.ones(1000)[time, None, None, None]], ids=["embedding", "index"]
+)
+def test_a_table_of_times_is_told_to_be_declared(network, data):
+    model = odediff.Model(network, odediff.VPTable.linear())
+    assert "declare integer_time=True" in diagnose(model, data)["output"].remedy
+    assert diagnose(replace(model, integer_time=True), data)["output"].status == "ok"
+
+
 def test_a_network_that_refuses_one_row_is_named(data):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(data[0].numel()))
     model = odediff.Model(lambda x, time: net(x).reshape(x.shape), odediff.VPTable.linear())

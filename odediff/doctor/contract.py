@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -24,8 +25,7 @@ def check_contract(declared: Hypothesis, probe: Probe) -> Generator[Finding, Non
         try:
             output = ask(declared.model, node, x)
         except Exception as error:
-            remedy = "the call is network(x, time, **conditions), and the answer a tensor in the shape of x"
-            yield Finding("output", "wrong", f"at t={node.t:.4g}, {_one_line(error)}", remedy)
+            yield Finding("output", "wrong", f"at t={node.t:.4g}, {_one_line(error)}", _refusal(declared.model, error))
             return False
         if not torch.isfinite(output).all():
             bad = int((~torch.isfinite(output)).flatten(1).any(1).sum())
@@ -83,6 +83,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _relative(one: Tensor, other: Tensor) -> float:
     return float((one - other).double().norm() / other.double().norm().clamp(min=1e-300))
+
+
+def _refusal(model: Model, error: Exception) -> str:
+    """The remedy of a call that failed: a table was asked for a row between two, or the call is another one."""
+    if not model.integer_time and re.search(r"scalar types: Long, Int; but got|indices must be long", str(error)):
+        return "the network looks times up in a table: declare integer_time=True, so that it is told whole times"
+    return "the call is network(x, time, **conditions), and the answer a tensor in the shape of x"
 
 
 def _one_line(error: Exception) -> str:
