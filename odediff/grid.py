@@ -28,6 +28,7 @@ from scipy.integrate import cumulative_trapezoid
 from scipy.special import betaincinv
 
 from odediff.schedule import Schedule, VPTable
+from odediff.schedule.base import is_finite
 
 Array = NDArray[np.float64]
 
@@ -376,8 +377,8 @@ def _first_entry(path: VPTable, end: float, steps: int) -> int:
 
 
 def _require_rho(rho: float) -> None:
-    if not (math.isfinite(rho) and rho > 0):
-        raise ValueError(f"rho = {rho} is not a positive finite number: give rho > 0 (7 is usual in karras)")
+    if not (is_finite(rho) and rho > 0):
+        raise ValueError(f"rho = {rho!r} is not a positive finite number: give rho > 0 (7 is usual in karras)")
 
 
 def _require_schedule(path: Schedule) -> None:

@@ -89,6 +89,9 @@ def decode(
             a threshold; or the code holds samples that were not encoded.
         solvers.SolveError: samples became infinite or NaN.
     """
+    probability_flow(model)
+    if not isinstance(code, Code):
+        raise TypeError(f"code is a {type(code).__name__}, no odediff.Code; pass what odediff.encode returned")
     code.require_model(model, edit)
     if throw and bool(code.status.any()):
         failed = torch.nonzero(code.status).ravel().tolist()

@@ -41,7 +41,9 @@ class ProbabilityFlow(PathODE):
 def probability_flow(model: Model) -> ProbabilityFlow:
     """The probability-flow ODE of ``model``: solving it forward in noise is inversion, backward is sampling."""
     if not isinstance(model, Model):
-        raise TypeError(f"model={model!r} is no odediff.Model; wrap the network: odediff.Model(network, path)")
+        raise TypeError(
+            f"model is a {type(model).__name__}, no odediff.Model; wrap the network: odediff.Model(network, path)"
+        )
     if model.unsteady:
         warnings.warn(
             f"network {type(model.network).__name__} is in training mode: dropout or statistics of the batch change "

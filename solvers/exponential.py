@@ -31,7 +31,7 @@ class DDIM(Solver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
+        if not (isinstance(self.eta, int | float | np.number) and 0 <= self.eta <= 1):
             raise ValueError(f"DDIM: eta={self.eta!r} must lie in [0, 1]; 0 is the deterministic sampler, 1 is DDPM")
 
     @property

@@ -399,6 +399,8 @@ def test_options_out_of_range_are_named():
         grid.karras(VPLinear(), 5, rho=0)
     with pytest.raises(ValueError, match="rho = nan"):
         grid.polyexponential(VPLinear(), 5, rho=math.nan)
+    with pytest.raises(ValueError, match="rho = 'a' is not a positive finite number"):
+        grid.karras(VPLinear(), 5, rho="a")
     with pytest.raises(ValueError, match="b = -1"):
         grid.beta(VPLinear(), 5, b=-1)
 

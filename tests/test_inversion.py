@@ -163,6 +163,14 @@ def test_a_wrong_argument_is_refused_before_the_network_is_asked(options, error,
         odediff.encode(never_asked(), states(), **options)
 
 
+def test_what_is_no_code_is_not_decoded():
+    model = exact_model(LAW, TABLE)
+    with pytest.raises(TypeError, match="code is a Tensor, no odediff.Code; pass what odediff.encode returned"):
+        odediff.decode(model, states())
+    with pytest.raises(TypeError, match="model.* no odediff.Model"):
+        odediff.decode(odediff.encode(model, states(), steps=5), model)
+
+
 @pytest.mark.parametrize("images", [torch.zeros(2, 1, 3, 3, dtype=torch.uint8), [[0.0]]])
 def test_images_that_are_no_floating_point_tensor_are_refused(images):
     with pytest.raises(TypeError, match="floating-point|torch.Tensor"):

@@ -323,6 +323,23 @@ def test_each_part_finds_what_it_is_for(part, solver, message):
         check(solver)
 
 
+@dataclass(frozen=True)
+class Dividing(Solver):
+    """DDIM with a floor under the alpha that it divides by: huge at pure noise, but finite."""
+
+    order: ClassVar[int] = 1
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        eps = ode.predict(a, x).eps
+        data = combine((1 / max(a.alpha, 1e-9), x), (-a.sigma / max(a.alpha, 1e-9), eps))
+        return Step(combine((b.alpha, data + 1e-6 / max(a.alpha, 1e-9)), (b.sigma, eps)))
+
+
+def test_a_large_error_at_the_ends_says_what_is_special_there():
+    with pytest.raises(AssertionError, match=r"to 0\.00; alpha = 0 .* sigma = 0 .*divide by neither; line=.*Rotation"):
+        check_both_ends(Dividing())
+
+
 def test_a_solver_that_breaks_at_an_end_is_found():
     with pytest.raises((AssertionError, solvers.SolveError, ArithmeticError)):
         check_both_ends(Singular())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import odediff
 from odediff.defaults import default_grid
+from odediff.doctor import diagnose
 from odediff.problems import exact_model
 from odediff.sampling import steps_within
 from solvers import (
@@ -226,8 +227,24 @@ def test_noise_that_is_no_floating_point_tensor_is_refused(noise, error):
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match="model=.*odediff.Model"):
+    with pytest.raises(TypeError, match="model is a function, no odediff.Model; wrap the network"):
         odediff.sample(lambda x, t: x, (2, 3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda network: odediff.sample(network, (2, 3)),
+        odediff.probability_flow,
+        lambda network: diagnose(network, torch.zeros(8, 3)),
+    ],
+    ids=["sample", "probability_flow", "diagnose"],
+)
+def test_a_network_that_is_no_model_is_named_by_its_type(call):
+    network = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(100)))
+    with pytest.raises(TypeError, match="^model is a Sequential, no odediff.Model; wrap the network: .*$") as caught:
+        call(network)
+    assert "\n" not in str(caught.value)
 
 
 def never_asked() -> odediff.Model:

@@ -363,6 +363,23 @@ def test_a_bad_table_is_refused_by_its_first_bad_entry(table, message):
         VPTable(table)
 
 
+class Scheduler:
+    alphas_cumprod = torch.linspace(0.9, 0.1, 5)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (Scheduler(), r"alphas_cumprod is a Scheduler: give .*: pass scheduler\.alphas_cumprod"),
+        ("linear", "alphas_cumprod is a str: give T numbers"),
+        ([0.9, "a"], "alphas_cumprod is a list: give T numbers"),
+    ],
+)
+def test_what_is_no_table_is_refused_with_the_remedy(table, message):
+    with pytest.raises(TypeError, match=message):
+        VPTable(table)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -377,6 +394,10 @@ def test_a_bad_table_is_refused_by_its_first_bad_entry(table, message):
         (lambda: VE(sigma_min=100.0), "sigma_min = 100.0 is not below sigma_max"),
         (lambda: RectifiedFlow(shift=0.0), "shift = 0.0"),
         (lambda: RectifiedFlow(time_scale=math.inf), "time_scale = inf"),
+        (lambda: VE(sigma_max="a"), "sigma_min = 0.002 is not below sigma_max = 'a'"),
+        (lambda: RectifiedFlow(shift="a"), "shift = 'a' is not a positive finite number"),
+        (lambda: VPLinear(beta_min="a"), "beta_min = 'a' is not a positive finite number"),
+        (lambda: VPLinear(beta_max=None), "beta_max = None: give finite beta_min < beta_max"),
         (lambda: VPTable.linear(1), "T = 1"),
         (lambda: VPTable.linear(beta_end=1.0), "beta_end = 1.0"),
         (lambda: VPTable.cosine(max_beta=0.0), "max_beta = 0.0"),

@@ -125,7 +125,7 @@ def test_a_wrong_argument_is_named_before_anything_is_computed(change, error, me
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan, "x", None])
 def test_eta_lies_between_the_ode_and_ddpm(eta):
     with pytest.raises(ValueError, match=r"eta=.*\[0, 1\]"):
         DDIM(eta)

@@ -51,7 +51,9 @@ def diagnose(
         TypeError, ValueError: an argument cannot be used. What the network does is never an error, but a finding.
     """
     if not isinstance(model, Model):
-        raise TypeError(f"model={model!r} is no odediff.Model; wrap the network: odediff.Model(network, path)")
+        raise TypeError(
+            f"model is a {type(model).__name__}, no odediff.Model; wrap the network: odediff.Model(network, path)"
+        )
     if samples < 4:
         raise ValueError(f"samples={samples!r} must be at least 4: differences are tested across samples")
     if model.trained_path is not None:

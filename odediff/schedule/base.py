@@ -174,15 +174,22 @@ def like(argument: Times, value: Array) -> Times:
     return np.asarray(value) if isinstance(argument, np.ndarray) else float(value)
 
 
+def is_finite(value: object) -> bool:
+    """Whether value is a finite number, of Python or of NumPy."""
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
 def require_positive(**values: float) -> None:
     """Raise ValueError for the first of the named values that is not a positive finite number."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value} is not a positive finite number: give {name} > 0")
+        if not (is_finite(value) and value > 0):
+            raise ValueError(f"{name} = {value!r} is not a positive finite number: give {name} > 0")
 
 
 def require_increasing(**values: float) -> None:
     """Raise ValueError unless the two named values are finite and the first is below the second."""
     (low_name, low), (high_name, high) = values.items()
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{low_name} = {low} is not below {high_name} = {high}: give finite {low_name} < {high_name}")
+    if not (is_finite(low) and is_finite(high) and low < high):
+        raise ValueError(
+            f"{low_name} = {low!r} is not below {high_name} = {high!r}: give finite {low_name} < {high_name}"
+        )

@@ -33,6 +33,7 @@ class VPTable(VP):
             sequence. They are copied to float64.
 
     Raises:
+        TypeError: these are no numbers.
         ValueError: the entries break one of these rules; the message names the first that does.
     """
 
@@ -41,7 +42,15 @@ class VPTable(VP):
     def __init__(self, alphas_cumprod: torch.Tensor | ArrayLike) -> None:
         if isinstance(alphas_cumprod, torch.Tensor):
             alphas_cumprod = alphas_cumprod.detach().double().cpu().numpy()
-        table = np.array(alphas_cumprod, dtype=np.float64)
+        try:
+            table = np.array(alphas_cumprod, dtype=np.float64)
+        except (TypeError, ValueError):
+            remedy = (
+                "; of a scheduler: pass scheduler.alphas_cumprod" if hasattr(alphas_cumprod, "alphas_cumprod") else ""
+            )
+            raise TypeError(
+                f"alphas_cumprod is a {type(alphas_cumprod).__name__}: give T numbers, a tensor or an array{remedy}"
+            ) from None
         _validate(table)
         table.setflags(write=False)
         object.__setattr__(self, "alphas_cumprod", table)
