@@ -51,7 +51,7 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
         ValueError: the tolerance is none, or the solver steps on a grid and follows none.
     """
     if rtol is not None and not 0 < rtol < math.inf:
-        raise ValueError(f"rtol={rtol} must be positive and finite, such as rtol=1e-2")
+        raise ValueError(f"rtol={rtol} must be a positive, finite number such as 1e-2")
     if solver is None:
         return AdaptiveAdams() if rtol is None else AdaptiveAdams(rtol=rtol)
     if not isinstance(solver, Solver):
