@@ -16,7 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 from solvers import Solver
 
-CHOSEN_BY = {"line": "line@solver.line"}
+CHOSEN_BY = {"experiment": "+experiment", "line": "line@solver.line"}
 """Group -> the word that chooses one of it, where that is not its name: a line is a part of a solver."""
 
 

@@ -19,6 +19,23 @@ def embedded_shape() -> tuple[int, ...]:
     return tuple(zoo.test_images()[0].shape[1:])
 
 
+def embedded_images(count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The first ``count`` embedded images, for a model of samples of that shape, and their labels.
+
+    Raises:
+        ValueError: the model's samples are of another shape, or there are too few images.
+    """
+    images, labels = zoo.test_images()
+    if tuple(images.shape[1:]) != shape:
+        raise ValueError(
+            f"model.shape={list(shape)}: this task works on the embedded {tuple(images.shape[1:])} images; "
+            "task=invert task.images=FOLDER takes pictures of that shape"
+        )
+    if count > len(images):
+        raise ValueError(f"samples={count} exceeds the {len(images)} embedded images; ask for at most {len(images)}")
+    return images[:count], labels[:count]
+
+
 def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     """The first ``count`` images in [-1, 1], ``(count, C, H, W)``, and their labels if they are the embedded ones.
 
@@ -26,17 +43,12 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
         ValueError: the folder is missing or empty, holds too few pictures, or one of another size.
     """
     if folder is None:
-        images, labels = zoo.test_images()
-        if tuple(images.shape[1:]) != shape:
+        if shape != embedded_shape():
             raise ValueError(
-                f"task.images=null stands for the embedded {tuple(images.shape[1:])} images and the model has shape "
+                f"task.images=null stands for the embedded {embedded_shape()} images and the model has shape "
                 f"{shape}; give task.images=FOLDER with pictures of that size"
             )
-        if count > len(images):
-            raise ValueError(
-                f"samples={count} exceeds the {len(images)} embedded images; ask for at most {len(images)}"
-            )
-        return images[:count], labels[:count]
+        return embedded_images(count, shape)
     directory = Path(folder)
     if not directory.is_dir():
         raise ValueError(f"task.images={folder} is no folder; give one that holds {', '.join(SUFFIXES)} files")

@@ -29,6 +29,10 @@ from solvers import Solver
 
 OWN_KEYS = ("shape", "condition", "guidance", "chunk")
 """Keys of a model's configuration that are the application's; the others are arguments of its ``_target_``."""
+DEFAULT_SOLVER = "gp_multistep"
+"""The name in conf/config.yaml."""
+SOLVER_WORD = r"solver\b|line@solver\b"
+"""What a command line that chooses a solver, or sets something of it, has words of."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,10 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _solver_is_chosen() -> bool:
-    """Whether the command line says anything of the solver; an experiment may."""
-    words = (word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task)
-    return any(re.match(r"experiment$|solver\b|line@solver\b", word) for word in words)
+    """Whether the command line says anything of the solver, or an experiment puts another in the default's place."""
+    job = HydraConfig.get()
+    words = (word.lstrip("+~").partition("=")[0] for word in job.overrides.task)
+    return job.runtime.choices["solver"] != DEFAULT_SOLVER or any(re.match(SOLVER_WORD, word) for word in words)
 
 
 def _on_schedule(model: Model, config: DictConfig) -> Model:

@@ -16,9 +16,9 @@ from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, combine
 from solvers.real import Real
-from solvers.reversible import FINEST, WIDE, Companion, ReversibleSolver, meets_singular, require_companion, starts
+from solvers.reversible import FINEST, WIDE, Companion, ReversibleSolver, meets_singular, starts
 from solvers.runge_kutta import RK4, Heun
-from solvers.solver import Law, Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Pair(ReversibleSolver):
     ) -> Companion | None:
         """The companion of an earlier run; the first regular step makes one."""
         require_path(self, ode)
-        require_companion(self, state)
+        require_run(self, state, Companion, "companion")
         return state
 
     def reverses(self, a: Node, b: Node) -> bool:
@@ -266,7 +266,7 @@ class Reversible(ReversibleSolver):
         state: Companion | None = None,
     ) -> Companion | None:
         """The companion of an earlier run; the first step makes one."""
-        require_companion(self, state)
+        require_run(self, state, Companion, "companion")
         return state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:

@@ -17,7 +17,7 @@ from solvers.arguments import require_whole
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE, combine
 from solvers.prior import Array, Features, Prior, mean_distance
-from solvers.solver import Law, Past, Solver, Step, require_path, require_states
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
 
 FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
@@ -155,8 +155,7 @@ class GPMultistep(Solver):
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:
-            if not isinstance(state, History):
-                raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
+            require_run(self, state, History, "history")
             belief = state.belief._replace(predictions=state.belief.predictions[: points - 1])
             moves = plan(self.prior, points, nodes, belief)
             return History(moves, 0, state.predictions[: points - 1], belief)

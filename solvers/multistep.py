@@ -15,7 +15,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE, combine
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
-from solvers.solver import Law, Past, Solver, Step, require_path, require_states
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
 
 MOST_POINTS = 6
 """Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""
@@ -167,8 +167,7 @@ class ExponentialAdams(Solver):
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:
-            if not isinstance(state, History):
-                raise TypeError(f"state: a {type(state).__name__} is no history of {self}; pass its own Solution.state")
+            require_run(self, state, History, "history")
             if state.line != self.line:
                 raise ValueError(f"state: its slopes are those along {state.line}, and {self} reads {self.line}'s")
             moves = self._plan(ode, state.nodes, nodes, state.predicted)

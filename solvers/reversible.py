@@ -148,12 +148,6 @@ class Companion(NamedTuple):
     node: Node | None = None
 
 
-def require_companion(solver: Solver, state: object) -> None:
-    """Raise `TypeError` unless ``state`` is a companion, or None."""
-    if not isinstance(state, Companion | None):
-        raise TypeError(f"state: a {type(state).__name__} is no companion of {solver}; pass its own Solution.state")
-
-
 def starts(solver: ReversibleSolver, nodes: Sequence[Node]) -> int:
     """How often a solve over ``nodes`` makes a companion: at its first step, and after steps without an inverse."""
     reverses = [solver.reverses(a, b) for a, b in pairwise(nodes)]

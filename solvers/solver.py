@@ -159,7 +159,7 @@ def require_states(past: Past, x: Tensor) -> None:
 def require_rows(state: Any, x: Tensor) -> None:
     """Raise `ValueError` if a run's ``state`` holds states of other samples than those of ``x``."""
     if isinstance(state, Tensor):
-        if state.is_floating_point() and state.ndim == x.ndim and state.shape != x.shape:
+        if state.is_floating_point() and state.ndim == x.ndim and len(state) != len(x):
             raise ValueError(
                 f"state: it carries a history of shape {tuple(state.shape)} and x has {tuple(x.shape)}; carry on the "
                 "samples that it was made with"
@@ -169,10 +169,10 @@ def require_rows(state: Any, x: Tensor) -> None:
             require_rows(part, x)
 
 
-def require_run(solver: "Solver", state: object, kind: type) -> None:
-    """Raise `TypeError` unless ``state`` is a run's of that kind, or None."""
+def require_run(solver: Solver, state: object, kind: type, name: str = "state") -> None:
+    """Raise `TypeError` unless ``state``, which the message calls ``name``, is of that kind, or None."""
     if not isinstance(state, kind | None):
-        raise TypeError(f"state: a {type(state).__name__} is no state of {solver}; pass its own Solution.state")
+        raise TypeError(f"state: a {type(state).__name__} is no {name} of {solver}; pass its own Solution.state")
 
 
 def require_path(solver: Solver, ode: ODE) -> None:

@@ -21,11 +21,10 @@ from solvers.reversible import (
     Lattice,
     ReversibleSolver,
     meets_singular,
-    require_companion,
     starts,
 )
 from solvers.runge_kutta import RK4
-from solvers.solver import Past, Solver, Step, require_path, require_states
+from solvers.solver import Past, Solver, Step, require_path, require_run, require_states
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class TwoStep(ReversibleSolver):
     ) -> Companion | None:
         """The companion is that of an earlier run, or the newest exact state."""
         require_path(self, ode)
-        require_companion(self, state)
+        require_run(self, state, Companion, "companion")
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         require_states(past, x)

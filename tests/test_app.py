@@ -58,6 +58,8 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "solver=gp_multistep", "rtol=1e-2"], ["rtol=0.01", "GPMultistep", "solver=adams"]),
         (["task=sample", "solver=adams", "rtol=1e-3", "steps=4"], ["rtol=0.001", "steps=4", "exclude"]),
         (["task=sample", "solver=heun", "rtol=1e-3"], ["rtol=0.001", "Heun", "solver=adams"]),
+        (["+experiment=null_text", "steps=null", "rtol=1e-3"], ["rtol=0.001", "DDIM", "solver=adams"]),
+        (["task=inversion_table", "model.shape=[3,8,8]"], ["model.shape=[3, 8, 8]", "(1, 28, 28)", "task=invert"]),
         (["task=sample", "device=nonsense"], ["device=nonsense", "cpu"]),
         (["task=sample", "schedule=vp_cosine"], ["schedule=VPCosine", "remap=snr"]),
         (["task=sample", "solver._target_=mine.Nope"], ["mine.Nope", "No module named 'mine'"]),

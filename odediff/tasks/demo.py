@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from odediff import grid as grids
-from odediff.images import embedded_shape, load_images
+from odediff.images import embedded_images, embedded_shape
 from odediff.inversion import decode, encode
 from odediff.pictures import curves, is_picture, labelled_grid, montage
 from odediff.reference import reference_end
@@ -45,7 +45,7 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
         raise ValueError(
             f"model.shape={list(run.shape)} is of no picture, which the demonstration draws; use task=sample"
         )
-    real = load_images(None, images, run.shape) if run.shape == embedded_shape() else None
+    real = embedded_images(images, run.shape) if run.shape == embedded_shape() else None
     results: dict[str, Any] = {"samples": _samples(run, images, nfe), "paths": _paths(run)}
     if real is None:
         print("\nNo round trip: there are no embedded images of this shape; task=invert task.images=FOLDER takes yours")

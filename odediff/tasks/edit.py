@@ -14,7 +14,7 @@ from torch import Tensor
 from odediff import zoo
 from odediff.code import Code
 from odediff.files import replacing
-from odediff.images import load_images
+from odediff.images import embedded_images
 from odediff.inversion import decode, encode, mix_codes
 from odediff.metrics import psnr
 from odediff.model import Model
@@ -54,7 +54,7 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     if method == "slerp":
         _interpolate(run)
         return
-    pictures, labels = load_images(None, config.samples, run.shape)
+    pictures, labels = embedded_images(config.samples, run.shape)
     assert labels is not None
     given = pictures.to(device=config.device, dtype=run.dtype)
     targets = (labels + shift) % len(zoo.LABELS)
@@ -115,7 +115,7 @@ def _interpolate(run: Run) -> None:
             f"samples={pairs} exceeds the {most} embedded images that have a next one of their class; ask for at most "
             f"{most}"
         )
-    pictures, labels = load_images(None, 10 * (-(-pairs // 10) + 1), run.shape)
+    pictures, labels = embedded_images(10 * (-(-pairs // 10) + 1), run.shape)
     assert labels is not None
     labels = labels[:pairs]
     model = run.conditioned(pairs, label=labels.tolist())

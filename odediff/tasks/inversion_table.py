@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from odediff.images import load_images
+from odediff.images import embedded_images
 from odediff.inversion import encoding_times
 from odediff.model import Model
 from odediff.pictures import labelled_grid, montage
@@ -25,7 +25,7 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
     The columns are those of `odediff.round_trip.measure`.
     """
     run, count = build(config), config.samples
-    pictures, labels = load_images(None, count, run.shape)
+    pictures, labels = embedded_images(count, run.shape)
     model = run.conditioned(count, **run.labelled(labels))
     given = pictures.to(device=config.device, dtype=run.dtype)
     settings = {"grid": run.grid, "steps": config.steps, "nfe": config.nfe}
