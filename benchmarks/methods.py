@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 import solvers
 from odediff.defaults import default_grid, fixed_closing
 from odediff.problems import Problem
+from odediff.sampling import steps_within, times_at_most
+from odediff.schedule import Schedule
 from solvers import Solver
 from solvers.implicit_inverse import ImplicitInverse
 from solvers.solve import Closing
@@ -103,17 +106,34 @@ class Ours(Method):
         }
 
     def affordable(self, problem: Problem, nfe: int) -> bool:
-        try:
-            problem.times(self.solver, self.place, nfe, self.rule)
-        except ValueError:
-            return False
-        return True
+        steps = _steps(self.solver, nfe, self.rule)
+        return steps is not None and _exists(self.place, problem.path, steps)
 
     def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
         solution = problem.solve(self.solver, seed, rows, grid=self.place, nfe=nfe, rtol=tolerance, closing=self.rule)
         stats = solution.stats
         calls = float(stats.evaluations.double().mean())
         return Outcome(solution.x, calls, stats.nfe, stats.network_evaluations, stats.steps)
+
+
+# A study asks for every problem, method and number of calls, and the answers are few.
+@cache
+def _steps(solver: Solver, nfe: int, closing: Closing) -> int | None:
+    """The steps that ``nfe`` calls pay for on any grid; None if not one."""
+    try:
+        return steps_within(solver, nfe, closing)
+    except ValueError:
+        return None
+
+
+@cache
+def _exists(place: Callable[..., Tensor], path: Schedule, steps: int) -> bool:
+    """Whether a schedule has the grid of so many steps."""
+    try:
+        times_at_most(place, path, steps)
+    except ValueError:
+        return False
+    return True
 
 
 def ours(

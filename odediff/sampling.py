@@ -146,7 +146,7 @@ def make_times(
     place = grid or default_grid(solver, ode.model.integer_time)
     if steps is not None:
         return _placed(place, path, steps)
-    times = _at_most(place, path, STEPS if nfe is None else steps_within(solver, nfe, closing))
+    times = times_at_most(place, path, STEPS if nfe is None else steps_within(solver, nfe, closing))
     if nfe is None:
         return times
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
@@ -160,7 +160,7 @@ def make_times(
         times = longer
 
 
-def _at_most(place: Grid, path: Schedule, steps: int) -> Tensor:
+def times_at_most(place: Grid, path: Schedule, steps: int) -> Tensor:
     """The times of a grid of so many steps; of as many as a table has entries, where it visits no more."""
     try:
         return _placed(place, path, steps)

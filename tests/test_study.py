@@ -18,10 +18,11 @@ import torch
 
 from benchmarks import nfe_quality, peers
 from benchmarks.diffusers_schedulers import SCHEDULERS
-from benchmarks.methods import is_inverse
+from benchmarks.methods import Ours, is_inverse, ours
 from benchmarks.plan import in_order
+from benchmarks.problems import problem
 from benchmarks.store import Entry, Store
-from odediff.config import configured_solvers
+from odediff.config import configured_grids, configured_solvers
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -155,6 +156,22 @@ def test_a_sweep_over_problems_ends_in_one_table(monkeypatch, tmp_path):
     arguments = [a for a in SMALL if not a.startswith("problems")]
     assert run(monkeypatch, "-m", "problem=mixture_2,gaussian", *arguments, "seeds=[0]", f"folder={tmp_path}") == 0
     assert {row["problem"] for row in rows(tmp_path)} == {"mixture_2", "gaussian"}
+
+
+def test_a_plan_has_the_cells_that_can_be_solved():
+    """The plan asks whether the grid of as many steps as are surely paid exists; `Problem.times` places all it can."""
+    one = problem("mixture_2", Path("nowhere"))
+
+    def solvable(method: Ours, nfe: int) -> bool:
+        try:
+            return len(one.times(method.solver, method.place, nfe, method.rule)) > 1
+        except ValueError:
+            return False
+
+    methods = ours(configured_solvers(None), configured_grids(None), ["denoise", "extrapolate"], variants=False)
+    few = [method for method in methods if not method.adaptive][::5]
+    for method, nfe in itertools.product(few, (1, 2, 3, 4, 7, 11)):
+        assert method.affordable(one, nfe) == solvable(method, nfe), (method, nfe)
 
 
 @pytest.mark.parametrize("worker", range(5))
@@ -338,8 +355,8 @@ def test_a_sweep_over_problems_ends_with_their_table(monkeypatch, tmp_path, caps
 
 
 def test_the_figures_beside_a_page_are_its_own(monkeypatch, tmp_path, capsys):
-    for problem in ("gaussian", "mixture_2"):
-        assert run(monkeypatch, *QUICK[1:], f"problems=[{problem}]", f"folder={tmp_path}", page=True) == 0
+    for name in ("gaussian", "mixture_2"):
+        assert run(monkeypatch, *QUICK[1:], f"problems=[{name}]", f"folder={tmp_path}", page=True) == 0
     figures = [file.stem for file in (tmp_path / "figures").iterdir()]
     assert figures and all(name.endswith("mixture_2") for name in figures)
     assert run(monkeypatch, *QUICK[:4], *QUICK[5:], "nfe=[9]", "compute=false", f"folder={tmp_path}") == 0
