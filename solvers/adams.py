@@ -13,6 +13,7 @@ from solvers.arguments import require_whole
 from solvers.controller import row_norm
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.newton_form import (
+    Rule,
     divided_differences,
     gauss_legendre,
     newton_integrals,
@@ -127,7 +128,7 @@ class AdamsRun(Run):
         super().__init__(span, z, dtype, ids)
         self.solver = solver
         count, size = len(z), solver.max_order + 2
-        self.gauss = gauss_legendre((size + 1) // 2)
+        self.gauss, self.odd_gauss = gauss_legendre((size + 1) // 2), gauss_legendre(size - 1)
         self.slopes = torch.zeros(size, *z.shape, dtype=z.dtype, device=z.device)
         self.age = np.tile(np.arange(size)[:, None], count)
         # Unused places only have to differ from each other and from all used ones.
@@ -190,7 +191,8 @@ class AdamsRun(Run):
         near = np.abs(self.span.q_b - b) <= 2 * NEAR * h
         if self.closes and near.any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
-            odd = self._combine(newton_weights(*_odd_terms(past, q, b), k), self.age, self.z)
+            terms = _odd_terms(past[:most], q, b, self.odd_gauss)
+            odd = self._combine(newton_weights(*terms, k), self.age, self.z)
             closer = row_norm(odd - corrected) <= row_norm(predicted - corrected)
             self.odd = np.where(near, closer, self.odd)
         self.last = _Piece(q, self.z, nodes, slots, k + 1)
@@ -206,10 +208,11 @@ class AdamsRun(Run):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The order, of those `CHANGES` away, that allows the longest step, and that step, from the errors of ``h``."""
         k, rises = self.k, self.k < self.solver.max_order
-        possible = np.stack([k > 0, k > 1, accepted & rises & (self.known > k)])
-        powers = k + CHANGES + 1 + probe
-        tolerable = np.where(np.isfinite(errors), np.maximum(errors, UNKNOWN), math.inf)
-        steps = np.where(possible, SAFETY * h * tolerable ** (-1.0 / powers), 0.0)
+        tolerable = np.maximum(errors, UNKNOWN)
+        tolerable[~np.isfinite(errors)] = math.inf
+        steps = SAFETY * h * tolerable ** (-1.0 / (k + CHANGES + 1 + probe))
+        steps[1, k == 1] = 0.0
+        steps[2, ~(accepted & rises & (self.known > k))] = 0.0
         growth = np.where(self.steps < STARTING, START_GROWTH, GROWTH)
         largest = np.where(accepted | probe, np.where(self.calm, growth, 1.0), 0.9) * h
         step = np.minimum(np.maximum(steps.max(axis=0), SHRINK * h), largest)
@@ -224,7 +227,7 @@ class AdamsRun(Run):
         if not self.closes or not candidates.any():
             return np.zeros(len(self.q), dtype=bool)
         every, end = np.arange(len(self.q)), np.full(len(self.q), span.q_b)
-        integrals, differences = _odd_terms(self.past, self.q, end)
+        integrals, differences = _odd_terms(self.past[: self.k.max()], self.q, end, self.odd_gauss)
         ended = self._combine(newton_weights(integrals, differences, self.k), self.age, self.z)
         scale = error_scale(span, self.solver.tolerances, span.node(end), ended)
         last = integrals[self.k - 1, every] * differences[self.k - 1, :, every].T
@@ -282,9 +285,12 @@ class AdamsRun(Run):
 
     def _adopt(self, accepted: np.ndarray, nodes: np.ndarray, slots: np.ndarray, differences: np.ndarray) -> None:
         """Go on `_with_attempt`; the oldest slots become free."""
-        self.age = np.where(accepted, slots, self.age)
-        self.past = np.where(accepted, nodes[:-1], self.past)
-        self.differences = np.where(accepted, differences[:-1, :-1], self.differences)
+        if accepted.all():
+            self.age, self.past, self.differences = slots, nodes[:-1], differences[:-1, :-1]
+        else:
+            self.age = np.where(accepted, slots, self.age)
+            self.past = np.where(accepted, nodes[:-1], self.past)
+            self.differences = np.where(accepted, differences[:-1, :-1], self.differences)
         self.known = np.minimum(self.known + accepted, len(self.past))
 
     def _move(self, moved: np.ndarray, q: np.ndarray, z: Tensor) -> None:
@@ -312,15 +318,16 @@ class AdamsRun(Run):
         return ordered
 
 
-def _odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> tuple[np.ndarray, np.ndarray]:
     """Integrals and differences of the odd polynomial ``q p(q^2)``, which runs through the slopes over q."""
-    return odd_newton_integrals(nodes, a, b), divided_differences(nodes**2) / nodes
+    return odd_newton_integrals(nodes, a, b, gauss), divided_differences(nodes**2) / nodes
 
 
 def _weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, odd: bool) -> np.ndarray:
     """The weights of the slopes in the integral from a to b of the polynomial through the first ``used`` of them."""
-    terms = _odd_terms(nodes, a, b) if odd else (newton_integrals(nodes, a, b), divided_differences(nodes))
-    return newton_weights(*terms, used)
+    if odd:
+        return newton_weights(*_odd_terms(nodes, a, b, gauss_legendre(len(nodes))), used)
+    return newton_weights(newton_integrals(nodes, a, b), divided_differences(nodes), used)
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,12 @@ def step_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule)
     return ahead, np.concatenate([ahead[:1], (products * (x - b)).sum(axis=1)])
 
 
-def odd_newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def odd_newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> np.ndarray:
     """The integrals from a to b of ``q prod_{i < m} (q^2 - q_i^2)``, ``(n, B)``, for odd polynomials ``q p(q^2)``.
 
-    The divided differences are those of ``f(q_i)/q_i`` over ``q_i^2``.
+    The divided differences are those of ``f(q_i)/q_i`` over ``q_i^2``. The rule is given, as in `step_integrals`.
     """
-    points, rule = gauss_legendre(len(nodes))
+    points, rule = gauss
     x = a + (b - a) * points
     # One after the other: a plain sum would pair the points of a sample alone, and not those of several.
     return np.asarray(np.add.accumulate(_products(nodes**2, x**2, (b - a) * rule * x), axis=1)[:, -1])

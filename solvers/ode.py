@@ -155,5 +155,5 @@ def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Te
 
 def per_row(values: Real, like: Tensor) -> Tensor:
     """``values``, ``(..., B)`` or one for all, as a tensor that multiplies the rows of ``like``, ``(B, ...)``."""
-    column = torch.as_tensor(values, dtype=torch.float64).to(device=like.device, dtype=like.dtype)
-    return column.reshape(*column.shape, *(1,) * (like.ndim - 1)) if column.ndim else column
+    column = np.asarray(values, dtype=np.float64)
+    return torch.from_numpy(column.reshape(column.shape + (1,) * (like.ndim - 1) if column.ndim else ())).to(like)

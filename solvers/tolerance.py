@@ -70,8 +70,7 @@ class Span:
 def error_scale(span: Span, tolerances: tuple[float, float], node: Node, z: Tensor) -> Tensor:
     """What turns an error of z at ``node`` into units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
     rtol, atol = tolerances
-    scale = np.broadcast_to(span.scale(node), (len(z),))
-    return torch.add(per_row(atol / scale, z), z.abs(), alpha=rtol).reciprocal_()
+    return torch.add(per_row(atol / span.scale(node), z), z.abs(), alpha=rtol).reciprocal_()
 
 
 class Run(ABC):
