@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -31,7 +32,19 @@ HISTORIES: list[tuple[solvers.Solver, int]] = [
     (solvers.UniPC(3), 4),
 ]
 """Solver -> the predictions that a step reads, the newest among them."""
-STEPS = 200
+LARGE = (64, 3, 64, 64)
+READ: list[tuple[solvers.Solver, int]] = [
+    (solvers.DDIM(), 2),
+    (solvers.DPMpp(3), 4),
+    (solvers.DPMSolver(3), 4),
+    (solvers.LMS(), 5),
+    (solvers.UniPC(3), 5),
+    (solvers.GPMultistep(), 5),
+]
+"""Solver -> the tensors that its formula reads: the state and the predictions."""
+ALLOWED, ALLOWED_COMPILED = 2.5, 1.5
+"""Times what reading k tensors and writing one takes, (k + 1)/3 of one addition."""
+STEPS, LARGE_STEPS = 200, 50
 REPEATS = 15
 
 
@@ -89,8 +102,40 @@ def show() -> None:
     rows = [(name, median, best, median / floor) for name, (median, best) in costs.items()]
     print(f"state {SHAPE}, one thread, {STEPS} steps, {REPEATS} repeats, processor time beside the network")
     print(text_table(("step", "median [us/call]", "least [us/call]", "ratio to arithmetic"), rows))
+    print(f"\nstate {LARGE}, {LARGE_STEPS} steps: a call in units of torch.add(a, b, out=c)")
+    print(
+        text_table(("solver", "tensors read", "eager", "asked", "compiled", "asked compiled"), list(map(_large, READ)))
+    )
     print("\nmemory alive at once beside what the solve was given, in states")
     print(text_table(("solver", "history", "peak [states]"), [(str(s), kept, peak_states(s)) for s, kept in HISTORIES]))
+
+
+def _large(case: tuple[solvers.Solver, int]) -> tuple[Any, ...]:
+    """A row: what a call costs for large states, beside a network whose outputs are ready."""
+    solver, read = case
+    # As many as are read at once: a formula that found one tensor in all places would find it in the cache.
+    outputs = [torch.randn(LARGE, generator=torch.Generator().manual_seed(i)) for i in range(read)]
+    state, given = outputs[0].clone(), cycle(outputs)
+    ode = odediff.probability_flow(odediff.Model(lambda x, time: next(given), odediff.VPTable.linear()))
+    times = odediff.grid.uniform_t(odediff.VPTable.linear(), LARGE_STEPS + 1)[:-1]
+    total = torch.empty(LARGE)
+
+    def addition() -> None:
+        for _ in range(LARGE_STEPS):
+            torch.add(outputs[0], outputs[1], out=total)
+
+    ratios = []
+    for compiled in (False, True):
+        found = []
+        with torch.no_grad():
+            work = partial(solvers.solve, ode, solver, state, times, compile=compiled)
+            work()
+            for _ in range(REPEATS):
+                unit, spent = _spent(addition), _spent(work)
+                found.append(spent / unit)
+        ratios.append(statistics.median(found))
+    units = (read + 1) / 3
+    return str(solver), read, ratios[0], ALLOWED * units, ratios[1], ALLOWED_COMPILED * units
 
 
 def peak_states(solver: solvers.Solver) -> float:
@@ -105,12 +150,14 @@ def peak_states(solver: solvers.Solver) -> float:
 
 def _microseconds(work: Callable[[], None]) -> tuple[float, float]:
     work()
-    spent = []
-    for _ in range(REPEATS):
-        begun = time.process_time()
-        work()
-        spent.append((time.process_time() - begun) / STEPS * 1e6)
+    spent = [_spent(work) / STEPS * 1e6 for _ in range(REPEATS)]
     return statistics.median(spent), min(spent)
+
+
+def _spent(work: Callable[[], Any]) -> float:
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Published shapes on the embedded network: ``python -m benchmarks.published``.
 
-Song, Meng & Ermon 2021, table 1 (samples by eta and number of steps) and table 2 (reconstructions), and Heun's method
-at few calls. Absolute figures are not comparable, another network and other features stand behind them; the order of
-the rows, the crossing at 1,000 steps and the slope are.
+Song, Meng & Ermon 2021, table 1 (samples by eta and number of steps) and table 2 (reconstructions), Heun's method at
+few calls, and multistep methods against each other. Absolute figures are not comparable, another network and other
+features stand behind them; the order of the rows, where they cross and the slope are.
 
 Every 256 images that are finished are kept as one small file in ``--folder``, so that a run that was killed goes on
 where it stopped, and repeats nothing.
@@ -34,7 +34,7 @@ from odediff.files import replacing
 from odediff.fingerprint import fingerprint
 from odediff.metrics import convergence_slope
 from odediff.table import text_table
-from solvers import DDIM, DDPM, Heun, Noise, Solver
+from solvers import DDIM, DDPM, DEIS, IPNDM, DPMpp, Heun, Noise, Solver, UniPC
 
 SEED = 0
 PART = 256
@@ -63,6 +63,14 @@ PUBLISHED_HEUN = (319.87, 99.74, 38.06, 15.93, 7.59, 4.76, 2.51)
 PUBLISHED_EULER = (66.76, 35.62, 22.32, 15.69, None, None, None)
 GRIDS: tuple[Grid, ...] = (odediff.grid.uniform_t, odediff.grid.quadratic_t)
 CALLS = (3, 5, 7, 9, 11, 15, 19)
+MULTISTEP_CALLS = (3, 4, 5, 6, 7, 8, 9, 10)
+PUBLISHED_MULTISTEP = {
+    "DPM++3M": (110.03, 46.52, 24.97, 11.99, 6.74, 4.54, 3.42, 3.00),
+    "UniPC-3": (109.61, 45.20, 23.98, 11.14, 5.83, 3.99, 3.21, 2.89),
+    "DEIS-3": (56.01, 25.66, 14.39, 9.40, 6.94, 5.55, 4.68, 4.09),
+    "iPNDM-4": (47.98, 24.82, 13.59, 7.05, 5.08, 3.69, 3.17, 2.77),
+}
+"""Zhou, Chen, Wang & Chen 2024, EDM's CIFAR-10 network, Karras's grid."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,12 @@ class Row:
 
 
 ROWS = {name: Row(name, solver, odediff.grid.quadratic_t) for name, solver in ETAS.items()}
+
+
+MULTISTEP = {
+    name: Row(name, solver, odediff.grid.karras)
+    for name, solver in {"DPM++3M": DPMpp(3), "UniPC-3": UniPC(3), "DEIS-3": DEIS(3), "iPNDM-4": IPNDM(4)}.items()
+}
 
 
 @dataclass(frozen=True)
@@ -158,7 +172,7 @@ class Study:
 
 
 def main() -> None:
-    """Print the three tables, and where they disagree with the published ones."""
+    """Print the tables, and where they disagree with the published ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/published"), help="where finished parts are kept")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"images in every cell, {IMAGES} unless given")
@@ -175,6 +189,7 @@ def main() -> None:
         etas(study, arguments.steps, arguments.images)
         reconstructions(study)
         heun(study, arguments.images)
+        multistep(study, arguments.images)
 
 
 def compute(study: Study, columns: Sequence[int], images: int) -> None:
@@ -182,6 +197,7 @@ def compute(study: Study, columns: Sequence[int], images: int) -> None:
     for steps, grid in tqdm(list(product(RECONSTRUCTION, GRIDS)), desc="reconstructions"):
         study.reconstruction(steps, grid)
     work = [item for calls in CALLS for item in below_ten(calls)]
+    work += list(product(MULTISTEP.values(), MULTISTEP_CALLS))
     work += [(ROWS[name], steps) for steps in columns for name in names_at(steps)]
     work.sort(key=lambda item: item[1])
     parts = range(0, images, PART)
@@ -254,6 +270,28 @@ def heun(study: Study, images: int) -> None:
         second, first = (study.distance(row, steps, images) for row, steps in below_ten(calls))
         cells.append((calls, second, first, *published))
     print(text_table(("calls", "Heun", "DDIM", "published calls", "Heun", "Euler"), cells))
+
+
+def multistep(study: Study, images: int) -> None:
+    """Data predictions lose to noise predictions at few calls, and win at more."""
+    print(f"\nFrechet distance of {images} images by multistep methods on Karras's grid (after it the published FID)")
+    found = {
+        calls: {name: study.distance(row, calls, images) for name, row in MULTISTEP.items()}
+        for calls in MULTISTEP_CALLS
+    }
+    cells = [
+        [name, *(f"{found[calls][name]} ({fid:g})" for calls, fid in zip(MULTISTEP_CALLS, fids, strict=True))]
+        for name, fids in PUBLISHED_MULTISTEP.items()
+    ]
+    print(text_table(("", *(f"{calls} calls" for calls in MULTISTEP_CALLS)), cells))
+    for i, (calls, column) in enumerate(found.items()):
+        for ours, theirs in product(("DPM++3M", "UniPC-3"), ("DEIS-3", "iPNDM-4")):
+            gap, spread = column[ours].against(column[theirs])
+            order = "undecided" if abs(gap) <= 2 * spread else "worse" if gap > 0 else "better"
+            known = "worse" if PUBLISHED_MULTISTEP[ours][i] > PUBLISHED_MULTISTEP[theirs][i] else "better"
+            print(
+                f"  {calls} calls: {ours} is {order} than {theirs}, by {gap:+.2f} +- {spread:.2f} (published: {known})"
+            )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from solvers import Node, Prediction, combine
-from solvers.real import Real, anywhere
+from solvers.ode import Terms, total
+from solvers.real import Real, anywhere, is_zero
 
 Form = Literal["epsilon", "x0", "v", "flow", "score"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -43,27 +44,23 @@ class NetworkPrediction(Prediction):
     @property
     def x0(self) -> Tensor:
         """The predicted data."""
-        return self._once("x0", self.data)
+        return self._once("x0", 1.0, 0.0)
 
     @property
     def eps(self) -> Tensor:
         """The predicted noise."""
-        return self._once("eps", self.noise)
+        return self._once("eps", 0.0, 1.0)
 
-    def mix(self, data: Real, noise: Real) -> Tensor:
-        """``data x0 + noise eps`` without computing either: one pass over the state and the output."""
-        return self._combine(data * self.data[0] + noise * self.noise[0], data * self.data[1] + noise * self.noise[1])
+    def terms(self, data: Real, noise: Real) -> Terms:
+        """``data x0 + noise eps`` without computing either: a sum of the state and the output."""
+        shares = [(share, of) for share, of in ((data, self.data), (noise, self.noise)) if not is_zero(share)]
+        of_x, of_output = (sum((share * of[i] for share, of in shares), 0.0) for i in (0, 1))
+        return [(of_x, self.x), (of_output, self.output)] if not is_zero(of_x) else [(of_output, self.output)]
 
-    def _once(self, name: str, coefficients: tuple[Real, Real]) -> Tensor:
+    def _once(self, name: str, data: Real, noise: Real) -> Tensor:
         if name not in self._known:
-            self._known[name] = self._combine(*coefficients)
+            self._known[name] = total(self.terms(data, noise))
         return self._known[name]
-
-    def _combine(self, of_x: Real, of_output: Real) -> Tensor:
-        if isinstance(of_x, float) and of_x == 0:
-            unscaled = isinstance(of_output, float) and of_output == 1
-            return self.output if unscaled else combine((of_output, self.output))
-        return combine((of_x, self.x), (of_output, self.output))
 
 
 def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPrediction:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from types import FunctionType
 
 import torch
 from torch import Tensor
+
+from solvers.large import spare
 
 fusing: ContextVar[bool] = ContextVar("fusing", default=False)
 """Whether combinations go through `fused`."""
@@ -24,30 +27,68 @@ def fusion(compile: bool) -> Iterator[None]:
         fusing.reset(token)
 
 
-def fused(coefficients: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """``sum of c * x``, in the dtype of the tensors; its last bits may differ from those of separate operations."""
+def fused(coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A ``sum of c * x`` for each row of coefficients, which may be fewer than the tensors, in one pass over these.
+
+    They have the dtype of the tensors; their last bits may differ from those of separate operations.
+    """
     first = tensors[0]
+    unique, rows = _merged(coefficients, tensors)
+    flat = [tensor.reshape(-1) for tensor in unique]
+    results = [result for _ in rows if (result := spare(flat)) is not None]
     # Numbers of their own would be compiled in, and every step would wait for the compiler; so would every new shape.
-    weights = torch.tensor(coefficients, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
-    return _kernel(len(tensors))(weights, *(tensor.reshape(-1) for tensor in tensors)).reshape(first.shape)
+    wide = torch.promote_types(first.dtype, torch.float32)
+    weights = [torch.tensor(row, dtype=wide, device=first.device) for row in rows]
+    found = _kernel(tuple(map(len, rows)))(weights, flat, results)
+    return [one.reshape(first.shape) for one in found]
+
+
+def _merged(
+    coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]
+) -> tuple[list[Tensor], list[list[float]]]:
+    """The sums with no tensor named twice: one that two terms read is read once."""
+    places: dict[int, int] = {}
+    unique: list[Tensor] = []
+    rows: list[list[float]] = [[] for _ in coefficients]
+    for i, tensor in enumerate(tensors):
+        place = places.setdefault(id(tensor), len(unique))
+        if place == len(unique):
+            unique.append(tensor)
+        for row, given in zip(rows, coefficients, strict=True):
+            if i < len(given) and place < len(row):
+                row[place] += given[i]
+            elif i < len(given):
+                row.append(given[i])
+    return unique, rows
 
 
 @cache
-def _kernel(count: int) -> Callable[..., Tensor]:
-    def weighted_sum(weights: Tensor, *tensors: Tensor) -> Tensor:
-        total = weights[0] * tensors[0].to(weights.dtype)
-        for i in range(1, count):
-            total = total + weights[i] * tensors[i].to(weights.dtype)
-        return total.to(tensors[0].dtype)
+def _kernel(counts: tuple[int, ...]) -> Callable[..., list[Tensor]]:
+    def sums(weights: list[Tensor], tensors: list[Tensor], results: list[Tensor]) -> list[Tensor]:
+        wide = [tensor.to(weights[0].dtype) for tensor in tensors]
+        found = []
+        for row, count in zip(weights, counts, strict=True):
+            total = row[0] * wide[0]
+            for i in range(1, count):
+                total = total + row[i] * wide[i]
+            found.append(total.to(tensors[0].dtype))
+        if not results:
+            return found
+        for result, total in zip(results, found, strict=True):
+            result.copy_(total)
+        return results
 
-    return torch.compile(weighted_sum, dynamic=True)
+    # The compiler counts what it makes of one piece of code, and gives up after eight.
+    name = "sums_of_" + "_".join(map(str, counts))
+    own = FunctionType(sums.__code__.replace(co_name=name), sums.__globals__, name, closure=sums.__closure__)
+    return torch.compile(own, dynamic=True)
 
 
 @cache
 def require_compiler() -> None:
     """Raise `ValueError` where `torch.compile` finds no compiler that works."""
     try:
-        fused((1.0, 1.0), (torch.zeros(2), torch.zeros(2)))
+        fused([(1.0, 1.0)], (torch.zeros(2), torch.zeros(2)))
     except Exception as error:  # what is missing decides which of torch's many errors it is
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

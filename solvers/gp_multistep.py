@@ -15,7 +15,7 @@ from torch import Tensor
 
 from solvers.arguments import require_whole
 from solvers.noise import NoiseStream
-from solvers.ode import Node, PathODE, combine
+from solvers.ode import Node, PathODE, Term, advance, combine, pending, single
 from solvers.prior import Array, Features, Prior, mean_distance
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
 
@@ -54,11 +54,14 @@ class Move(NamedTuple):
 
 
 class History(NamedTuple):
-    """The moves of the grid and the number of the next; past predictions of x0, newest first; what is believed."""
+    """The moves of the grid and the number of the next; past predictions of x0, newest first; what is believed.
+
+    A prediction is a factor and a tensor.
+    """
 
     moves: tuple[Move, ...]
     next: int
-    predictions: tuple[Tensor, ...]
+    predictions: tuple[Term, ...]
     belief: Belief
 
 
@@ -162,15 +165,20 @@ class GPMultistep(Solver):
         require_states(past, x)
         exact = past[: points - 1]
         moves, belief = planned(self.prior, points, tuple(nodes), tuple(node for node, _ in exact))
-        return History(moves, 0, tuple(ode.predict(node, known).x0 for node, known in exact), belief)
+        predictions = tuple(single(ode.predict(node, known).terms(1.0, 0.0)) for node, known in exact)
+        return History(moves, 0, predictions, belief)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
         """Predict at a, unless a call tells nothing; move to b."""
         if state is None:
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
-        predictions = (ode.predict(a, x).x0, *state.predictions) if move.calls else state.predictions
-        end = combine((move.ratio, x), *zip(move.weights, predictions, strict=True))
+        start, predictions = (move.ratio, x), state.predictions
+        if move.calls:
+            newest, end = advance(start, move.weights, pending(ode.predict(a, x).terms(1.0, 0.0)), predictions)
+            predictions = (newest, *predictions)
+        else:
+            end = combine(start, *((w * factor, x0) for w, (factor, x0) in zip(move.weights, predictions, strict=True)))
         kept = predictions[: len(move.belief.predictions)]
         return Step(end, state=History(state.moves, state.next + 1, kept, move.belief))
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from solvers.ode import ODE, Node, PathODE, Prediction
+from solvers.ode import ODE, Node, PathODE, Prediction, Terms, total
 from solvers.real import Real, divide, log, native
 
 SMALLEST_ALPHA = 1e-3
@@ -36,8 +36,16 @@ class Line(ABC):
         """The variable of integration."""
 
     @abstractmethod
+    def shares(self, node: Node) -> tuple[Real, Real]:
+        """The coefficients of x0 and eps in the slope."""
+
     def slope(self, node: Node, prediction: Prediction) -> Tensor:
         """``dz/dq``, in terms of the prediction alone."""
+        return total(self.terms(node, prediction))
+
+    def terms(self, node: Node, prediction: Prediction) -> Terms:
+        """The slope as a sum; see `Prediction.terms`."""
+        return prediction.terms(*self.shares(node))
 
     @abstractmethod
     def node(self, ode: PathODE, q: Real) -> Node:
@@ -60,9 +68,9 @@ class Noise(Line):
         """``sigma / alpha``."""
         return node.s
 
-    def slope(self, node: Node, prediction: Prediction) -> Tensor:
-        """``eps``."""
-        return prediction.eps
+    def shares(self, node: Node) -> tuple[Real, Real]:
+        """Of eps alone."""
+        return 0.0, 1.0
 
     def node(self, ode: PathODE, q: Real) -> Node:
         """``log_snr = -log q``."""
@@ -85,9 +93,9 @@ class Data(Line):
         """``alpha / sigma``."""
         return divide(node.alpha, node.sigma)
 
-    def slope(self, node: Node, prediction: Prediction) -> Tensor:
-        """``x0``."""
-        return prediction.x0
+    def shares(self, node: Node) -> tuple[Real, Real]:
+        """Of x0 alone."""
+        return 1.0, 0.0
 
     def node(self, ode: PathODE, q: Real) -> Node:
         """``log_snr = log q``."""
@@ -120,10 +128,10 @@ class Rotation(Line):
         """``u``."""
         return native(np.arctan2(node.sigma, self.c * node.alpha))
 
-    def slope(self, node: Node, prediction: Prediction) -> Tensor:
-        """``cos(u) eps - sin(u)/c x0``."""
+    def shares(self, node: Node) -> tuple[Real, Real]:
+        """``-sin(u)/c`` and ``cos(u)``."""
         radius = self.scale(node)
-        return prediction.mix(-node.sigma / radius / self.c, self.c * node.alpha / radius)
+        return -node.sigma / radius / self.c, self.c * node.alpha / radius
 
     def node(self, ode: PathODE, q: Real) -> Node:
         """``s = c tan(u)``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from solvers.arguments import require_whole
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
-from solvers.ode import Node, PathODE, combine
+from solvers.ode import Node, PathODE, Term, advance, pending, single, total
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
@@ -42,15 +42,15 @@ class Move(NamedTuple):
 class History(NamedTuple):
     """The run of a multistep method: the moves of the grid and the number of the next, and what it remembers.
 
-    ``nodes`` and ``slopes`` are those of past evaluations along ``line``, newest first; ``predicted`` says whether a
-    step of this method led to the present state, so that a corrector can correct it.
+    ``nodes`` and ``slopes``, a factor and a tensor each, are those of past evaluations along ``line``, newest first;
+    ``predicted`` says whether a step of this method led to the present state, so that a corrector can correct it.
     """
 
     line: Line
     moves: tuple[Move, ...]
     next: int
     nodes: tuple[Node, ...]
-    slopes: tuple[Tensor, ...]
+    slopes: tuple[Term, ...]
     predicted: bool
 
 
@@ -174,7 +174,7 @@ class ExponentialAdams(Solver):
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
         moves = self._plan(ode, [node for node, _ in exact], nodes, predicted=False)
-        slopes = tuple(self.line.slope(node, ode.predict(node, known)) for node, known in exact)
+        slopes = tuple(single(self.line.terms(node, ode.predict(node, known))) for node, known in exact)
         return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
@@ -186,16 +186,16 @@ class ExponentialAdams(Solver):
         if move.formula is None:
             end = prediction.mix(b.alpha, b.sigma)
             return Step(end, state=state._replace(next=state.next + 1, nodes=(), slopes=(), predicted=False))
-        slope = self.line.slope(a, prediction)
+        newest = pending(self.line.terms(a, prediction))
         frozen = None if move.reads is None or move.reads.all() else _rows(move.reads == 0, x)
         if frozen is not None:
             # Those rows' slopes may be infinite, and their weights are zero.
-            slope = torch.where(frozen, 0.0, slope)
+            newest = [(1.0, torch.where(frozen, 0.0, total(newest)))]
         ddim = None if frozen is None else prediction.mix(b.alpha, b.sigma)
         # What the network returned would be one more state beside the slopes that are kept.
         del prediction
+        slope, end = advance((move.formula.ratio, x), move.formula.weights, newest, state.slopes)
         slopes = (slope, *state.slopes)
-        end = combine((move.formula.ratio, x), *zip(move.formula.weights, slopes, strict=False))
         if frozen is not None and ddim is not None:
             end = torch.where(frozen, ddim, end)
         kept = self.points if self.corrector else self.points - 1

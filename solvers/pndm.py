@@ -10,7 +10,7 @@ from torch import Tensor
 
 from solvers.lines import Line
 from solvers.multistep import History
-from solvers.ode import Node, PathODE, combine
+from solvers.ode import Node, PathODE, combine, total
 from solvers.published import IPNDM
 from solvers.solver import Solver, Step
 
@@ -71,7 +71,7 @@ class PNDM(IPNDM):
         step = super().step(ode, a, b, x, state)
         if move.formula is None or (move.reads is None and len(move.formula.weights) > self._warming):
             return step
-        slope = step.state.slopes[0]
+        slope = total(step.state.slopes[:1])
         if move.reads is None:
             return step._replace(x=self._stages(ode, a, b, x, slope))
         # Rows are selected before anything is computed: 0 * inf would put NaN into the regular ones.

@@ -27,6 +27,11 @@ def log(value: Real) -> Real:
         return native(np.log(value))
 
 
+def is_zero(value: Real) -> bool:
+    """Whether it is the float 0, for the whole batch."""
+    return isinstance(value, float) and value == 0
+
+
 def anywhere(condition: bool | np.ndarray) -> bool:
     """Whether a comparison of `Real` numbers holds for any sample; free of charge for floats."""
     return bool(condition.any()) if isinstance(condition, np.ndarray) else bool(condition)

@@ -15,6 +15,7 @@ from solvers.counting import BudgetSpent, Recorded, counted
 from solvers.dense import Dense
 from solvers.exponential import DDIM
 from solvers.fusion import fusion, require_compiler
+from solvers.large import reusing
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, combine
 from solvers.solution import Solution, SolveError, Stats, Status
@@ -111,7 +112,7 @@ def solve(
             # What was predicted at the nodes of ``past`` belongs to no step.
             wrapped.ledger.first.clear()
         bar = tqdm(total=len(nodes) - 1, desc=type(solver).__name__, unit="step", disable=not progress)
-        with fusion(compile), bar:
+        with fusion(compile), reusing(x), bar:
             for node, step in zip(
                 nodes[1:], _steps(wrapped, solver, body, nodes, x, state, closing, recent), strict=True
             ):

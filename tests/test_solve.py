@@ -591,7 +591,7 @@ def test_fused_coefficients_keep_their_digits_in_half_precision(dtype, monkeypat
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     fusion._kernel.cache_clear()
     x = torch.tensor([1.0, 2.0], dtype=dtype)
-    found = fusion.fused((1e5, -1.2345678), (x * 1e-3, x))
+    (found,) = fusion.fused([(1e5, -1.2345678)], (x * 1e-3, x))
     fusion._kernel.cache_clear()
     truth = 1e5 * (x * 1e-3).double() - 1.2345678 * x.double()
     assert found.dtype is dtype

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from solvers.ode import Node, PathODE, Prediction, combine, per_row
-from solvers.real import Real, anywhere, everywhere, native
+from solvers.ode import Node, PathODE, Prediction, Terms, combine, per_row
+from solvers.real import Real, anywhere, everywhere, is_zero, native
 
 BLOCK = 2**17
 """Numbers that a temporary of `Mixture` holds at most."""
@@ -142,6 +142,11 @@ class Mixed(Prediction):
     def mix(self, data: Real, noise: Real) -> Tensor:
         """``data x0 + noise eps``."""
         return self._mix(data, noise)
+
+    def terms(self, data: Real, noise: Real) -> Terms:
+        """That sum, made at once."""
+        both = not (is_zero(data) or is_zero(noise))
+        return [(1.0, self._mix(data, noise))] if both else super().terms(data, noise)
 
 
 class ExactODE(PathODE):
