@@ -16,8 +16,8 @@ from odediff.prediction import FORMS, Form, predict, require_information
 from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
 from solvers import Node, Prediction
-from solvers.ode import per_row
 from solvers.real import Real, anywhere
+from solvers.sums import per_row
 
 Network = Callable[..., Tensor]
 UNSTEADY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)

@@ -19,7 +19,7 @@ from odediff.problem import probability_flow
 from odediff.recorders import finite_status, pivots
 from odediff.replay import NullSchedule
 from solvers import DDIM, Node, Stats
-from solvers.ode import per_row
+from solvers.sums import per_row
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

@@ -18,8 +18,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from solvers import Node, Prediction, combine
-from solvers.ode import Terms, total
 from solvers.real import Real, anywhere, is_zero
+from solvers.sums import Terms, total
 
 Form = Literal["epsilon", "x0", "v", "flow", "score"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -53,9 +53,14 @@ class NetworkPrediction(Prediction):
 
     def terms(self, data: Real, noise: Real) -> Terms:
         """``data x0 + noise eps`` without computing either: a sum of the state and the output."""
-        shares = [(share, of) for share, of in ((data, self.data), (noise, self.noise)) if not is_zero(share)]
-        of_x, of_output = (sum((share * of[i] for share, of in shares), 0.0) for i in (0, 1))
-        return [(of_x, self.x), (of_output, self.output)] if not is_zero(of_x) else [(of_output, self.output)]
+        # At the ends of time the coefficients of the part that is not asked for may be infinite.
+        if is_zero(noise):
+            of_x, of_output = data * self.data[0], data * self.data[1]
+        elif is_zero(data):
+            of_x, of_output = noise * self.noise[0], noise * self.noise[1]
+        else:
+            of_x, of_output = (data * own + noise * other for own, other in zip(self.data, self.noise, strict=True))
+        return [(of_output, self.output)] if is_zero(of_x) else [(of_x, self.x), (of_output, self.output)]
 
     def _once(self, name: str, data: Real, noise: Real) -> Tensor:
         if name not in self._known:

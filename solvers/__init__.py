@@ -17,7 +17,7 @@ from solvers.implicit_inverse import FixedPoint, NewtonKrylov
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, Prediction, combine
+from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.pndm import PNDM
 from solvers.prior import Prior
 from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
@@ -28,6 +28,7 @@ from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solve import solve
 from solvers.solver import Solver, Step
 from solvers.stochastic import EDMHeun, EulerMaruyama
+from solvers.sums import combine
 from solvers.trajectory import TrajectoryInverse
 from solvers.two_step import BDIA, OBELM, Leapfrog
 

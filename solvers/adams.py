@@ -22,8 +22,8 @@ from solvers.newton_form import (
     step_integrals,
     with_node_in_front,
 )
-from solvers.ode import accumulate, combine
 from solvers.solver import Solver
+from solvers.sums import accumulate, combine
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
 SAFETY = 0.65

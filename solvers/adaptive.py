@@ -14,9 +14,9 @@ from solvers.controller import PI, Controller, first_step, row_norm, second_step
 from solvers.dop853 import DOP853
 from solvers.dpm_pairs import DPM12, DPM23, LogSNR
 from solvers.lines import Line, Noise, Rotation
-from solvers.ode import combine
 from solvers.runge_kutta import Bosh3, Dopri5, Extension, RungeKutta, Tsit5
 from solvers.solver import Solver
+from solvers.sums import combine
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
 

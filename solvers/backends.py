@@ -17,9 +17,10 @@ from solvers.counting import BudgetSpent
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step, singular_steps
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, combine
+from solvers.ode import ODE, Node
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step, require_path
+from solvers.sums import combine
 
 SMALLEST_RTOL = 100 * np.finfo(np.float64).eps
 """Double precision cannot meet less; scipy would raise it to this, with a warning."""

@@ -14,11 +14,12 @@ from torch import Tensor
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, combine
+from solvers.ode import ODE, Node
 from solvers.real import Real
 from solvers.reversible import FINEST, WIDE, Companion, ReversibleSolver, meets_singular, starts
 from solvers.runge_kutta import RK4, Heun
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
+from solvers.sums import combine
 
 
 @dataclass(frozen=True)

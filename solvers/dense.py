@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.ode import Node, combine
+from solvers.ode import Node
+from solvers.sums import combine
 
 
 class Dense:

@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from solvers.lines import Noise
-from solvers.ode import Node, PathODE, combine
+from solvers.ode import Node, PathODE
 from solvers.real import Real
+from solvers.sums import combine
 
 Slope = Callable[[np.ndarray, Tensor], Tensor]
 

@@ -8,9 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine
+from solvers.ode import ODE, Node, PathODE
 from solvers.real import Real, divide, native
 from solvers.solver import Law, Past, Solver, Step, require_path
+from solvers.sums import combine
 
 
 @dataclass(frozen=True)

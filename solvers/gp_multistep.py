@@ -15,9 +15,10 @@ from torch import Tensor
 
 from solvers.arguments import require_whole
 from solvers.noise import NoiseStream
-from solvers.ode import Node, PathODE, Term, advance, combine, pending, single
+from solvers.ode import Node, PathODE
 from solvers.prior import Array, Features, Prior, mean_distance
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
+from solvers.sums import Term, advance, combine, pending, single
 
 FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""

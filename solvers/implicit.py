@@ -16,10 +16,11 @@ from solvers.controller import row_norm
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line, singular_step
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, combine
+from solvers.ode import ODE, Node
 from solvers.real import Real, native
 from solvers.solution import Status
 from solvers.solver import Past, Solver, Step, require_path, require_run
+from solvers.sums import combine
 
 ROUND_OFFS = 16
 """Units of the state's round-off below which no iteration is asked to converge."""

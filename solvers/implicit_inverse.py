@@ -17,11 +17,12 @@ from solvers.exponential import DDIM
 from solvers.krylov import anderson, dot, gmres, largest
 from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, combine
+from solvers.ode import ODE, Node
 from solvers.real import Real, native
 from solvers.reversible import ReversibleSolver, meets_singular
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step
+from solvers.sums import combine
 
 
 def require_digits(solver: Any, x: Tensor) -> None:

@@ -14,8 +14,9 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from solvers.ode import ODE, Node, PathODE, Prediction, Terms, total
+from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real, divide, log, native
+from solvers.sums import Terms, total
 
 SMALLEST_ALPHA = 1e-3
 """Below this alpha the noise line is called singular: s = sigma/alpha exceeds 1000 and x/alpha loses its digits.

@@ -12,10 +12,11 @@ from torch import Tensor
 from solvers.arguments import require_whole
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
-from solvers.ode import Node, PathODE, Term, advance, pending, single, total
+from solvers.ode import Node, PathODE
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
+from solvers.sums import Term, advance, pending, single, total
 
 MOST_POINTS = 6
 """Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""

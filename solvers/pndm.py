@@ -10,9 +10,10 @@ from torch import Tensor
 
 from solvers.lines import Line
 from solvers.multistep import History
-from solvers.ode import Node, PathODE, combine, total
+from solvers.ode import Node, PathODE
 from solvers.published import IPNDM
 from solvers.solver import Solver, Step
+from solvers.sums import combine, total
 
 STAGES = ((0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6))
 """Of Kutta's classical method: where in t each stage lies, reached with the previous stage's slope, and its weight."""

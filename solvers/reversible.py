@@ -12,9 +12,10 @@ from torch import Tensor
 
 from solvers.lines import Line
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, combine
+from solvers.ode import ODE, Node
 from solvers.real import Real
 from solvers.solver import Law, Past, Solver, Step
+from solvers.sums import combine
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine
+from solvers.ode import ODE, Node, PathODE
 from solvers.phi import phi
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
+from solvers.sums import combine
 
 HIGHEST = 4
 

@@ -17,9 +17,10 @@ from solvers.exponential import DDIM
 from solvers.fusion import fusion, require_compiler
 from solvers.large import reusing
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine
+from solvers.ode import ODE, Node, PathODE
 from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solver import Past, Solver, Step, require_rows, require_solver
+from solvers.sums import combine
 
 Closing = Literal["denoise", "extrapolate"] | None
 EXTRAPOLATED = 3

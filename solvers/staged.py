@@ -13,9 +13,10 @@ from torch import Tensor
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine
+from solvers.ode import ODE, Node, PathODE
 from solvers.real import Real, anywhere
 from solvers.solver import Past, Solver, Step, require_path
+from solvers.sums import combine
 
 
 class Stage(NamedTuple):

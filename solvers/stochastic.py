@@ -11,10 +11,11 @@ from torch import Tensor
 from solvers.exponential import DDIM, start_noise
 from solvers.lines import Noise, singular_step, singular_steps
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine
+from solvers.ode import ODE, Node, PathODE
 from solvers.real import log, native
 from solvers.runge_kutta import Heun
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
+from solvers.sums import combine
 
 LARGEST_RAISE = math.sqrt(2) - 1
 """Of the noise level in one step of EDM: the state gets at most as much new noise as it has."""

@@ -15,10 +15,11 @@ from solvers.arguments import require_whole
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine, per_row
+from solvers.ode import ODE, Node, PathODE
 from solvers.real import Real
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step, require_path
+from solvers.sums import combine, per_row
 
 SMALLEST_STEP = 16 * float(np.finfo(np.float64).eps)
 """Of the span, or of the place if that is larger: below it a step does not move."""

@@ -16,11 +16,12 @@ from solvers.implicit_inverse import Effort, require_digits
 from solvers.krylov import largest
 from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, combine
+from solvers.ode import ODE, Node
 from solvers.real import native
 from solvers.reversible import ReversibleSolver, meets_singular
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step
+from solvers.sums import combine
 
 
 @dataclass(frozen=True)

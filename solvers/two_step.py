@@ -12,7 +12,7 @@ from torch import Tensor
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE, combine, per_row
+from solvers.ode import ODE, Node, PathODE
 from solvers.real import Real, native
 from solvers.reversible import (
     FINE,
@@ -25,6 +25,7 @@ from solvers.reversible import (
 )
 from solvers.runge_kutta import RK4
 from solvers.solver import Past, Solver, Step, require_path, require_run, require_states
+from solvers.sums import combine, per_row
 
 
 @dataclass(frozen=True)

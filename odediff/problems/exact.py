@@ -14,7 +14,7 @@ from odediff.model import Model
 from odediff.prediction import Form, native
 from odediff.schedule import Schedule
 from solvers import Node, Prediction, combine
-from solvers.ode import per_row
+from solvers.sums import per_row
 
 
 class Distribution(Protocol):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from solvers.ode import Node, PathODE, Prediction, Terms, combine, per_row
+from solvers.ode import Node, PathODE, Prediction
 from solvers.real import Real, anywhere, everywhere, is_zero, native
+from solvers.sums import Terms, combine, per_row
 
 BLOCK = 2**17
 """Numbers that a temporary of `Mixture` holds at most."""

@@ -1,0 +1,120 @@
+"""Where coefficients meet tensors: linear combinations of states."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.fusion import fused, fusing
+from solvers.large import spare
+from solvers.real import Real
+
+Term = tuple[Real, Tensor]
+"""A coefficient and a tensor."""
+Terms = Sequence[Term]
+
+
+def combine(*terms: Term) -> Tensor:
+    """``sum of c * x`` over the pairs ``(c, x)``: the one place where coefficients meet tensors.
+
+    Coefficients are floats or ``(B,)`` float64 arrays; an array scales the rows of its tensor. The result keeps the
+    dtype and device of the tensors, whatever the precision of the coefficients.
+    """
+    shared = _shared(terms)
+    if shared is not None:
+        if fusing.get():
+            return fused([shared], [tensor for _, tensor in terms])[0]
+        factor, found = _up_to_a_factor(shared, [tensor for _, tensor in terms])
+        if len(terms) == 1:
+            return torch.mul(found, factor, out=spare([found]))
+        return found if factor == 1 else found.mul_(factor)
+    (first, x), *rest = terms
+    found = x * (first if isinstance(first, float) else per_row(first, x))
+    for coefficient, x in rest:
+        if isinstance(coefficient, float):
+            found.add_(x, alpha=coefficient)
+        else:
+            found.addcmul_(x, per_row(coefficient, x))
+    return found
+
+
+def total(terms: Terms) -> Tensor:
+    """`combine`, but a tensor itself where that is the sum."""
+    coefficient, tensor = terms[0]
+    alone = len(terms) == 1 and isinstance(coefficient, float) and coefficient == 1
+    return tensor if alone else combine(*terms)
+
+
+def single(terms: Terms) -> Term:
+    """The sum as one term: a factor, which is left to those who read it, and a tensor; saves a pass over memory."""
+    shared = _shared(terms)
+    return (1.0, combine(*terms)) if shared is None else _up_to_a_factor(shared, [tensor for _, tensor in terms])
+
+
+def pending(terms: Terms) -> Terms:
+    """What `advance` makes the newest slope from: one term, or the terms as they are where all is fused there."""
+    return terms if fusing.get() else [single(terms)]
+
+
+def _up_to_a_factor(coefficients: Sequence[float], tensors: Sequence[Tensor]) -> tuple[float, Tensor]:
+    """A factor and the sum over it; one term stays as it is.
+
+    The factor is 1 where it can be, so that zeros added to a state leave it as it was, and otherwise the largest
+    coefficient, beside which no other one overflows.
+    """
+    if len(tensors) == 1:
+        return coefficients[0], tensors[0]
+    factor = 1.0 if 1.0 in coefficients else max(coefficients, key=abs)
+    first = coefficients.index(factor)
+    second = 0 if first else 1
+    found = torch.add(
+        tensors[first], tensors[second], alpha=coefficients[second] / factor if factor else 0.0, out=spare(tensors)
+    )
+    for i in range(len(tensors)):
+        if i != first and i != second:
+            found.add_(tensors[i], alpha=coefficients[i] / factor if factor else 0.0)
+    return factor, found
+
+
+def _shared(terms: Terms) -> list[float] | None:
+    """The coefficients, if all samples have the same."""
+    coefficients = [coefficient for coefficient, _ in terms if isinstance(coefficient, float)]
+    return coefficients if len(coefficients) == len(terms) else None
+
+
+def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms) -> tuple[Term, Tensor]:
+    """A multistep formula: ``start`` plus the weighted sum of the newest slope, `pending`, and earlier ones.
+
+    Returns the newest slope as one term as well, for the steps that follow. Fused, both are made in one pass.
+    """
+    read = [(weight * factor, tensor) for weight, (factor, tensor) in zip(weights[1:], earlier, strict=False)]
+    if fusing.get() and len(newest) > 1:
+        own, direct, weight = _shared(newest), _shared([start, *read]), weights[0]
+        if own is not None and direct is not None and isinstance(weight, float):
+            # The slope's own terms in the place of the slope.
+            tensors = [tensor for _, tensor in (*newest, start, *read)]
+            slope, end = fused([own, [*(weight * coefficient for coefficient in own), *direct]], tensors)
+            return (1.0, slope), end
+    slope_term = single(newest)
+    factor, tensor = slope_term
+    return slope_term, combine(start, (weights[0] * factor, tensor), *read)
+
+
+def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Tensor:
+    """``start + sum over j of weights[j] tensors[j]``: `combine` for weights ``(M, B)`` and tensors ``(M, B, ...)``.
+
+    Weights ``(S, M, B)`` give S sums at once, ``(S, B, ...)``. All weights are transferred at once; zeros cost nothing.
+    """
+    *several, count, batch = weights.shape
+    total = tensors.new_zeros((*several, *tensors.shape[1:])) if start is None else start.clone()
+    columns = per_row(weights, tensors[0]).unbind(len(several))
+    for j in np.flatnonzero(weights.reshape(-1, count, batch).any(axis=(0, 2))).tolist():
+        total.addcmul_(tensors[j], columns[j])
+    return total
+
+
+def per_row(values: Real, like: Tensor) -> Tensor:
+    """``values``, ``(..., B)`` or one for all, as a tensor that multiplies the rows of ``like``, ``(B, ...)``."""
+    column = np.asarray(values, dtype=np.float64)
+    return torch.from_numpy(column.reshape(column.shape + (1,) * (like.ndim - 1) if column.ndim else ())).to(like)
