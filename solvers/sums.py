@@ -19,7 +19,7 @@ def combine(*terms: Term) -> Tensor:
     """``sum of c * x`` over the pairs ``(c, x)``: the one place where coefficients meet tensors.
 
     Coefficients are floats or ``(B,)`` float64 arrays; an array scales the rows of its tensor. The result keeps the
-    dtype and device of the tensors, whatever the precision of the coefficients.
+    dtype, device and shape of the first tensor, whatever the precision of the coefficients.
     """
     shared = _shared(terms)
     if shared is not None:
@@ -78,9 +78,15 @@ def _up_to_a_factor(coefficients: Sequence[float], tensors: Sequence[Tensor]) ->
 
 
 def _shared(terms: Terms) -> list[float] | None:
-    """The coefficients, if all samples have the same."""
-    coefficients = [coefficient for coefficient, _ in terms if isinstance(coefficient, float)]
-    return coefficients if len(coefficients) == len(terms) else None
+    """The coefficients, if all samples have the same and the tensors are alike: no other one decides on the result."""
+    first = terms[0][1]
+    coefficients = []
+    for coefficient, tensor in terms:
+        alike = tensor is first or (tensor.dtype is first.dtype and tensor.shape == first.shape)
+        if not isinstance(coefficient, float) or not alike:
+            return None
+        coefficients.append(coefficient)
+    return coefficients
 
 
 def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms) -> tuple[Term, Tensor]:
@@ -90,11 +96,13 @@ def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms)
     """
     read = [(weight * factor, tensor) for weight, (factor, tensor) in zip(weights[1:], earlier, strict=False)]
     if fusing.get() and len(newest) > 1:
-        own, direct, weight = _shared(newest), _shared([start, *read]), weights[0]
-        if own is not None and direct is not None and isinstance(weight, float):
+        terms, weight = [*newest, start, *read], weights[0]
+        coefficients = _shared(terms)
+        if coefficients is not None and isinstance(weight, float):
             # The slope's own terms in the place of the slope.
-            tensors = [tensor for _, tensor in (*newest, start, *read)]
-            slope, end = fused([own, [*(weight * coefficient for coefficient in own), *direct]], tensors)
+            own, direct = coefficients[: len(newest)], coefficients[len(newest) :]
+            rows = [own, [*(weight * coefficient for coefficient in own), *direct]]
+            slope, end = fused(rows, [tensor for _, tensor in terms])
             return (1.0, slope), end
     slope_term = single(newest)
     factor, tensor = slope_term

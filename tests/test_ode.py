@@ -46,6 +46,15 @@ def test_combine_keeps_the_dtype_of_the_tensors(dtype, coefficient):
     assert combine((coefficient, x), (0.5, x)).dtype == dtype
 
 
+def test_combine_keeps_the_dtype_and_shape_of_the_first_tensor():
+    x, y = random(2, 3, dtype=torch.float32), random(2, 3)
+    found = combine((1.0, x), (3.0, y))
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, (x + 3 * y).float())
+    with pytest.raises(RuntimeError, match="shape"):
+        combine((1.0, x[:, :1]), (3.0, x))
+
+
 def test_combine_leaves_its_arguments_alone():
     x, y, c = random(2, 3), random(2, 3), np.array([2.0, 3.0])
     before = x.clone(), y.clone(), c.copy()
