@@ -7,9 +7,9 @@ the next one.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -20,18 +20,27 @@ LEAST = 2**20
 MOST = 16
 """States whose memory is watched at once: more than a method holds."""
 
-_memory: ContextVar[list[tuple[Tensor, tuple[int, int]]] | None] = ContextVar("memory", default=None)
-"""Tensors, with the number of users that their memory has where nobody else holds it."""
+
+class _Memory(threading.local):
+    """Tensors, with the number of users that their memory has where nobody else holds it.
+
+    A thread has its own: between two that ask at once, free memory would go to both.
+    """
+
+    watched: list[tuple[Tensor, tuple[int, int]]] | None = None
+
+
+_memory = _Memory()
 
 
 @contextmanager
 def reusing(x: Tensor) -> Iterator[None]:
     """Within, let `spare` find memory for states like ``x``, if they are large and on the CPU."""
-    token = _memory.set([] if _is_plain(x) else None)
+    outer, _memory.watched = _memory.watched, [] if _is_plain(x) else None
     try:
         yield
     finally:
-        _memory.reset(token)
+        _memory.watched = outer
 
 
 def spare(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -39,19 +48,25 @@ def spare(tensors: Sequence[Tensor]) -> Tensor | None:
 
     None leaves it to torch: for small states, and where the sum has to be recorded for derivatives.
     """
-    memory = _memory.get()
+    memory = _memory.watched
     if memory is None or torch.is_grad_enabled():
         return None
     x = tensors[0]
-    if x.nbytes < LEAST or not all(t.is_contiguous() and t.shape == x.shape and t.dtype is x.dtype for t in tensors):
+    if not all(t.shape == x.shape and t.dtype is x.dtype and _is_plain(t) and t.is_contiguous() for t in tensors):
         return None
     for held, users in memory:
-        if held.shape == x.shape and held.dtype is x.dtype and _users(held) == users:
+        if held.shape == x.shape and held.dtype is x.dtype and _is_free(held, users):
             return held.detach()
-    new = torch.empty(x.shape, dtype=x.dtype)
+    new = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     memory.append((new, _users(new)))
     del memory[:-MOST]
     return new.detach()
+
+
+def _is_free(x: Tensor, users: tuple[int, int]) -> bool:
+    """Whether nobody else holds the memory, in another process neither, and torch may write to it here."""
+    writable = x.is_inference() == torch.is_inference_mode_enabled()
+    return writable and not x.untyped_storage().is_shared() and _users(x) == users
 
 
 def _users(x: Tensor) -> tuple[int, int]:
@@ -61,11 +76,7 @@ def _users(x: Tensor) -> tuple[int, int]:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is a large tensor on the CPU, and no stand-in for one as the transforms of torch.func make."""
-    if type(x) is not Tensor or not x.is_cpu or x.nbytes < LEAST or forward_ad.unpack_dual(x).tangent is not None:
+    """Whether ``x`` is a large tensor on the CPU, without a tangent, and outside of the transforms of torch.func."""
+    if type(x) is not Tensor or not x.is_cpu or x.nbytes < LEAST:
         return False
-    try:
-        x.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return False
-    return True
+    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad.unpack_dual(x).tangent is None

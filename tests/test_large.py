@@ -1,6 +1,8 @@
 """Memory of states that are gone is used again, and that of no other."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils import dlpack
 
 import odediff
-from solvers import DDIM, DPMpp, GPMultistep, Heun, NoiseStream, UniPC, solve
+from solvers import DDIM, DPMpp, GPMultistep, Heun, NoiseStream, UniPC, combine, solve
 from solvers.large import LEAST, reusing, spare
 from solvers.testing import mild_mixture
 
@@ -44,6 +46,32 @@ def test_memory_that_somebody_holds_is_not_used_again(hold):
         assert spare([x]).data_ptr() == place
 
 
+def test_memory_that_another_process_may_hold_is_not_used_again():
+    x = large()
+    with torch.no_grad(), reusing(x):
+        sent = spare([x]).share_memory_()
+        place = sent.data_ptr()
+        del sent
+        assert spare([x]).data_ptr() != place
+
+
+def test_memory_of_inference_is_used_in_inference_alone():
+    x = large()
+    with torch.no_grad(), reusing(x):
+        with torch.inference_mode():
+            assert combine((1.0, x), (3.0, x)).is_inference()
+        outside = combine((1.0, x), (3.0, x))
+    assert torch.equal(outside, x + 3 * x)
+    assert not outside.is_inference()
+
+
+def test_threads_have_memory_of_their_own():
+    x = large()
+    with torch.no_grad(), reusing(x), ThreadPoolExecutor(1) as pool:
+        assert spare([x]) is not None
+        assert pool.submit(copy_context().run, torch.no_grad()(spare), [x]).result() is None
+
+
 def test_small_states_derivatives_and_other_layouts_are_left_to_torch():
     x = large()
     with reusing(x):
@@ -52,6 +80,9 @@ def test_small_states_derivatives_and_other_layouts_are_left_to_torch():
             assert spare([x[:10]]) is None
             assert spare([x.T]) is None
             assert spare([x, x.float()]) is None
+            assert spare([x.to("meta")]) is None
+            with torch.device("meta"):
+                assert spare([x]).is_cpu
     with torch.no_grad():
         assert spare([x]) is None
 
@@ -92,6 +123,23 @@ def test_large_states_are_differentiated():
         found = solve(problem, DPMpp(2), forward_ad.make_dual(x, torch.ones_like(x)), TIMES).x
         tangent = forward_ad.unpack_dual(found).tangent
     assert math.isclose(float(tangent.sum()), float(gradient.sum()), rel_tol=1e-9)
+
+
+def test_the_derivative_by_a_network_is_that_of_every_sample():
+    """Forward derivatives do without the graph that no_grad() forbids."""
+    noise = torch.randn(4, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+
+    def tangent(noise):
+        with forward_ad.dual_level():
+            slope = forward_ad.make_dual(torch.tensor(0.1), torch.tensor(1.0))
+            model = odediff.Model(lambda x, time: slope * x, odediff.VPTable.linear())
+            return forward_ad.unpack_dual(odediff.sample(model, noise=noise, solver=DPMpp(3), steps=5)).tangent
+
+    assert noise.nbytes > LEAST > noise[:1].nbytes
+    assert torch.equal(tangent(noise), torch.cat([tangent(one) for one in noise.split(1)]))
+    with torch.no_grad(), reusing(noise):
+        found = torch.func.jvp(lambda c: combine((1.0, noise), (3.0, c * noise)), (torch.ones(()),), (torch.ones(()),))
+    torch.testing.assert_close(found, (4 * noise, 3 * noise))
 
 
 def test_a_network_may_keep_what_it_is_given():
