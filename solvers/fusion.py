@@ -39,7 +39,8 @@ def fused(coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]) ->
     # Numbers of their own would be compiled in, and every step would wait for the compiler; so would every new shape.
     wide = torch.promote_types(first.dtype, torch.float32)
     weights = [torch.tensor(row, dtype=wide, device=first.device) for row in rows]
-    found = _kernel(tuple(map(len, rows)))(weights, flat, results)
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), bool(results)
+    found = _kernel(tuple(map(len, rows)), first.dtype, first.device, modes)(weights, flat, results)
     return [one.reshape(first.shape) for one in found]
 
 
@@ -63,7 +64,14 @@ def _merged(
 
 
 @cache
-def _kernel(counts: tuple[int, ...]) -> Callable[..., list[Tensor]]:
+def _kernel(
+    counts: tuple[int, ...], dtype: torch.dtype, device: torch.device, modes: tuple[bool, ...]
+) -> Callable[..., list[Tensor]]:
+    """The sums of so many terms: a piece of code of its own for every case.
+
+    The compiler makes each case anew, counts what it makes of one piece of code, and gives up after eight.
+    """
+
     def sums(weights: list[Tensor], tensors: list[Tensor], results: list[Tensor]) -> list[Tensor]:
         wide = [tensor.to(weights[0].dtype) for tensor in tensors]
         found = []
@@ -78,8 +86,7 @@ def _kernel(counts: tuple[int, ...]) -> Callable[..., list[Tensor]]:
             result.copy_(total)
         return results
 
-    # The compiler counts what it makes of one piece of code, and gives up after eight.
-    name = "sums_of_" + "_".join(map(str, counts))
+    name = "_".join(map(str, ("sums_of", *counts, dtype, device, *modes)))
     own = FunctionType(sums.__code__.replace(co_name=name), sums.__globals__, name, closure=sums.__closure__)
     return torch.compile(own, dynamic=True)
 

@@ -1,5 +1,6 @@
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from solvers import (
     solve,
 )
 from solvers.counting import counted
+from solvers.large import LEAST, reusing
 from solvers.solve import extrapolate_data
 from solvers.testing import ExactODE, Gaussian, Trigonometric, flow, mild_mixture, starting_points, uneven_times
 
@@ -547,6 +549,20 @@ def test_compiled_combinations_give_the_same_states(solver):
         plain, compiled = (solved(solver, x, compile=compile).x for compile in (False, True))
         assert compiled.dtype == dtype
         torch.testing.assert_close(compiled, plain, rtol=0, atol=tolerance)
+
+
+def test_no_case_of_a_compiled_sum_spends_the_compilations_of_another(monkeypatch):
+    """After so many of one piece of code the compiler gives up, and leaves it as it is."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    fusion._kernel.cache_clear()
+    x = torch.randn(LEAST // 8 + 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True), reusing(x):
+        for state in (x, x.float(), x[:50], x[:50].float()):
+            for modes in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+                with modes():
+                    (found,) = fusion.fused([(0.5, 3.0)], (state, state.square()))
+                torch.testing.assert_close(found, 0.5 * state + 3 * state.square())
+    fusion._kernel.cache_clear()
 
 
 def test_without_a_compiler_compile_is_refused_before_the_first_call(monkeypatch):
