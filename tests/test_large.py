@@ -18,7 +18,7 @@ TIMES = torch.linspace(1.3, 0.2, 6, dtype=torch.float64)
 
 
 def large(seed=0):
-    """Two thousand samples of the mild mixture's plane: a state above the limit."""
+    """Samples in the plane of the mild mixture: a state just above the limit."""
     x = torch.randn(LEAST // 16 + 1, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     assert x.nbytes > LEAST
     return x
