@@ -33,7 +33,7 @@ FOLLOWING := [DDIM,HeunDiscrete,KDPM2Discrete,LMSDiscrete,PNDM,DPMSolverMultiste
 
 bench-default: $(INSTALLED) ## the default sampler against diffusers' schedulers in all their grids
 	$(STUDY) folder=outputs/default_networks problems=[network_1,network_2] solvers=[gp_multistep] peers=$(FOLLOWING) \
-	    peer_grids=null networks.peer_grids=null networks.nfe=null nfe=[5,6,8,10,12,15,20] tolerances=[] samples.network=10 images.problems=[]
+	    peer_grids=null networks.peer_grids=null networks.nfe=null nfe=[5,6,8,10,12,15,20,30,50] tolerances=[] samples.network=10 images.problems=[]
 	$(STUDY) folder=outputs/default_exact solvers=[gp_multistep] peers=$(FOLLOWING) peer_grids=null tolerances=[] \
 	    problems=[mixture_2_held_out,mixture_16_held_out,mixture_64_held_out,mixture_256_held_out] \
 	    nfe=[5,6,8,10,12,15,20,30,50]

@@ -42,23 +42,23 @@ AYS_STABLE_VIDEO_DIFFUSION = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0
 
 
 class _Plateau(NamedTuple):
-    """Levels and exponents of the density of `plateau`.
+    """What the nodes of `plateau` do at low levels: their density's level and exponent, and where n of them end.
 
-    Of n nodes below the start the first is first max(1, n/10)^rise, but no nearer to the start s_0 than `_NEAREST` s_0,
-    and the last is last (10/n)^fall.
+    The last node is last (10/n)^fall.
     """
 
-    first: float
-    rise: float
     low: float
     low_power: float
-    high: float
-    high_power: float
     last: float
     fall: float
 
 
-_PLATEAU = _Plateau(first=78.0, rise=0.67, low=0.28, low_power=0.4, high=28.0, high_power=0.9, last=0.058, fall=2.2)
+_FEW, _MANY = _Plateau(0.2, 0.55, 0.053, 1.85), _Plateau(0.28, 0.4, 0.058, 2.2)
+_MOST_OF_FEW, _LEAST_OF_MANY = 16, 18
+_HIGH, _HIGH_AT, _HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
+"""The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
+_FIRST, _RISE = 78.0, 0.67
+"""Of n nodes below the start the first is first max(1, n/10)^rise, but no nearer to the start s_0 than _NEAREST s_0."""
 _PLATEAU_POINTS = 4001
 _NEAREST = 0.9
 
@@ -176,14 +176,14 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
 
     Their density in log s, s = sigma/alpha, is 1/[(1 + (low/s)^p) (1 + (s/high)^r)], between a first node below the
     path's start, which stands before it, and a last one; with more steps these move towards the path's start and `end`.
-    Made for `solvers.GPMultistep`, whose step from there makes no call; its constants were chosen along with those of
-    that method's prior, see benchmarks/README.md.
+    Up to ten steps thin out above a lower level: they are needed where images take shape. Made for
+    `solvers.GPMultistep`, whose step from there makes no call; its constants were chosen along with those of that
+    method's prior, see benchmarks/README.md.
     """
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)
     noisiest, least = (math.exp(-path.log_snr(t)) for t in (path.start, last_time))
-    rising = _PLATEAU.first * max(1.0, (n_steps - 1) / 10) ** _PLATEAU.rise
-    first = min(rising, max(_PLATEAU.first, _NEAREST * noisiest))
+    first = min(_FIRST * max(1.0, (n_steps - 1) / 10) ** _RISE, max(_FIRST, _NEAREST * noisiest))
     above = [first] if least < first < noisiest else []
     first = first if above else noisiest
     count = n_steps - len(above)
@@ -194,15 +194,23 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
             f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, and the path begins at "
             "infinity: give a smaller end, or use grid.angle"
         )
-    last = _PLATEAU.last * (10 / count) ** _PLATEAU.fall
+    low, low_power, high, last = _plateau_of(count)
     if end is None and last > least:
         least, last_time = last, path.time(-math.log(last))
     levels = np.linspace(math.log(first), math.log(least), _PLATEAU_POINTS)
     s = np.exp(levels)
-    density = 1 / ((1 + (_PLATEAU.low / s) ** _PLATEAU.low_power) * (1 + (s / _PLATEAU.high) ** _PLATEAU.high_power))
+    density = 1 / ((1 + (low / s) ** low_power) * (1 + (s / high) ** _HIGH_POWER))
     passed = cumulative_trapezoid(density, -levels, initial=0)
     inner = np.interp(np.linspace(0, passed[-1], count)[1:-1], passed, levels)
     return _nodes(path, [*path.time(-np.log(above)), *path.time(-inner), last_time])
+
+
+def _plateau_of(count: int) -> tuple[float, float, float, float]:
+    """The low level and its exponent, the high level and the last node, for so many nodes: steady in their number."""
+    share = float(np.interp(count, (_MOST_OF_FEW, _LEAST_OF_MANY), (0.0, 1.0)))
+    few, many = ((p.low, p.low_power, p.last * (10 / count) ** p.fall) for p in (_FEW, _MANY))
+    low, low_power, last = (a + share * (b - a) for a, b in zip(few, many, strict=True))
+    return low, low_power, float(np.interp(count, _HIGH_AT, _HIGH)), last
 
 
 def angle(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:
