@@ -70,8 +70,9 @@ PUBLISHED_MULTISTEP = {
     "DEIS-tAB3": (56.01, 25.66, 14.39, 9.40, 6.94, 5.55, 4.68, 4.09),
     "iPNDM-4": (47.98, 24.82, 13.59, 7.05, 5.08, 3.69, 3.17, 2.77),
 }
-"""Zhou, Chen, Wang & Chen 2024, EDM's CIFAR-10 network: the first two on nodes uniform in log-SNR, as here; DEIS and iPNDM
-on nodes of that path, where t is s. On VP paths their own are quadratic and uniform in t (Zhang & Chen 2023).
+"""Zhou, Chen, Wang & Chen 2024, EDM's CIFAR-10 network: the first two on nodes uniform in log-SNR, as here.
+
+DEIS and iPNDM have nodes of that path there, where t is s; on VP paths their own are quadratic and uniform in t.
 """
 
 
@@ -280,7 +281,7 @@ def heun(study: Study, images: int) -> None:
 
 
 def multistep(study: Study, images: int) -> None:
-    """Data predictions lose to noise predictions at few calls, and win at more."""
+    """Polynomials of the data lose to those of the noise at few calls, and win at more, as far as was published."""
     print(f"\nFrechet distance of {images} images by multistep methods, each on its grid (after it the published FID)")
     found = {
         calls: {name: study.distance(row, calls, images) for name, row in MULTISTEP.items()}
@@ -294,11 +295,9 @@ def multistep(study: Study, images: int) -> None:
     for i, (calls, column) in enumerate(found.items()):
         for ours, theirs in product(("DPM++3M", "UniPC-3"), ("DEIS-tAB3", "iPNDM-4")):
             gap, spread = column[ours].against(column[theirs])
-            order = "undecided" if abs(gap) <= 2 * spread else "worse" if gap > 0 else "better"
+            order = "level with" if abs(gap) <= 2 * spread else "worse than" if gap > 0 else "better than"
             known = "worse" if PUBLISHED_MULTISTEP[ours][i] > PUBLISHED_MULTISTEP[theirs][i] else "better"
-            print(
-                f"  {calls} calls: {ours} is {order} than {theirs}, by {gap:+.2f} +- {spread:.2f} (published: {known})"
-            )
+            print(f"  {calls} calls: {ours} is {order} {theirs}, {gap:+.2f} +- {spread:.2f} (published: {known})")
 
 
 if __name__ == "__main__":

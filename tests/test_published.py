@@ -62,3 +62,18 @@ def test_a_verdict_needs_two_deviations_of_the_paired_difference(capsys, rival, 
     for sign, answer in ((1, best), (-1, worst)):
         published.verdict("claim", "a", column, sign)
         assert f"claim: {answer} (b is {abs(rival - 1):.2f}" in capsys.readouterr().out
+
+
+def test_multistep_methods_are_compared_two_by_two(study, monkeypatch, capsys):
+    values = {"DPM++3M": 5.0, "UniPC-3": 3.0, "DEIS-tAB3": 4.0, "iPNDM-4": 3.0}
+    shared = torch.linspace(-3, 3, 100)
+    monkeypatch.setattr(
+        published.Study,
+        "distance",
+        lambda self, row, steps, images: Distance(values[row.name], values[row.name] + shared),
+    )
+    published.multistep(study, 256)
+    printed = capsys.readouterr().out
+    assert "5 calls: DPM++3M is worse than DEIS-tAB3, +1.00 +- 0.00 (published: worse)" in printed
+    assert "10 calls: UniPC-3 is better than DEIS-tAB3, -1.00 +- 0.00 (published: better)" in printed
+    assert "9 calls: UniPC-3 is level with iPNDM-4, +0.00 +- 0.00 (published: worse)" in printed
