@@ -44,16 +44,19 @@ AYS_STABLE_VIDEO_DIFFUSION = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0
 class _Plateau(NamedTuple):
     """What the nodes of `plateau` do at low levels: their density's level and exponent, and where n of them end.
 
-    The last node is last (10/n)^fall.
+    The last node is last [(10 - less)/(n - less)]^fall, and at most `_LARGEST_LAST`.
     """
 
     low: float
     low_power: float
     last: float
+    less: float
     fall: float
 
 
-_FEW, _MANY = _Plateau(0.2, 0.55, 0.053, 1.85), _Plateau(0.28, 0.4, 0.058, 2.2)
+_FEW = _Plateau(low=0.2, low_power=0.55, last=0.053, less=1.5, fall=1.57)
+_MANY = _Plateau(low=0.28, low_power=0.4, last=0.058, less=0.0, fall=2.2)
+_LARGEST_LAST = 2.0
 _MOST_OF_FEW, _LEAST_OF_MANY = 16, 18
 _HIGH, _HIGH_AT, _HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
 """The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
@@ -208,9 +211,9 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
 def _plateau_of(count: int) -> tuple[float, float, float, float]:
     """The low level and its exponent, the high level and the last node, for so many nodes: steady in their number."""
     share = float(np.interp(count, (_MOST_OF_FEW, _LEAST_OF_MANY), (0.0, 1.0)))
-    few, many = ((p.low, p.low_power, p.last * (10 / count) ** p.fall) for p in (_FEW, _MANY))
+    few, many = ((p.low, p.low_power, p.last * ((10 - p.less) / (count - p.less)) ** p.fall) for p in (_FEW, _MANY))
     low, low_power, last = (a + share * (b - a) for a, b in zip(few, many, strict=True))
-    return low, low_power, float(np.interp(count, _HIGH_AT, _HIGH)), last
+    return low, low_power, float(np.interp(count, _HIGH_AT, _HIGH)), min(last, _LARGEST_LAST)
 
 
 def angle(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:

@@ -107,7 +107,7 @@ def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps
     levels = noise_levels(path, grid.plateau(path, steps)[above:])
     assert levels[0] == pytest.approx(first if above else node.s)
     calls = steps - above
-    last = 0.053 * (10 / calls) ** 1.85 if calls <= 16 else 0.058 * (10 / calls) ** 2.2
+    last = 0.053 * (8.5 / (calls - 1.5)) ** 1.57 if calls <= 16 else 0.058 * (10 / calls) ** 2.2
     assert levels[-1] == pytest.approx(max(last, path.sigma(path.end) / path.alpha(path.end)))
     parts = [
         quad(lambda v: plateau_density(math.exp(v), calls), math.log(low), math.log(high), epsabs=1e-12)[0]
