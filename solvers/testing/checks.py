@@ -32,8 +32,8 @@ ROUND_OFF = float(np.finfo(np.float64).eps)
 """Of a state of size 1."""
 BOUND = 0.05
 """The largest error of a method without an order, from 20 steps on."""
-ERROR_AT_THE_ENDS = 0.2
-"""Twice what DDIM leaves after 24 steps over the whole path."""
+ERROR_AT_THE_ENDS = 0.5
+"""Twice what DDIM leaves after 12 steps over the whole path."""
 MOST_CALLS = 150
 TOLERANCE_FACTOR = 200
 """Pairs of low order with a small error constant, such as torchdiffeq's fehlberg2, come near it."""
@@ -217,7 +217,7 @@ def check_dtype(solver: Solver, steps: int = 6) -> None:
         raise AssertionError(f"{solver}: float32 and float64 differ by {(ends[0].double() - ends[1]).abs().max():.1e}")
 
 
-def check_both_ends(solver: Solver, steps: int = 24) -> None:
+def check_both_ends(solver: Solver, steps: int = 12) -> None:
     """From pure noise (alpha = 0) to the data (sigma = 0), and back if the solver inverts.
 
     The states stay finite, and those of the ODE come near the truth: division by a vanishing alpha or sigma, or the
