@@ -61,7 +61,7 @@ _MOST_OF_FEW, _LEAST_OF_MANY = 16, 18
 _HIGH, _HIGH_AT, _HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
 """The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
 _FIRST, _RISE = 78.0, 0.67
-"""Of n nodes below the start the first is first max(1, n/10)^rise, but no nearer to the start s_0 than _NEAREST s_0."""
+"""Of n nodes below the start s_0 the first is first max(1, n/10)^rise, but no nearer to it than `_NEAREST` s_0."""
 _PLATEAU_POINTS = 4001
 _NEAREST = 0.9
 

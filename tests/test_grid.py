@@ -94,12 +94,14 @@ def test_every_grid_ends_where_it_is_told(make, path, data):
 
 def plateau_density(s, calls):
     """Per unit of log s, as the docstring has it, with the constants that it was published with."""
-    low, power = (0.2, 0.55) if calls <= 16 else (0.28, 0.4)
-    return 1 / ((1 + (low / s) ** power) * (1 + (s / (17 if calls <= 10 else 28)) ** 0.9))
+    many = min(1, max(0, (calls - 16) / 2))
+    low, power = 0.2 + 0.08 * many, 0.55 - 0.15 * many
+    high = 17 + 5.5 * (min(12, max(10, calls)) - 10)
+    return 1 / ((1 + (low / s) ** power) * (1 + (s / high) ** 0.9))
 
 
 @pytest.mark.parametrize("path", [VPTable.linear(), VE(), RectifiedFlow(), VPTable.scaled_linear()], ids=repr)
-@pytest.mark.parametrize("steps", [4, 10, 15, 60])
+@pytest.mark.parametrize("steps", [4, 10, 11, 15, 17, 60])
 def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps):
     node = path.node(path.start)
     first = min(78 * max(1, (steps - 1) / 10) ** 0.67, max(78, 0.9 * float(node.s)))
@@ -107,7 +109,8 @@ def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps
     levels = noise_levels(path, grid.plateau(path, steps)[above:])
     assert levels[0] == pytest.approx(first if above else node.s)
     calls = steps - above
-    last = 0.053 * (8.5 / (calls - 1.5)) ** 1.57 if calls <= 16 else 0.058 * (10 / calls) ** 2.2
+    many = min(1, max(0, (calls - 16) / 2))
+    last = (1 - many) * 0.053 * (8.5 / (calls - 1.5)) ** 1.57 + many * 0.058 * (10 / calls) ** 2.2
     assert levels[-1] == pytest.approx(max(last, path.sigma(path.end) / path.alpha(path.end)))
     parts = [
         quad(lambda v: plateau_density(math.exp(v), calls), math.log(low), math.log(high), epsabs=1e-12)[0]
