@@ -188,7 +188,7 @@ class AdamsRun(Run):
         if self.broken.any():
             self._forget(self.broken)
         order, self.h = self._next(h, errors, accepted, probe)
-        near = np.abs(self.span.q_b - b) <= 2 * NEAR * h
+        near = accepted & (np.abs(self.span.q_b - b) <= NEAR * self.h)
         if self.closes and near.any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
             terms = _odd_terms(past[:most], q, b, self.odd_gauss)

@@ -115,11 +115,15 @@ def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Te
     Weights ``(S, M, B)`` give S sums at once, ``(S, B, ...)``. All weights are transferred at once; zeros cost nothing.
     """
     *several, count, batch = weights.shape
-    total = tensors.new_zeros((*several, *tensors.shape[1:])) if start is None else start.clone()
+    read = np.flatnonzero(weights.reshape(-1, count, batch).any(axis=(0, 2))).tolist()
+    if not read:
+        return tensors.new_zeros((*several, *tensors.shape[1:])) if start is None else start.clone()
     columns = per_row(weights, tensors[0]).unbind(len(several))
-    for j in np.flatnonzero(weights.reshape(-1, count, batch).any(axis=(0, 2))).tolist():
-        total.addcmul_(tensors[j], columns[j])
-    return total
+    first, column = tensors[read[0]], columns[read[0]]
+    found = first * column if start is None else torch.addcmul(start, first, column)
+    for j in read[1:]:
+        found.addcmul_(tensors[j], columns[j])
+    return found
 
 
 def per_row(values: Real, like: Tensor) -> Tensor:
