@@ -28,7 +28,7 @@ HISTORIES: list[tuple[solvers.Solver, int]] = [
     (solvers.DEIS(3), 3),
     (solvers.LMS(), 4),
     (solvers.IPNDM(), 4),
-    (solvers.GPMultistep(), 4),
+    (solvers.GPMultistep(), 5),
     (solvers.UniPC(3), 4),
 ]
 """Solver -> the predictions that a step reads, the newest among them."""
@@ -39,7 +39,7 @@ READ: list[tuple[solvers.Solver, int]] = [
     (solvers.DPMSolver(3), 4),
     (solvers.LMS(), 5),
     (solvers.UniPC(3), 5),
-    (solvers.GPMultistep(), 5),
+    (solvers.GPMultistep(), 6),
 ]
 """Solver -> the tensors that its formula reads: the state and the predictions."""
 ALLOWED, ALLOWED_COMPILED = 2.5, 1.5

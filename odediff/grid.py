@@ -62,6 +62,13 @@ _HIGH, _HIGH_AT, _HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
 """The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
 _FIRST, _RISE = 78.0, 0.67
 """Of n nodes below the start s_0 the first is first max(1, n/10)^rise, but no nearer to it than `_NEAREST` s_0."""
+_CLOSE = 24
+"""From so many nodes on they lie close enough for Adams' formulas, which need neither as many nodes at low levels nor a
+last one as low; see `solvers.handover`."""
+_CLOSE_LOW, _CLOSE_LAST, _CLOSE_HIGH = 0.15, 0.011, 0.78
+"""The low level, the last node, and the level over the number of nodes above which they thin out."""
+_CLOSE_POWERS, _CLOSE_POWERS_AT = ((0.8, 0.64), (0.7, 0.57)), (30, 50)
+"""The exponents on both sides."""
 _PLATEAU_POINTS = 4001
 _NEAREST = 0.9
 
@@ -197,23 +204,26 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
             f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, and the path begins at "
             "infinity: give a smaller end, or use grid.angle"
         )
-    low, low_power, high, last = _plateau_of(count)
+    low, low_power, high, high_power, last = _plateau_of(count)
     if end is None and last > least:
         least, last_time = last, path.time(-math.log(last))
     levels = np.linspace(math.log(first), math.log(least), _PLATEAU_POINTS)
     s = np.exp(levels)
-    density = 1 / ((1 + (low / s) ** low_power) * (1 + (s / high) ** _HIGH_POWER))
+    density = 1 / ((1 + (low / s) ** low_power) * (1 + (s / high) ** high_power))
     passed = cumulative_trapezoid(density, -levels, initial=0)
     inner = np.interp(np.linspace(0, passed[-1], count)[1:-1], passed, levels)
     return _nodes(path, [*path.time(-np.log(above)), *path.time(-inner), last_time])
 
 
-def _plateau_of(count: int) -> tuple[float, float, float, float]:
-    """The low level and its exponent, the high level and the last node, for so many nodes: steady in their number."""
+def _plateau_of(count: int) -> tuple[float, float, float, float, float]:
+    """The low level and its exponent, the high level and its exponent, and the last node, for so many nodes."""
+    if count >= _CLOSE:
+        low_power, high_power = (float(np.interp(count, _CLOSE_POWERS_AT, powers)) for powers in _CLOSE_POWERS)
+        return _CLOSE_LOW, low_power, _CLOSE_HIGH * count, high_power, _CLOSE_LAST
     share = float(np.interp(count, (_MOST_OF_FEW, _LEAST_OF_MANY), (0.0, 1.0)))
     few, many = ((p.low, p.low_power, p.last * ((10 - p.less) / (count - p.less)) ** p.fall) for p in (_FEW, _MANY))
     low, low_power, last = (a + share * (b - a) for a, b in zip(few, many, strict=True))
-    return low, low_power, float(np.interp(count, _HIGH_AT, _HIGH)), min(last, _LARGEST_LAST)
+    return low, low_power, float(np.interp(count, _HIGH_AT, _HIGH)), _HIGH_POWER, min(last, _LARGEST_LAST)
 
 
 def angle(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:

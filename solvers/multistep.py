@@ -85,7 +85,8 @@ class ExponentialAdams(Solver):
         order: of the method, from exact history and with its corrector: the number of predictions that the polynomial
             passes through, 1 to 6 (with a corrector 2 to 7, one fewer for the predictor).
         line: the change of variables.
-        variable: of the polynomial: "log_snr" (for which "log s" is another name), "s", "t", "angle", the line's own
+        variable: of the polynomial: "log_snr" (for which "log s" is another name), "s", "t", "angle", "asinh" (of s/c,
+            which is log s far from the data and regular there; c is that of a `Rotation`, otherwise 1), the line's own
             "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
         corrector: whether to correct.
         lower_order_below: on a grid with fewer steps than this, no step passes its polynomial through more predictions
@@ -148,6 +149,7 @@ class ExponentialAdams(Solver):
             cls(3, noise, "index"),
             cls(3, data, "s"),
             cls(3, rotation, "angle"),
+            cls(4, Rotation(0.4), "asinh", corrector=True),
             *(cls(4, line, "q", corrector=True) for line in (rotation, Rotation(0.5))),
             *(cls(order) for order in (1, 5)),
             cls(lower_order_below=10),
@@ -171,10 +173,10 @@ class ExponentialAdams(Solver):
             require_run(self, state, History, "history")
             if state.line != self.line:
                 raise ValueError(f"state: its slopes are those along {state.line}, and {self} reads {self.line}'s")
-            moves = self._plan(ode, state.nodes, nodes, state.predicted)
+            moves = self.plan(ode, state.nodes, nodes, state.predicted)
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
-        moves = self._plan(ode, [node for node, _ in exact], nodes, predicted=False)
+        moves = self.plan(ode, [node for node, _ in exact], nodes, predicted=False)
         slopes = tuple(single(self.line.terms(node, ode.predict(node, known))) for node, known in exact)
         return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
 
@@ -209,7 +211,7 @@ class ExponentialAdams(Solver):
         """The weights of the slopes at ``nodes`` in the step from a to b; see `quadrature.adams_weights`."""
         return adams_weights(ode, self.line, self.variable, a, b, nodes)
 
-    def _plan(self, ode: PathODE, earlier: Sequence[Node], nodes: Sequence[Node], predicted: bool) -> tuple[Move, ...]:
+    def plan(self, ode: PathODE, earlier: Sequence[Node], nodes: Sequence[Node], predicted: bool) -> tuple[Move, ...]:
         """The moves between ``nodes``, given those of the history, newest first.
 
         ``predicted`` says whether the step that led to ``nodes[0]`` can still be corrected.

@@ -14,13 +14,13 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from solvers.lines import Data, Line, Noise
+from solvers.lines import Data, Line, Noise, Rotation
 from solvers.ode import Node, PathODE
-from solvers.real import Real
+from solvers.real import Real, native
 
 Array = np.ndarray
 Basis = Callable[[Array, Sequence[Array]], list[Array]]
-Variable = Literal["log_snr", "s", "t", "angle", "q", "index"]
+Variable = Literal["log_snr", "s", "t", "angle", "asinh", "q", "index"]
 VARIABLES: tuple[str, ...] = get_args(Variable)
 
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(8)
@@ -35,7 +35,8 @@ error is about 12^-16."""
 def value(variable: Variable, line: Line, node: Node) -> Real:
     """The variable at ``node``; an index is no property of a node, and the line's own q stands for it.
 
-    A polynomial in log s is one in log-SNR, which is its negative.
+    A polynomial in log s is one in log-SNR, which is its negative. ``asinh(s/c)``, with c that of a `Rotation` and
+    otherwise 1, is log s far from the data, and s near it: the inverse Gudermannian of the rotation's angle.
     """
     if variable == "log_snr":
         return node.log_snr
@@ -43,6 +44,8 @@ def value(variable: Variable, line: Line, node: Node) -> Real:
         return node.s
     if variable == "t":
         return node.t
+    if variable == "asinh":
+        return native(np.arcsinh(node.s / (line.c if isinstance(line, Rotation) else 1.0)))
     return node.angle if variable == "angle" else line.q(node)
 
 

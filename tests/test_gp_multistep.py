@@ -12,8 +12,23 @@ from scipy.interpolate import CubicSpline
 import odediff
 from odediff.defaults import default_grid, default_solver, fixed_closing
 from odediff.problems import exact_model, standard
-from solvers import DDIM, RK4, DPMpp, GPMultistep, Heun, Node, Noise, Prior, Rotation, UniPC, solve
+from solvers import (
+    DDIM,
+    RK4,
+    AdaptiveAdams,
+    DPMpp,
+    ExponentialAdams,
+    GPMultistep,
+    Heun,
+    Node,
+    Noise,
+    Prior,
+    Rotation,
+    UniPC,
+    solve,
+)
 from solvers.gp_multistep import FAR, planned
+from solvers.handover import LEVEL
 from solvers.prior import DECISIONS, SCALES
 from solvers.testing import Gaussian
 
@@ -139,12 +154,108 @@ def test_close_nodes_are_worth_a_fifth_prediction(steps, points):
 def test_a_short_grid_takes_what_it_reads_of_a_longer_history():
     problem, rows = standard("mixture_16"), range(4)
     ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows)
-    times = odediff.grid.plateau(problem.path, 50)
+    levels = np.geomspace(150, 1.1 * LEVEL, 51)
+    times = [float(problem.path.start), *(float(problem.path.time(-math.log(s))) for s in levels)]
     before = solve(ode, GPMultistep(), x, times[:-5], closing=None)
     after = solve(ode, GPMultistep(), before.x, times[-6:], closing=None, state=before.state)
     assert (len(before.state.predictions), len(after.state.predictions)) == (4, 3)
-    exact = problem.reference(x).x
-    torch.testing.assert_close(after.x, exact, rtol=0, atol=0.01)
+    exact = solve(ode, AdaptiveAdams(rtol=1e-7), x.double(), (times[0], times[-1]), closing=None).x
+    torch.testing.assert_close(after.x.double(), exact, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("split", [1, 3, 15, 30, 48])
+def test_a_solve_goes_on_from_any_node_of_a_fine_grid(split):
+    problem, rows = standard("mixture_16"), range(16)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows)
+    times, exact = odediff.grid.plateau(problem.path, 50), problem.reference(x).x
+    before = solve(ode, GPMultistep(), x, times[: split + 1], closing=None)
+    after = solve(ode, GPMultistep(), before.x, times[split:], closing=None, state=before.state)
+    assert before.stats.nfe + after.stats.nfe == 49
+    torch.testing.assert_close(after.x, exact, rtol=0, atol=5e-3)
+
+
+# --- close nodes ----------------------------------------------------------------------------------------------------
+
+
+def test_between_close_nodes_the_steps_are_those_of_adams():
+    """From s = 12 down, with the slopes known that the regression met on its way, they are the class's own steps."""
+    problem, rows = standard("mixture_16"), range(8)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows).double()
+    times = odediff.grid.plateau(problem.path, 31)
+    nodes = ode.nodes(times.tolist())
+    first = next(i for i, n in enumerate(nodes) if n.s <= LEVEL)
+    whole = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
+    past = [(nodes[i], whole.trajectory[i]) for i in range(first - 1, first - 5, -1)]
+    adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
+    same = solve(ode, adams, whole.trajectory[first], times[first:], closing=None, past=past)
+    torch.testing.assert_close(whole.x, same.x, rtol=0, atol=1e-12)
+
+
+def test_towards_the_noise_all_steps_are_those_of_adams_but_the_one_without_a_call():
+    problem, rows = standard("mixture_16"), range(8)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.distribution.sample(8, 0)
+    times = odediff.grid.plateau(problem.path, 21).flip(0)
+    found = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
+    adams = ExponentialAdams(3, Rotation(0.4), "asinh", corrector=True)
+    same = solve(ode, adams, x, times[:-1], closing=None)
+    torch.testing.assert_close(found.trajectory[-2], same.x, rtol=0, atol=1e-12)
+    assert found.stats.nfe == 20
+
+
+@pytest.mark.parametrize("steps", [16, 18, 20, 21, 25, 31, 51])
+@pytest.mark.parametrize(
+    "path", [TABLE, odediff.VPTable.scaled_linear(), odediff.VE(), odediff.RectifiedFlow()], ids=repr
+)
+def test_close_nodes_make_both_ways_accurate(path, steps):
+    data = standard("mixture_16").distribution
+    model = replace(exact_model(data, path, "flow"), continuous=True)
+    ode = odediff.probability_flow(model)
+    times = odediff.grid.plateau(path, steps)
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x * math.hypot(path.node(path.start).sigma, path.node(path.start).alpha)
+    down = solve(ode, GPMultistep(), x, times, closing=None).x
+    exact = solve(ode, AdaptiveAdams(rtol=1e-9), x, (float(times[0]), 0.0), closing=None).x
+    assert float((down - exact).norm(dim=1).median()) < 0.2 * (10 / steps) ** 3
+    up = solve(ode, GPMultistep(), exact, times.flip(0), closing=None).x
+    assert float(((up - x) / x.std()).norm(dim=1).median()) < 1.2 * (10 / steps) ** 2
+
+
+def test_a_history_at_low_levels_serves_close_nodes_at_once():
+    problem, rows = standard("mixture_16"), range(8)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows).double()
+    times = odediff.grid.plateau(problem.path, 31)
+    nodes = ode.nodes(times.tolist())
+    exact = solve(ode, AdaptiveAdams(rtol=1e-9), x, times, closing=None, trajectory=True).trajectory
+    past = [(nodes[i], exact[i]) for i in range(19, 14, -1)]
+    found = solve(ode, GPMultistep(), exact[20], times[20:], closing=None, past=past)
+    adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
+    same = solve(ode, adams, exact[20], times[20:], closing=None, past=past)
+    assert found.stats.nfe == same.stats.nfe == 11 + 3
+    torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
+
+
+def test_a_first_step_without_a_call_leaves_no_slope():
+    problem, rows = standard("mixture_16"), range(8)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows).double()
+    levels = [80.0, *np.geomspace(10, 0.02, 30)]
+    times = [float(problem.path.start), *(float(problem.path.time(-math.log(s))) for s in levels), 0.0]
+    found = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
+    nodes = ode.nodes(times)
+    past = [(nodes[i], found.trajectory[i]) for i in (3, 2, 1)]
+    adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
+    same = solve(ode, adams, found.trajectory[4], times[4:], closing=None, past=past)
+    torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
+
+
+def test_pure_noise_is_reached_along_the_newest_slope():
+    path, data = odediff.RectifiedFlow(), Gaussian(mean=0.5, deviation=0.6)
+    model = exact_model(data, path, "flow")
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ode, times = odediff.probability_flow(model), odediff.grid.uniform_t(path, 60).flip(0)
+    found = solve(ode, GPMultistep(), x, times, closing=None)
+    exact = data.flow(path.node(0.0), path.node(1.0), x)
+    assert found.stats.nfe == 60
+    torch.testing.assert_close(found.x, exact, rtol=0, atol=0.02)
 
 
 # --- as the default of sampling and inversion -----------------------------------------------------------------------

@@ -63,10 +63,12 @@ def test_weights_in_log_snr_are_accurate_for_tiny_and_for_huge_steps(line, h, co
     assert sum(found) == pytest.approx(line.q(b) - line.q(a), rel=1e-14, abs=1e-14 * max(map(abs, found)))
 
 
-def value_at(variable, theta):
+def value_at(variable, theta, line):
     """The variable at an angle of the trigonometric path."""
     if variable in ("t", "angle"):
         return theta
+    if variable == "asinh":
+        return mpmath.asinh(mpmath.tan(theta) / (line.c if isinstance(line, Rotation) else 1))
     return mpmath.tan(theta) if variable == "s" else -mpmath.log(mpmath.tan(theta))
 
 
@@ -95,6 +97,9 @@ CASES = [
     (Rotation(0.5), "s", (1.3, 1.4, 1.5), 0.2),
     (Rotation(0.5), "t", (1.2, 1.3, 1.5), 0.0),
     (Rotation(), "angle", (HALF_PI, 1.7, 2.0), 0.0),
+    (Rotation(0.4), "asinh", (1.5, 1.52, 1.55), 0.6),
+    (Rotation(0.4), "asinh", (0.2, 0.6, 0.9), 0.0),
+    (Noise(), "asinh", (0.2, 0.6, 0.9), 0.0),
 ]
 
 
@@ -104,13 +109,13 @@ def test_weights_in_any_variable_are_the_integrals_of_the_lagrange_polynomials(l
     # At pure noise itself: the cosine of the float pi/2 is 6e-17.
     a, b = (node._replace(alpha=0.0) if node.t == HALF_PI else node for node in (a, b))
     found = weights_of(line, variable, a, b, others, corrector=False)
-    nodes = [value_at(variable, mpmath.mpf(theta)) for theta in history]
+    nodes = [value_at(variable, mpmath.mpf(theta), line) for theta in history]
     middle = (history[0] + end) / 2
     for j in range(1, len(nodes)):
         basis = polynomial(j, nodes)
 
         def integrand(theta, basis=basis):
-            return rate_of(line, theta) * basis(value_at(variable, theta))
+            return rate_of(line, theta) * basis(value_at(variable, theta, line))
 
         assert found[j] == pytest.approx(float(mpmath.quad(integrand, [history[0], middle, end])), rel=1e-11)
 

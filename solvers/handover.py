@@ -1,0 +1,82 @@
+"""Where a regression hands over to Adams' formulas: between nodes that lie close a trajectory is a polynomial.
+
+Along the rotation, and in asinh(s/c), it is one from the data to pure noise, to more digits than any prior can say.
+Between distant nodes it is not; and towards the data, at high levels, a polynomial through a network's own errors
+amplifies them, which grow with s as errors of x0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from solvers.lines import Rotation
+from solvers.multistep import ExponentialAdams, Formula
+from solvers.ode import Node
+from solvers.real import Real
+
+LINE = Rotation(0.4)
+"""That of `AdaptiveAdams`."""
+TO_DATA = ExponentialAdams(5, LINE, "asinh", corrector=True)
+TO_NOISE = replace(TO_DATA, order=3)
+"""Steps grow on the way to the noise, where a high order amplifies what the network's answers near the data err by."""
+LEVEL = 12.0
+"""Of s = sigma/alpha, below which Adams' formulas lead to the data."""
+CLOSE_TO_DATA, CLOSE_TO_NOISE = 0.325, 0.5
+"""The largest distance of two nodes below that level, in asinh(s/c), between which they are used."""
+
+
+class Stretch(NamedTuple):
+    """The steps from number ``first`` on, to the last: a formula for each over slopes along `LINE`, newest first.
+
+    The first one reads up to ``earlier`` slopes of nodes before its own, and those after it one more.
+    """
+
+    first: int
+    formulas: tuple[Formula, ...]
+    earlier: int
+
+
+class _Circle:
+    """The path ``alpha = cos u, sigma = sin u``: weights depend on ratios alone, which all paths share."""
+
+    def node_at(self, log_snr: Real) -> Node:
+        """The node at that log-SNR."""
+        level = np.asarray(log_snr)
+        return Node(np.nan, np.exp(-0.5 * np.logaddexp(0, -2 * level)), np.exp(-0.5 * np.logaddexp(0, 2 * level)))
+
+
+@lru_cache(maxsize=64)
+def stretch(nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, ...]) -> Stretch:
+    """The steps between ``nodes`` that are Adams', with slopes known at ``past`` nodes, newest first.
+
+    ``calls`` says which steps make a call. Towards the data Adams' begin where enough slopes are known, at a level
+    below `LEVEL`; towards the noise they are all or none. Where a step makes no call, or reaches pure noise, it goes on
+    along the newest slope.
+    """
+    to_data = nodes[-1].s < nodes[0].s
+    method, farthest = (TO_DATA, CLOSE_TO_DATA) if to_data else (TO_NOISE, CLOSE_TO_NOISE)
+    below = np.array([max(a.s, b.s) <= LEVEL for a, b in pairwise(nodes)])
+    apart = np.abs(np.diff(np.arcsinh(np.array([node.s for node in nodes]) / LINE.c)))
+    earlier = method.points - 1
+    silent = calls.index(True) if True in calls else len(calls)
+    first = max(int(np.argmax(below)), silent + earlier - len(past)) if to_data else 0
+    if not below.any() or apart[below].max() > farthest or first >= len(calls):
+        return Stretch(len(calls), (), 0)
+    known = [*reversed(nodes[silent:first]), *past][:earlier]
+    last = len(calls) - calls[::-1].index(True)
+    moves = method.plan(_Circle(), known, nodes[first : last + 1], predicted=False)  # type: ignore[arg-type]
+    formulas = [*(move.formula for move in moves), *[None] * (len(calls) - last)]
+    steps = pairwise(nodes[first:])
+    return Stretch(
+        first, tuple(formula or _straight(a, b) for formula, (a, b) in zip(formulas, steps, strict=True)), earlier
+    )
+
+
+def _straight(a: Node, b: Node) -> Formula:
+    """The step from a to b along the newest slope."""
+    return Formula(LINE.scale(b) / LINE.scale(a), (LINE.scale(b) * (LINE.q(b) - LINE.q(a)),))
