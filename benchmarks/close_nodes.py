@@ -24,7 +24,7 @@ from solvers import RK4, ExponentialAdams, GPMultistep, Rotation, Solver, UniPC
 
 PROBLEMS: Mapping[str, int] = {"mixture_2": 256, "mixture_16": 256, "mixture_64": 256, "network_1": 30}
 """The problem and its samples."""
-SAMPLING, INVERSION = (15, 20, 24, 30, 38, 50), (10, 15, 20, 30, 50)
+SAMPLING, INVERSION = (15, 20, 22, 25, 30, 50), (10, 15, 20, 30, 50)
 EXACT_CALLS = 480
 """Of a fourth-order Runge-Kutta method on nodes that are uniform in log-SNR, from the data to the noise."""
 LINE = Rotation(0.4)

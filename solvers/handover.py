@@ -26,7 +26,10 @@ TO_NOISE = replace(TO_DATA, order=3)
 """Steps grow on the way to the noise, where a high order amplifies what the network's answers near the data err by."""
 LEVEL = 12.0
 """Of s = sigma/alpha, below which Adams' formulas lead to the data."""
-CLOSE_TO_DATA, CLOSE_TO_NOISE = 0.325, 0.5
+NEAR, NEAR_POINTS = 0.1, 2
+"""A level below which steps to the data read no more slopes than these: what data add there is little and smooth, and
+what a network adds is neither."""
+CLOSE_TO_DATA, CLOSE_TO_NOISE = 0.345, 0.5
 """The largest distance of two nodes below that level, in asinh(s/c), between which they are used."""
 
 
@@ -69,7 +72,8 @@ def stretch(nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, 
         return Stretch(len(calls), (), 0)
     known = [*reversed(nodes[silent:first]), *past][:earlier]
     last = len(calls) - calls[::-1].index(True)
-    moves = method.plan(_Circle(), known, nodes[first : last + 1], predicted=False)  # type: ignore[arg-type]
+    most = np.array([NEAR_POINTS if to_data and a.s < NEAR else method.points for a in nodes[first:last]])
+    moves = method.plan(_Circle(), known, nodes[first : last + 1], False, most)  # type: ignore[arg-type]
     formulas = [*(move.formula for move in moves), *[None] * (len(calls) - last)]
     steps = pairwise(nodes[first:])
     return Stretch(

@@ -211,10 +211,18 @@ class ExponentialAdams(Solver):
         """The weights of the slopes at ``nodes`` in the step from a to b; see `quadrature.adams_weights`."""
         return adams_weights(ode, self.line, self.variable, a, b, nodes)
 
-    def plan(self, ode: PathODE, earlier: Sequence[Node], nodes: Sequence[Node], predicted: bool) -> tuple[Move, ...]:
+    def plan(
+        self,
+        ode: PathODE,
+        earlier: Sequence[Node],
+        nodes: Sequence[Node],
+        predicted: bool,
+        most: np.ndarray | None = None,
+    ) -> tuple[Move, ...]:
         """The moves between ``nodes``, given those of the history, newest first.
 
-        ``predicted`` says whether the step that led to ``nodes[0]`` can still be corrected.
+        ``predicted`` says whether the step that led to ``nodes[0]`` can still be corrected; ``most``, if it is given,
+        how many predictions each step reads at most, fewer than `points`.
         """
         first, steps = len(earlier), len(nodes) - 1
         stack = _stacked([*reversed(earlier), *nodes])
@@ -225,6 +233,8 @@ class ExponentialAdams(Solver):
         used = np.minimum(place - np.maximum.accumulate(np.where(usable, -1, place)), self.points)[:-1] * usable[1:]
         if steps < self.lower_order_below:
             used[first:] = np.minimum(used[first:], steps - place[:steps])
+        if most is not None:
+            used[first:] = np.minimum(used[first:], most)
         # The step that led to a node is corrected there: the plan sets out one step earlier if that is yet to be done.
         led = first - predicted
         formulas = self._formulas(ode, stack, used, range(led, first + steps), corrector=False)

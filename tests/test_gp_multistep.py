@@ -28,7 +28,7 @@ from solvers import (
     solve,
 )
 from solvers.gp_multistep import FAR, planned
-from solvers.handover import LEVEL
+from solvers.handover import LEVEL, NEAR, stretch
 from solvers.prior import DECISIONS, SCALES
 from solvers.testing import Gaussian
 
@@ -178,17 +178,26 @@ def test_a_solve_goes_on_from_any_node_of_a_fine_grid(split):
 
 
 def test_between_close_nodes_the_steps_are_those_of_adams():
-    """From s = 12 down, with the slopes known that the regression met on its way, they are the class's own steps."""
+    """From s = 12 to 0.1, with the slopes known that the regression met on its way, they are the class's own steps."""
     problem, rows = standard("mixture_16"), range(8)
     ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows).double()
     times = odediff.grid.plateau(problem.path, 31)
     nodes = ode.nodes(times.tolist())
-    first = next(i for i, n in enumerate(nodes) if n.s <= LEVEL)
+    first, near = (next(i for i, n in enumerate(nodes) if n.s <= level) for level in (LEVEL, NEAR))
     whole = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
     past = [(nodes[i], whole.trajectory[i]) for i in range(first - 1, first - 5, -1)]
     adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
-    same = solve(ode, adams, whole.trajectory[first], times[first:], closing=None, past=past)
-    torch.testing.assert_close(whole.x, same.x, rtol=0, atol=1e-12)
+    same = solve(ode, adams, whole.trajectory[first], times[first : near + 1], closing=None, past=past)
+    torch.testing.assert_close(whole.trajectory[near], same.x, rtol=0, atol=1e-12)
+
+
+def test_near_the_data_steps_read_two_slopes_and_correct_by_three():
+    nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, 31).tolist()))
+    adams = stretch(nodes, (False, *[True] * 30), ())
+    near = next(i for i, n in enumerate(nodes) if n.s < NEAR)
+    assert nodes[adams.first].s <= LEVEL < nodes[adams.first - 1].s
+    assert {len(formula.weights) for formula in adams.formulas[1 : near - adams.first]} == {5}
+    assert {len(formula.weights) for formula in adams.formulas[near - adams.first + 2 :]} == {3}
 
 
 def test_towards_the_noise_all_steps_are_those_of_adams_but_the_one_without_a_call():
@@ -227,10 +236,11 @@ def test_a_history_at_low_levels_serves_close_nodes_at_once():
     nodes = ode.nodes(times.tolist())
     exact = solve(ode, AdaptiveAdams(rtol=1e-9), x, times, closing=None, trajectory=True).trajectory
     past = [(nodes[i], exact[i]) for i in range(19, 14, -1)]
-    found = solve(ode, GPMultistep(), exact[20], times[20:], closing=None, past=past)
+    found = solve(ode, GPMultistep(), exact[20], times[20:26], closing=None, past=past)
     adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
-    same = solve(ode, adams, exact[20], times[20:], closing=None, past=past)
-    assert found.stats.nfe == same.stats.nfe == 11 + 3
+    same = solve(ode, adams, exact[20], times[20:26], closing=None, past=past)
+    assert found.stats.nfe == same.stats.nfe == 5 + 3
+    assert found.nodes[-2].s > NEAR
     torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
 
 
@@ -243,8 +253,9 @@ def test_a_first_step_without_a_call_leaves_no_slope():
     nodes = ode.nodes(times)
     past = [(nodes[i], found.trajectory[i]) for i in (3, 2, 1)]
     adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
-    same = solve(ode, adams, found.trajectory[4], times[4:], closing=None, past=past)
-    torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
+    same = solve(ode, adams, found.trajectory[4], times[4:20], closing=None, past=past)
+    assert found.nodes[18].s > NEAR
+    torch.testing.assert_close(found.trajectory[19], same.x, rtol=0, atol=1e-12)
 
 
 def test_pure_noise_is_reached_along_the_newest_slope():
