@@ -99,9 +99,10 @@ class GPMultistep(Solver):
     mean. The step to the data (sigma = 0) is one like the others, so that the method closes by itself; see `closes`.
 
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
-    Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data of order 5 below s = 12 (3 below 0.1) on grids of
-    some 22 steps and more, and towards the noise, of order 3, on all of the way on grids of some 14; see
-    `solvers.handover`. On other grids inversion is the regression from the data's end, which is as good a start.
+    Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data of order 5 below s = 12, and of
+    order 3 below 0.1, on grids of some 22 steps and more; towards the noise, of order 3, on all of the way on grids of
+    some 14; see `solvers.handover`. On other grids inversion is the regression from the data's end, which is as good a
+    start.
 
     Args:
         points: past predictions that a step reads, the newest among them; None is four, and five on grids of more than
