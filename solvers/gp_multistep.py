@@ -47,8 +47,8 @@ class Belief(NamedTuple):
 class Move(NamedTuple):
     """One step: ``x_b = ratio x_a + sum of weight x0`` over predictions, newest first, and what is believed after it.
 
-    With ``calls`` false no prediction is made at a. Where nothing is believed any more the sum is one over slopes, of
-    which ``slopes`` are kept afterwards.
+    With ``calls`` false no prediction is made at a. Where nothing is believed any more the sum is one over slopes.
+    ``slopes`` of them are kept afterwards; in that at a x0 and eps have the ``shares``.
     """
 
     ratio: Real
@@ -56,6 +56,7 @@ class Move(NamedTuple):
     calls: bool
     belief: Belief | None
     slopes: int = 0
+    shares: tuple[Real, Real] = (0.0, 0.0)
 
 
 class History(NamedTuple):
@@ -177,17 +178,19 @@ class GPMultistep(Solver):
                 moves = plan(self.prior, points, nodes, belief)
             adams = stretch(tuple(nodes), tuple(move.calls for move in moves), state.nodes)
             return state._replace(
-                moves=_handed_over(moves, adams), next=0, predictions=state.predictions[: points - 1], belief=belief
+                moves=_handed_over(moves, nodes, adams),
+                next=0,
+                predictions=state.predictions[: points - 1],
+                belief=belief,
             )
         require_states(past, x)
         known = tuple(node for node, _ in past)
-        moves, belief = planned(self.prior, points, tuple(nodes), known[: points - 1])
-        adams = stretch(tuple(nodes), tuple(move.calls for move in moves), known)
+        moves, belief, adams = _planned_and_handed_over(self.prior, points, tuple(nodes), known)
         exact = past[: max(points - 1, adams.earlier - adams.first)]
         made = [(node, ode.predict(node, known)) for node, known in exact]
         predictions = tuple(single(prediction.terms(1.0, 0.0)) for _, prediction in made[: points - 1])
         slopes = tuple(single(LINE.terms(node, prediction)) for node, prediction in made if adams.formulas)
-        return History(_handed_over(moves, adams), 0, predictions, belief, slopes, known[: len(slopes)])
+        return History(moves, 0, predictions, belief, slopes, known[: len(slopes)])
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
         """Predict at a, unless a call tells nothing; move to b."""
@@ -199,11 +202,11 @@ class GPMultistep(Solver):
         if move.calls:
             prediction = ode.predict(a, x)
             if move.belief is None:
-                slope, end = advance(start, move.weights, pending(LINE.terms(a, prediction)), read)
+                slope, end = advance(start, move.weights, pending(prediction.terms(*move.shares)), read)
                 slopes = (slope, *slopes)
             else:
                 if move.slopes:
-                    slopes = (single(LINE.terms(a, prediction)), *slopes)
+                    slopes = (single(prediction.terms(*move.shares)), *slopes)
                 data, end = advance(start, move.weights, pending(prediction.terms(1.0, 0.0)), read)
                 predictions = (data, *predictions)
             nodes = (a, *nodes)
@@ -258,14 +261,24 @@ def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tu
     return tuple(moves)
 
 
-def _handed_over(moves: Sequence[Move], adams: Stretch) -> tuple[Move, ...]:
+@lru_cache(maxsize=64)
+def _planned_and_handed_over(
+    prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...]
+) -> tuple[tuple[Move, ...], Belief, Stretch]:
+    """All moves between ``nodes`` of a solve that begins there, what is believed at the first, and which are Adams'."""
+    moves, belief = planned(prior, points, nodes, past[: points - 1])
+    adams = stretch(nodes, tuple(move.calls for move in moves), past)
+    return _handed_over(moves, nodes, adams), belief, adams
+
+
+def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch) -> tuple[Move, ...]:
     """The moves with those of the stretch in the place of the regression's, and the slopes kept that it reads."""
     found = list(moves)
     if adams.formulas:
         for i in range(max(0, adams.first - adams.earlier), adams.first):
-            found[i] = found[i]._replace(slopes=adams.earlier)
+            found[i] = found[i]._replace(slopes=adams.earlier, shares=LINE.shares(nodes[i]))
     for i, (ratio, weights) in enumerate(adams.formulas, adams.first):
-        found[i] = Move(ratio, weights, moves[i].calls, None, adams.earlier + 1)
+        found[i] = Move(ratio, weights, moves[i].calls, None, adams.earlier + 1, LINE.shares(nodes[i]))
     return tuple(found)
 
 
