@@ -62,13 +62,10 @@ _HIGH, _HIGH_AT, _HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
 """The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
 _FIRST, _RISE = 78.0, 0.67
 """Of n nodes below the start s_0 the first is first max(1, n/10)^rise, but no nearer to it than `_NEAREST` s_0."""
-_CLOSE = 22
-"""From so many nodes on they lie close enough for Adams' formulas, which need neither as many nodes at low levels nor a
-last one as low; see `solvers.handover`."""
-_CLOSE_LOW, _CLOSE_LAST, _CLOSE_HIGH = 0.15, 0.011, 0.78
-"""The low level, the last node, and the level over the number of nodes above which they thin out."""
+_CLOSE, _CLOSE_LOW, _CLOSE_LAST, _CLOSE_HIGH = 22, 0.15, 0.011, 0.78
 _CLOSE_POWERS, _CLOSE_POWERS_AT = ((0.8, 0.64), (0.7, 0.57)), (30, 50)
-"""The exponents on both sides."""
+"""From so many nodes on they suit `solvers.handover`: the low level, the last node, the high level over the number of
+nodes, and the exponents on both sides."""
 _PLATEAU_POINTS = 4001
 _NEAREST = 0.9
 
