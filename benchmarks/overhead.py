@@ -28,7 +28,7 @@ HISTORIES: list[tuple[solvers.Solver, int]] = [
     (solvers.DEIS(3), 3),
     (solvers.LMS(), 4),
     (solvers.IPNDM(), 4),
-    (solvers.GPMultistep(), 5),
+    (solvers.GPMultistep(), 4),
     (solvers.UniPC(3), 4),
 ]
 """Solver -> the predictions that a step reads, the newest among them."""

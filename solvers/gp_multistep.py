@@ -198,22 +198,22 @@ class GPMultistep(Solver):
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
         start, predictions, slopes, nodes = (move.ratio, x), state.predictions, state.slopes, state.nodes
-        read = slopes if move.belief is None else predictions
         if move.calls:
             prediction = ode.predict(a, x)
-            if move.belief is None:
-                slope, end = advance(start, move.weights, pending(prediction.terms(*move.shares)), read)
-                slopes = (slope, *slopes)
+            if move.belief and move.slopes:
+                slopes = (single(prediction.terms(*move.shares)), *slopes)[: move.slopes]
+            newest = pending(prediction.terms(*(1.0, 0.0) if move.belief else move.shares))
+            # What the network returned would be one more state beside what is kept.
+            del prediction
+            kept, end = advance(start, move.weights, newest, predictions if move.belief else slopes)
+            if move.belief:
+                predictions = (kept, *predictions)
             else:
-                if move.slopes:
-                    slopes = (single(prediction.terms(*move.shares)), *slopes)
-                data, end = advance(start, move.weights, pending(prediction.terms(1.0, 0.0)), read)
-                predictions = (data, *predictions)
+                slopes = (kept, *slopes)
             nodes = (a, *nodes)
         else:
-            end = combine(
-                start, *((w * factor, tensor) for w, (factor, tensor) in zip(move.weights, read, strict=False))
-            )
+            read = zip(move.weights, predictions if move.belief else slopes, strict=False)
+            end = combine(start, *((w * factor, tensor) for w, (factor, tensor) in read))
         predictions = predictions[: len(move.belief.predictions)] if move.belief else ()
         following = History(
             state.moves, state.next + 1, predictions, move.belief, slopes[: move.slopes], nodes[: move.slopes]

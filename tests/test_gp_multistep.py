@@ -10,6 +10,7 @@ from scipy.integrate import quad, solve_ivp
 from scipy.interpolate import CubicSpline
 
 import odediff
+from benchmarks.live_memory import LiveMemory
 from odediff.defaults import default_grid, default_solver, fixed_closing
 from odediff.problems import exact_model, standard
 from solvers import (
@@ -256,6 +257,17 @@ def test_a_first_step_without_a_call_leaves_no_slope():
     same = solve(ode, adams, found.trajectory[4], times[4:20], closing=None, past=past)
     assert found.nodes[18].s > NEAR
     torch.testing.assert_close(found.trajectory[19], same.x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("ascending", "holds"), [(False, 7), (True, 3)])
+def test_close_nodes_hold_what_they_read_and_two_states(ascending, holds):
+    """Where it hands over: four predictions and, of the nodes before, three slopes; towards the noise three slopes."""
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ode = odediff.probability_flow(odediff.Model(lambda x, time: 0.1 * x, TABLE))
+    times = odediff.grid.plateau(TABLE, 31)[:-1]
+    with torch.no_grad(), LiveMemory() as memory:
+        solve(ode, GPMultistep(), x, times.flip(0) if ascending else times, closing=None)
+    assert memory.peak / x.untyped_storage().nbytes() < holds + 2.01
 
 
 def test_pure_noise_is_reached_along_the_newest_slope():
