@@ -93,7 +93,7 @@ class Model:
                 "guidance=1 is possible"
             )
 
-    @property
+    @cached_property
     def guided(self) -> bool:
         """Whether a prediction takes a second pass."""
         return isinstance(self.guidance, Tensor) or self.guidance != 1.0
@@ -239,7 +239,7 @@ class Model:
             return torch.empty_like(x)
         given = x if x.dtype is dtype else x.to(dtype)
         # Half precision cannot hold a time: in bfloat16 entry 999 is 1000.
-        clock = torch.promote_types(dtype, torch.float32)
+        clock = dtype if dtype.itemsize > 2 else torch.float32
         if self.integer_time:
             times = torch.as_tensor(np.broadcast_to(np.round(time), batch).astype(np.int64), device=x.device)
         elif isinstance(time, int | float):
@@ -263,12 +263,12 @@ class Model:
 
     def _pass(self, arguments: tuple[Tensor, ...], keywords: Mapping[str, Any]) -> Tensor:
         """One pass of the network, with its output's shape checked."""
-        output, shape = self.network(*arguments, **keywords), tuple(arguments[0].shape)
-        if not isinstance(output, Tensor) or output.shape != shape:
+        output, x = self.network(*arguments, **keywords), arguments[0]
+        if not isinstance(output, Tensor) or output.shape != x.shape:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"network returned {got} for a state of {shape}; it must return a tensor of that shape (wrap it to "
-                "select one output or to drop learned variances)"
+                f"network returned {got} for a state of {tuple(x.shape)}; it must return a tensor of that "
+                "shape (wrap it to select one output or to drop learned variances)"
             )
         return output
 

@@ -59,7 +59,8 @@ class NetworkPrediction(Prediction):
         elif is_zero(data):
             of_x, of_output = noise * self.noise[0], noise * self.noise[1]
         else:
-            of_x, of_output = (data * own + noise * other for own, other in zip(self.data, self.noise, strict=True))
+            of_x = data * self.data[0] + noise * self.noise[0]
+            of_output = data * self.data[1] + noise * self.noise[1]
         return [(of_output, self.output)] if is_zero(of_x) else [(of_x, self.x), (of_output, self.output)]
 
     def _once(self, name: str, data: Real, noise: Real) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,27 @@ class Formula(NamedTuple):
 
     ratio: Real
     weights: tuple[Real, ...]
+
+
+class Formulas(NamedTuple):
+    """The formulas of n steps: ratios ``(n,)``, weights ``(most, n)``, and how many of them each has, 0 for DDIM's.
+
+    Where samples keep their own times all have one more dimension, ``(n, B)``.
+    """
+
+    ratio: Array
+    weights: Array
+    reads: np.ndarray
+
+    def each(self) -> list[Formula | None]:
+        """One by one, of floats where all samples share their times: no coefficient reaches a tensor as a 0-d array."""
+        counts = self.reads.max(axis=tuple(range(1, self.reads.ndim))).tolist()
+        columns = (self.ratio, np.moveaxis(self.weights, 0, 1))
+        ratios, rows = (values.tolist() if self.reads.ndim == 1 else list(values) for values in columns)
+        return [
+            Formula(ratio, tuple(row[:count])) if count else None
+            for ratio, row, count in zip(ratios, rows, counts, strict=True)
+        ]
 
 
 class Move(NamedTuple):
@@ -237,11 +257,11 @@ class ExponentialAdams(Solver):
             used[first:] = np.minimum(used[first:], most)
         # The step that led to a node is corrected there: the plan sets out one step earlier if that is yet to be done.
         led = first - predicted
-        formulas = self._formulas(ode, stack, used, range(led, first + steps), corrector=False)
+        planned = self._formulas(ode, stack, used, range(led, first + steps), corrector=False)
         if self.corrector:
             correctors = self._formulas(ode, stack, used, range(led, first + steps - 1), corrector=True)
-            formulas[1:] = map(_correcting, formulas[1:], formulas, correctors)
-        formulas = formulas[predicted:]
+            planned = _corrected(planned, correctors)
+        formulas = planned.each()[predicted:]
         if used.ndim == 1:
             return tuple(map(Move, formulas))
         return tuple(map(Move, formulas, used[first:]))
@@ -254,16 +274,12 @@ class ExponentialAdams(Solver):
         remote = self.variable == "s" and Noise().singular(stack)
         return finite & ~np.asarray(self.line.singular(stack) | remote)
 
-    def _formulas(
-        self, ode: PathODE, stack: Node, used: np.ndarray, steps: Sequence[int], corrector: bool
-    ) -> list[Formula | None]:
-        """The formula of each of ``steps`` (numbered by the node that it leaves), None where it is DDIM's."""
-        if not len(steps):
-            return []
-        index = np.asarray(steps)
+    def _formulas(self, ode: PathODE, stack: Node, used: np.ndarray, steps: range, corrector: bool) -> Formulas:
+        """The formulas of ``steps``, numbered by the node that they leave."""
+        index = np.asarray(steps, dtype=np.int64)
         reads = used[index]
         ratio = np.zeros(reads.shape)
-        weights = np.zeros((int(reads.max()) + corrector, *reads.shape))
+        weights = np.zeros((self.points + self.corrector, *reads.shape))
         for count in set(reads.ravel().tolist()) - {0}:
             here = np.nonzero(reads == count)
 
@@ -277,22 +293,19 @@ class ExponentialAdams(Solver):
             ratio[here] = scale_b / self.line.scale(a)
             for j, weight in enumerate(self.weights(ode, a, b, nodes)):
                 weights[j][here] = scale_b * weight
-        counts = reads.reshape(len(index), -1).max(axis=1).tolist()
-        # Floats where all samples share their times: coefficients never reach a tensor as 0-d arrays.
-        ratios, rows = (v.tolist() if reads.ndim == 1 else list(v) for v in (ratio, np.moveaxis(weights, 0, 1)))
-        return [
-            Formula(own_ratio, tuple(row[: count + corrector])) if count else None
-            for own_ratio, row, count in zip(ratios, rows, counts, strict=True)
-        ]
+        return Formulas(ratio, weights, reads + (corrector & (reads > 0)))
 
 
-def _correcting(predictor: Formula | None, led: Formula | None, corrector: Formula | None) -> Formula | None:
-    """The predictor from the corrected state, given the formulas that predict and that correct that state."""
-    if predictor is None or led is None or corrector is None:
-        return predictor
-    changes = (c - p for c, p in zip(corrector.weights, (0.0, *led.weights), strict=True))
-    weights = (w + predictor.ratio * change for w, change in zip_longest(predictor.weights, changes, fillvalue=0.0))
-    return Formula(predictor.ratio, tuple(weights))
+def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:
+    """What predicts from corrected states, given what predicts from predicted ones and what corrects these."""
+    (ratio, weights, reads), led = planned, planned.reads[:-1]
+    both = (reads[1:] > 0) & (led > 0)
+    changes = correctors.weights.copy()
+    changes[1:] -= weights[:-1, :-1]
+    weights, reads = weights.copy(), reads.copy()
+    weights[:, 1:] += np.where(both, ratio[1:] * changes, 0.0)
+    reads[1:] = np.where(both, np.maximum(reads[1:], correctors.reads), reads[1:])
+    return Formulas(ratio, weights, reads)
 
 
 def _rows(mask: np.ndarray, like: Tensor) -> Tensor:

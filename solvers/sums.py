@@ -21,11 +21,11 @@ def combine(*terms: Term) -> Tensor:
     Coefficients are floats or ``(B,)`` float64 arrays; an array scales the rows of its tensor. The result keeps the
     dtype, device and shape of the first tensor, whatever the precision of the coefficients.
     """
-    shared = _shared(terms)
-    if shared is not None:
-        if fusing.get():
-            return fused([shared], [tensor for _, tensor in terms])[0]
-        factor, found = _up_to_a_factor(shared, [tensor for _, tensor in terms])
+    if fusing.get() and (shared := _shared(terms)) is not None:
+        return fused([shared], [tensor for _, tensor in terms])[0]
+    term = _up_to_a_factor(terms)
+    if term is not None:
+        factor, found = term
         if len(terms) == 1:
             return torch.mul(found, factor, out=spare([found]))
         return found if factor == 1 else found.mul_(factor)
@@ -48,8 +48,7 @@ def total(terms: Terms) -> Tensor:
 
 def single(terms: Terms) -> Term:
     """The sum as one term: a factor, which is left to those who read it, and a tensor; saves a pass over memory."""
-    shared = _shared(terms)
-    return (1.0, combine(*terms)) if shared is None else _up_to_a_factor(shared, [tensor for _, tensor in terms])
+    return _up_to_a_factor(terms) or (1.0, combine(*terms))
 
 
 def pending(terms: Terms) -> Terms:
@@ -57,21 +56,26 @@ def pending(terms: Terms) -> Terms:
     return terms if fusing.get() else [single(terms)]
 
 
-def _up_to_a_factor(coefficients: Sequence[float], tensors: Sequence[Tensor]) -> tuple[float, Tensor]:
-    """A factor and the sum over it; one term stays as it is.
+def _up_to_a_factor(terms: Terms) -> tuple[float, Tensor] | None:
+    """A factor and the sum over it; one term stays as it is. None if that would not be like the first tensor.
 
     The factor is 1 where it can be, so that zeros added to a state leave it as it was, and otherwise the largest
     coefficient, beside which no other one overflows.
     """
-    if len(tensors) == 1:
+    coefficients, tensors = zip(*terms, strict=False)
+    for coefficient in coefficients:
+        if not isinstance(coefficient, float):
+            return None
+    if len(terms) == 1:
         return coefficients[0], tensors[0]
     factor = 1.0 if 1.0 in coefficients else max(coefficients, key=abs)
     first = coefficients.index(factor)
     second = 0 if first else 1
-    found = torch.add(
-        tensors[first], tensors[second], alpha=coefficients[second] / factor if factor else 0.0, out=spare(tensors)
-    )
-    for i in range(len(tensors)):
+    share = coefficients[second] / factor if factor else 0.0
+    found = torch.add(tensors[first], tensors[second], alpha=share, out=spare(tensors))
+    if found.dtype is not tensors[0].dtype or found.shape != tensors[0].shape:
+        return None
+    for i in range(1, len(tensors)):
         if i != first and i != second:
             found.add_(tensors[i], alpha=coefficients[i] / factor if factor else 0.0)
     return factor, found
@@ -102,11 +106,11 @@ def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms)
             # The slope's own terms in the place of the slope.
             own, direct = coefficients[: len(newest)], coefficients[len(newest) :]
             rows = [own, [*(weight * coefficient for coefficient in own), *direct]]
-            slope, end = fused(rows, [tensor for _, tensor in terms])
-            return (1.0, slope), end
-    slope_term = single(newest)
-    factor, tensor = slope_term
-    return slope_term, combine(start, (weights[0] * factor, tensor), *read)
+            made, end = fused(rows, [tensor for _, tensor in terms])
+            return (1.0, made), end
+    slope = newest[0] if len(newest) == 1 and isinstance(newest[0][0], float) else single(newest)
+    factor, tensor = slope
+    return slope, combine(start, (weights[0] * factor, tensor), *read)
 
 
 def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Tensor:

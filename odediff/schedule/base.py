@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solvers.ode import Node
-from solvers.real import anywhere
+from solvers.real import Real, anywhere
 
 Array = NDArray[np.float64]
 Times = TypeVar("Times", float, NDArray[np.float64], float | NDArray[np.float64])
@@ -169,7 +169,7 @@ def _float64(name: str, value: float | Array) -> Array:
     return cast(Array, np.float64(value))
 
 
-def like(argument: Times, value: Array) -> Times:
+def like(argument: Times, value: Real) -> Times:
     """Return value as the argument came: an array for an array, else a Python float."""
     return np.asarray(value) if isinstance(argument, np.ndarray) else float(value)
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from odediff.schedule.base import Array, Times, like, require_increasing, require_positive
 from odediff.schedule.monotone import MonotoneSpline
 from odediff.schedule.vp import VP, VPCosine, VPSigmoid
-from solvers.real import anywhere
+from solvers.real import Real, anywhere
 
 _SNAP = 1e-6
 
@@ -88,7 +88,7 @@ class VPTable(VP):
         rescaled = (alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))
         return VPTable(rescaled**2)
 
-    @property
+    @cached_property
     def T(self) -> int:
         """The number of entries."""
         return len(self.alphas_cumprod)
@@ -98,7 +98,7 @@ class VPTable(VP):
         """The smallest time above 0 that a sampler visits: the first entry, 1/T."""
         return 1.0 / self.T
 
-    @property
+    @cached_property
     def first_defined(self) -> float:
         """The smallest time for which the network is trained: the first entry, 1/T."""
         return 1.0 / self.T
@@ -109,15 +109,13 @@ class VPTable(VP):
         Raises:
             ValueError: t lies below 1/T, where the network has never been trained.
         """
-        index = self._inside(t) * self.T - 1.0
-        miss = np.rint(index) - index
-        index = index + miss * (np.abs(miss) <= _SNAP)  # exact: the sum of the two is the integer
+        index = _snapped(self._inside(t) * self.T - 1.0)
         if anywhere(index < 0.0):
             raise ValueError(
                 f"t = {np.min(t)!s} lies below the table's first entry, t = 1/{self.T}, where the network is undefined:"
                 " end the grid there and leave the rest to the closing rule"
             )
-        return like(t, np.abs(index))  # never -0.0
+        return like(t, index + 0.0)  # never -0.0
 
     @property
     def _ends_at_zero(self) -> bool:
@@ -161,6 +159,15 @@ class VPTable(VP):
 
     def __repr__(self) -> str:
         return f"VPTable(T={self.T}, alphas_cumprod={self.alphas_cumprod[0]:.6g}..{self.alphas_cumprod[-1]:.6g})"
+
+
+def _snapped(index: Real) -> Real:
+    """The whole number within `_SNAP` of each index, or the index itself."""
+    if isinstance(index, float):  # once for every call of the network: Python's numbers are faster than NumPy's
+        whole = float(round(number := float(index)))
+        return whole if abs(whole - number) <= _SNAP else number
+    miss = np.rint(index) - index
+    return index + miss * (np.abs(miss) <= _SNAP)  # exact: the sum of the two is the integer
 
 
 def _validate(table: Array) -> None:
