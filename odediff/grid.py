@@ -62,12 +62,14 @@ _HIGH, _HIGH_AT, _HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
 """The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
 _FIRST, _RISE = 78.0, 0.67
 """Of n nodes below the start s_0 the first is first max(1, n/10)^rise, but no nearer to it than `_NEAREST` s_0."""
-_CLOSE, _CLOSE_LOW, _CLOSE_LAST, _CLOSE_HIGH = 22, 0.15, 0.011, 0.78
-_CLOSE_POWERS, _CLOSE_POWERS_AT = ((0.8, 0.64), (0.7, 0.57)), (30, 50)
-"""From so many nodes on they suit `solvers.handover`: the low level, the last node, the high level over the number of
-nodes, and the exponents on both sides."""
+_CLOSE, _CLOSE_HIGH, _CLOSE_AT = 22, 0.78, (22, 30, 50)
+_CLOSE_LOW, _CLOSE_LOW_POWER, _CLOSE_LAST = (0.15, 0.3, 0.3), (0.8, 0.6, 0.6), (0.011, 0.013, 0.013)
+_CLOSE_HIGH_POWER = (0.7, 0.3, 0.2)
+"""From 22 nodes on they suit `solvers.handover`: the high level over the number of nodes, and for 22, 30 and 50 nodes
+the low level, its exponent, the last node, and the exponent of the high level. What a network's answers scatter by
+weighs most at high levels, where the error of a step is its length times that scatter: so many nodes go there."""
 _PLATEAU_POINTS = 4001
-_NEAREST = 0.9
+_NEAREST = 0.95
 
 
 def uniform_t(
@@ -215,8 +217,11 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
 def _plateau_of(count: int) -> tuple[float, float, float, float, float]:
     """The low level and its exponent, the high level and its exponent, and the last node, for so many nodes."""
     if count >= _CLOSE:
-        low_power, high_power = (float(np.interp(count, _CLOSE_POWERS_AT, powers)) for powers in _CLOSE_POWERS)
-        return _CLOSE_LOW, low_power, _CLOSE_HIGH * count, high_power, _CLOSE_LAST
+        low, low_power, high_power, last = (
+            float(np.interp(count, _CLOSE_AT, values))
+            for values in (_CLOSE_LOW, _CLOSE_LOW_POWER, _CLOSE_HIGH_POWER, _CLOSE_LAST)
+        )
+        return low, low_power, _CLOSE_HIGH * count, high_power, last
     share = float(np.interp(count, (_MOST_OF_FEW, _LEAST_OF_MANY), (0.0, 1.0)))
     few, many = ((p.low, p.low_power, p.last * ((10 - p.less) / (count - p.less)) ** p.fall) for p in (_FEW, _MANY))
     low, low_power, last = (a + share * (b - a) for a, b in zip(few, many, strict=True))

@@ -100,10 +100,10 @@ class GPMultistep(Solver):
     mean. The step to the data (sigma = 0) is one like the others, so that the method closes by itself; see `closes`.
 
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
-    Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data of order 5 below s = 12, and of
-    order 3 below 0.1, on grids of some 22 steps and more; towards the noise, of order 3, on all of the way on grids of
-    some 14; see `solvers.handover`. On other grids inversion is the regression from the data's end, which is as good a
-    start.
+    Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 on grids
+    of some 22 steps and of order 6 on those of 30 and more, and of order 3 below 0.1; towards the noise, of order 3, on
+    all of the way on grids of some 14; see `solvers.handover`. On other grids inversion is the regression from the
+    data's end, which is as good a start.
 
     Args:
         points: past predictions that a step reads, the newest among them; None is four, and five on grids of more than
@@ -278,7 +278,7 @@ def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch) -
         for i in range(max(0, adams.first - adams.earlier), adams.first):
             found[i] = found[i]._replace(slopes=adams.earlier, shares=LINE.shares(nodes[i]))
     for i, (ratio, weights) in enumerate(adams.formulas, adams.first):
-        found[i] = Move(ratio, weights, moves[i].calls, None, adams.earlier + 1, LINE.shares(nodes[i]))
+        found[i] = Move(ratio, weights, moves[i].calls, None, adams.kept, LINE.shares(nodes[i]))
     return tuple(found)
 
 

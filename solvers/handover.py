@@ -22,6 +22,7 @@ from solvers.real import Real
 LINE = Rotation(0.4)
 """That of `AdaptiveAdams`."""
 TO_DATA = ExponentialAdams(5, LINE, "asinh", corrector=True)
+TO_DATA_CLOSER = replace(TO_DATA, order=6)
 TO_NOISE = replace(TO_DATA, order=3)
 """Steps grow on the way to the noise, where a high order amplifies what the network's answers near the data err by."""
 LEVEL = 12.0
@@ -31,17 +32,24 @@ NEAR, NEAR_POINTS = 0.1, 2
 what a network adds is neither."""
 CLOSE_TO_DATA, CLOSE_TO_NOISE = 0.345, 0.5
 """The largest distance of two nodes below that level, in asinh(s/c), between which they are used."""
+CLOSER = 0.26
+"""The largest such distance at which order 6 leads to the data: between nodes further apart it amplifies what a
+network's answers near the data err by."""
+EARLIER = 3
+"""Slopes of nodes before the first step that it reads at most: a fourth would be held beside the predictions that the
+regression still reads."""
 
 
 class Stretch(NamedTuple):
     """The steps from number ``first`` on, to the last: a formula for each over slopes along `LINE`, newest first.
 
-    The first one reads up to ``earlier`` slopes of nodes before its own, and those after it one more.
+    The first one reads up to ``earlier`` slopes of nodes before its own, and those after it up to ``kept``.
     """
 
     first: int
     formulas: tuple[Formula, ...]
     earlier: int
+    kept: int
 
 
 class _Circle:
@@ -65,20 +73,21 @@ def stretch(nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, 
     method, farthest = (TO_DATA, CLOSE_TO_DATA) if to_data else (TO_NOISE, CLOSE_TO_NOISE)
     below = np.array([max(a.s, b.s) <= LEVEL for a, b in pairwise(nodes)])
     apart = np.abs(np.diff(np.arcsinh(np.array([node.s for node in nodes]) / LINE.c)))
-    earlier = method.points - 1
+    if to_data and below.any() and apart[below].max() <= CLOSER:
+        method = TO_DATA_CLOSER
+    earlier = min(method.points - 1, EARLIER)
     silent = calls.index(True) if True in calls else len(calls)
     first = max(int(np.argmax(below)), silent + earlier - len(past)) if to_data else 0
     if not below.any() or apart[below].max() > farthest or first >= len(calls):
-        return Stretch(len(calls), (), 0)
+        return Stretch(len(calls), (), 0, 0)
     known = [*reversed(nodes[silent:first]), *past][:earlier]
     last = len(calls) - calls[::-1].index(True)
     most = np.array([NEAR_POINTS if to_data and a.s < NEAR else method.points for a in nodes[first:last]])
     moves = method.plan(_Circle(), known, nodes[first : last + 1], False, most)  # type: ignore[arg-type]
     formulas = [*(move.formula for move in moves), *[None] * (len(calls) - last)]
     steps = pairwise(nodes[first:])
-    return Stretch(
-        first, tuple(formula or _straight(a, b) for formula, (a, b) in zip(formulas, steps, strict=True)), earlier
-    )
+    filled = tuple(formula or _straight(a, b) for formula, (a, b) in zip(formulas, steps, strict=True))
+    return Stretch(first, filled, earlier, method.points)
 
 
 def _straight(a: Node, b: Node) -> Formula:

@@ -178,26 +178,29 @@ def test_a_solve_goes_on_from_any_node_of_a_fine_grid(split):
 # --- close nodes ----------------------------------------------------------------------------------------------------
 
 
-def test_between_close_nodes_the_steps_are_those_of_adams():
-    """From s = 12 to 0.1, with the slopes known that the regression met on its way, they are the class's own steps."""
+@pytest.mark.parametrize(("steps", "order"), [(25, 5), (30, 5), (31, 6), (51, 6)])
+def test_between_close_nodes_the_steps_are_those_of_adams(steps, order):
+    """From s = 12 to 0.1, with three slopes known that the regression met on its way, they are that class's steps."""
     problem, rows = standard("mixture_16"), range(8)
     ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows).double()
-    times = odediff.grid.plateau(problem.path, 31)
+    times = odediff.grid.plateau(problem.path, steps)
     nodes = ode.nodes(times.tolist())
     first, near = (next(i for i, n in enumerate(nodes) if n.s <= level) for level in (LEVEL, NEAR))
     whole = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
-    past = [(nodes[i], whole.trajectory[i]) for i in range(first - 1, first - 5, -1)]
-    adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
+    past = [(nodes[i], whole.trajectory[i]) for i in range(first - 1, first - 4, -1)]
+    adams = ExponentialAdams(order, Rotation(0.4), "asinh", corrector=True)
     same = solve(ode, adams, whole.trajectory[first], times[first : near + 1], closing=None, past=past)
     torch.testing.assert_close(whole.trajectory[near], same.x, rtol=0, atol=1e-12)
 
 
-def test_near_the_data_steps_read_two_slopes_and_correct_by_three():
-    nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, 31).tolist()))
-    adams = stretch(nodes, (False, *[True] * 30), ())
+@pytest.mark.parametrize(("steps", "order"), [(25, 5), (31, 6)])
+def test_near_the_data_steps_read_two_slopes_and_correct_by_three(steps, order):
+    nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, steps).tolist()))
+    adams = stretch(nodes, (False, *[True] * (steps - 1)), ())
     near = next(i for i, n in enumerate(nodes) if n.s < NEAR)
     assert nodes[adams.first].s <= LEVEL < nodes[adams.first - 1].s
-    assert {len(formula.weights) for formula in adams.formulas[1 : near - adams.first]} == {5}
+    assert [len(formula.weights) for formula in adams.formulas[:2]] == [4, 5]
+    assert {len(formula.weights) for formula in adams.formulas[2 : near - adams.first]} == {order}
     assert {len(formula.weights) for formula in adams.formulas[near - adams.first + 2 :]} == {3}
 
 
@@ -236,9 +239,9 @@ def test_a_history_at_low_levels_serves_close_nodes_at_once():
     times = odediff.grid.plateau(problem.path, 31)
     nodes = ode.nodes(times.tolist())
     exact = solve(ode, AdaptiveAdams(rtol=1e-9), x, times, closing=None, trajectory=True).trajectory
-    past = [(nodes[i], exact[i]) for i in range(19, 14, -1)]
+    past = [(nodes[i], exact[i]) for i in range(19, 16, -1)]
     found = solve(ode, GPMultistep(), exact[20], times[20:26], closing=None, past=past)
-    adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
+    adams = ExponentialAdams(6, Rotation(0.4), "asinh", corrector=True)
     same = solve(ode, adams, exact[20], times[20:26], closing=None, past=past)
     assert found.stats.nfe == same.stats.nfe == 5 + 3
     assert found.nodes[-2].s > NEAR
@@ -253,7 +256,7 @@ def test_a_first_step_without_a_call_leaves_no_slope():
     found = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
     nodes = ode.nodes(times)
     past = [(nodes[i], found.trajectory[i]) for i in (3, 2, 1)]
-    adams = ExponentialAdams(5, Rotation(0.4), "asinh", corrector=True)
+    adams = ExponentialAdams(6, Rotation(0.4), "asinh", corrector=True)
     same = solve(ode, adams, found.trajectory[4], times[4:20], closing=None, past=past)
     assert found.nodes[18].s > NEAR
     torch.testing.assert_close(found.trajectory[19], same.x, rtol=0, atol=1e-12)
