@@ -7,7 +7,6 @@ amplifies them, which grow with s as errors of x0.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,20 +20,15 @@ from solvers.real import Real
 
 LINE = Rotation(0.4)
 """That of `AdaptiveAdams`."""
-TO_DATA = ExponentialAdams(5, LINE, "asinh", corrector=True)
-TO_DATA_CLOSER = replace(TO_DATA, order=6)
-TO_NOISE = replace(TO_DATA, order=3)
-"""Steps grow on the way to the noise, where a high order amplifies what the network's answers near the data err by."""
+TO_DATA = ((0.26, 6), (0.345, 5))
+TO_NOISE = ((0.345, 4), (0.5, 3))
+"""The orders, each with the largest distance of two nodes below `LEVEL`, in asinh(s/c), at which it is used: at larger
+ones it amplifies what a network's answers near the data err by, most of all to the noise, where steps grow."""
 LEVEL = 12.0
 """Of s = sigma/alpha, below which Adams' formulas lead to the data."""
 NEAR, NEAR_POINTS = 0.1, 2
 """A level below which steps to the data read no more slopes than these: what data add there is little and smooth, and
 what a network adds is neither."""
-CLOSE_TO_DATA, CLOSE_TO_NOISE = 0.345, 0.5
-"""The largest distance of two nodes below that level, in asinh(s/c), between which they are used."""
-CLOSER = 0.26
-"""The largest such distance at which order 6 leads to the data: between nodes further apart it amplifies what a
-network's answers near the data err by."""
 EARLIER = 3
 """Slopes of nodes before the first step that it reads at most: a fourth would be held beside the predictions that the
 regression still reads."""
@@ -50,6 +44,9 @@ class Stretch(NamedTuple):
     formulas: tuple[Formula, ...]
     earlier: int
     kept: int
+
+
+NOWHERE = Stretch(0, (), 0, 0)
 
 
 class _Circle:
@@ -70,16 +67,18 @@ def stretch(nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, 
     along the newest slope.
     """
     to_data = nodes[-1].s < nodes[0].s
-    method, farthest = (TO_DATA, CLOSE_TO_DATA) if to_data else (TO_NOISE, CLOSE_TO_NOISE)
     below = np.array([max(a.s, b.s) <= LEVEL for a, b in pairwise(nodes)])
     apart = np.abs(np.diff(np.arcsinh(np.array([node.s for node in nodes]) / LINE.c)))
-    if to_data and below.any() and apart[below].max() <= CLOSER:
-        method = TO_DATA_CLOSER
+    farthest = apart[below].max() if below.any() else np.inf
+    order = next((order for most, order in (TO_DATA if to_data else TO_NOISE) if farthest <= most), None)
+    if order is None:
+        return NOWHERE
+    method = ExponentialAdams(order, LINE, "asinh", corrector=True)
     earlier = min(method.points - 1, EARLIER)
     silent = calls.index(True) if True in calls else len(calls)
     first = max(int(np.argmax(below)), silent + earlier - len(past)) if to_data else 0
-    if not below.any() or apart[below].max() > farthest or first >= len(calls):
-        return Stretch(len(calls), (), 0, 0)
+    if first >= len(calls):
+        return NOWHERE
     known = [*reversed(nodes[silent:first]), *past][:earlier]
     last = len(calls) - calls[::-1].index(True)
     most = np.array([NEAR_POINTS if to_data and a.s < NEAR else method.points for a in nodes[first:last]])
