@@ -101,9 +101,9 @@ class GPMultistep(Solver):
 
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
     Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 on grids
-    of some 22 steps and of order 6 on those of 30 and more, and of order 3 below 0.1; towards the noise, on all of the
-    way, of order 3 on grids of some 14 steps and of order 4 on those of 22; see `solvers.handover`. On other grids
-    inversion is the regression from the data's end, which is as good a start.
+    of some 22 steps and of order 6 on those of 30 and more, and of order 3 below 0.1; towards the noise, of order 3, on
+    all of the way on grids of some 14; see `solvers.handover`. On other grids inversion is the regression from the
+    data's end, which is as good a start.
 
     Args:
         points: past predictions that a step reads, the newest among them; None is four, and five on grids of more than

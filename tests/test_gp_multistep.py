@@ -204,13 +204,13 @@ def test_near_the_data_steps_read_two_slopes_and_correct_by_three(steps, order):
     assert {len(formula.weights) for formula in adams.formulas[near - adams.first + 2 :]} == {3}
 
 
-@pytest.mark.parametrize(("steps", "order"), [(21, 3), (23, 4), (51, 4)])
-def test_towards_the_noise_all_steps_are_those_of_adams_but_the_one_without_a_call(steps, order):
+@pytest.mark.parametrize("steps", [21, 31, 51])
+def test_towards_the_noise_all_steps_are_those_of_adams_but_the_one_without_a_call(steps):
     problem, rows = standard("mixture_16"), range(8)
     ode, x = odediff.probability_flow(problem.model(rows)), problem.distribution.sample(8, 0)
     times = odediff.grid.plateau(problem.path, steps).flip(0)
     found = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
-    adams = ExponentialAdams(order, Rotation(0.4), "asinh", corrector=True)
+    adams = ExponentialAdams(3, Rotation(0.4), "asinh", corrector=True)
     same = solve(ode, adams, x, times[:-1], closing=None)
     torch.testing.assert_close(found.trajectory[-2], same.x, rtol=0, atol=1e-12)
     assert found.stats.nfe == steps - 1
@@ -264,10 +264,10 @@ def test_a_first_step_without_a_call_leaves_no_slope():
 
 
 @pytest.mark.parametrize(
-    ("ascending", "steps", "holds"), [(False, 25, 7), (False, 31, 7), (True, 21, 3), (True, 31, 4)]
+    ("ascending", "steps", "holds"), [(False, 25, 7), (False, 31, 7), (True, 21, 3), (True, 31, 3)]
 )
 def test_close_nodes_hold_what_they_read_and_two_states(ascending, steps, holds):
-    """Where it hands over: four predictions and, of the nodes before, three slopes; towards the noise its order's."""
+    """Where it hands over: four predictions and, of the nodes before, three slopes; towards the noise three slopes."""
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     ode = odediff.probability_flow(odediff.Model(lambda x, time: 0.1 * x, TABLE))
     times = odediff.grid.plateau(TABLE, steps)[:-1]
