@@ -184,10 +184,11 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     """Nodes at equal distances in log-SNR where images take shape, and ever further apart on both sides.
 
     Their density in log s, s = sigma/alpha, is 1/[(1 + (low/s)^p) (1 + (s/high)^r)], between a first node below the
-    path's start, which stands before it, and a last one; with more steps these move towards the path's start and `end`.
-    Up to ten steps thin out above a lower level: they are needed where images take shape. From 22 nodes on they suit
-    the formulas of close nodes, and spread out on the side of the noise. Made for `solvers.GPMultistep`, whose step
-    from there makes no call; its constants were chosen along with those of that method, see benchmarks/README.md.
+    path's start, which stands before it, and a last one; with more steps the first moves towards the path's start, and
+    the last, up to 22 steps, towards `end`. Up to ten steps thin out above a lower level: they are needed where images
+    take shape. From 22 nodes on they suit the formulas of close nodes, and more and more of them stand at high levels.
+    Made for `solvers.GPMultistep`, whose step from there makes no call; its constants were chosen along with those of
+    that method, see benchmarks/README.md.
     """
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)

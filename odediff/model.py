@@ -239,7 +239,7 @@ class Model:
             return torch.empty_like(x)
         given = x if x.dtype is dtype else x.to(dtype)
         # Half precision cannot hold a time: in bfloat16 entry 999 is 1000.
-        clock = dtype if dtype.itemsize > 2 else torch.float32
+        clock = dtype if dtype in (torch.float32, torch.float64) else torch.promote_types(dtype, torch.float32)
         if self.integer_time:
             times = torch.as_tensor(np.broadcast_to(np.round(time), batch).astype(np.int64), device=x.device)
         elif isinstance(time, int | float):

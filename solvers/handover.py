@@ -30,8 +30,8 @@ NEAR, NEAR_POINTS = 0.1, 2
 """A level below which steps to the data read no more slopes than these: what data add there is little and smooth, and
 what a network adds is neither."""
 EARLIER = 3
-"""Slopes of nodes before the first step that it reads at most: a fourth would be held beside the predictions that the
-regression still reads."""
+"""As many slopes of earlier nodes the first step reads at most: a fourth would be held beside the predictions that the
+regression reads until then."""
 
 
 class Stretch(NamedTuple):

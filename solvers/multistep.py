@@ -40,7 +40,7 @@ class Formulas(NamedTuple):
 
     def each(self) -> list[Formula | None]:
         """One by one, of floats where all samples share their times: no coefficient reaches a tensor as a 0-d array."""
-        counts = self.reads.max(axis=tuple(range(1, self.reads.ndim))).tolist()
+        counts = self.reads.max(axis=tuple(range(1, self.reads.ndim)), initial=0).tolist()
         columns = (self.ratio, np.moveaxis(self.weights, 0, 1))
         ratios, rows = (values.tolist() if self.reads.ndim == 1 else list(values) for values in columns)
         return [
@@ -297,7 +297,7 @@ class ExponentialAdams(Solver):
 
 
 def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:
-    """What predicts from corrected states, given what predicts from predicted ones and what corrects these."""
+    """The predictors from corrected states, as formulas over predicted ones: each adds ratio times the correction."""
     (ratio, weights, reads), led = planned, planned.reads[:-1]
     both = (reads[1:] > 0) & (led > 0)
     changes = correctors.weights.copy()

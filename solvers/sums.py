@@ -57,7 +57,10 @@ def pending(terms: Terms) -> Terms:
 
 
 def _up_to_a_factor(terms: Terms) -> tuple[float, Tensor] | None:
-    """A factor and the sum over it; one term stays as it is. None if that would not be like the first tensor.
+    """A factor and the sum over it; one term stays as it is. None where samples have coefficients of their own.
+
+    None as well where a tensor that is unlike the first would decide on the result: of the two that are added first one
+    is the first, and the others are added in place.
 
     The factor is 1 where it can be, so that zeros added to a state leave it as it was, and otherwise the largest
     coefficient, beside which no other one overflows.
@@ -71,10 +74,10 @@ def _up_to_a_factor(terms: Terms) -> tuple[float, Tensor] | None:
     factor = 1.0 if 1.0 in coefficients else max(coefficients, key=abs)
     first = coefficients.index(factor)
     second = 0 if first else 1
-    share = coefficients[second] / factor if factor else 0.0
-    found = torch.add(tensors[first], tensors[second], alpha=share, out=spare(tensors))
-    if found.dtype is not tensors[0].dtype or found.shape != tensors[0].shape:
+    one, other = tensors[first], tensors[second]
+    if one.dtype is not other.dtype or one.shape != other.shape:
         return None
+    found = torch.add(one, other, alpha=coefficients[second] / factor if factor else 0.0, out=spare(tensors))
     for i in range(1, len(tensors)):
         if i != first and i != second:
             found.add_(tensors[i], alpha=coefficients[i] / factor if factor else 0.0)
