@@ -39,7 +39,7 @@ from solvers import DPMpp
 from solvers.testing import Mixture
 
 SCHEDULERS = ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep")
-CALLS = (5, 6, 8, 10, 12, 15, 20, 30)
+CALLS = (5, 6, 8, 10, 12, 15, 20, 30, 50)
 SAMPLES, SEED = 256, 3
 STEPS, BATCH, RATE, DECAY, DATA = 12_000, 512, 1e-3, 0.999, 200_000
 

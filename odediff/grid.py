@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.integrate import cumulative_trapezoid
 from scipy.special import betaincinv
 
+from odediff.plateau import first_level, law_of
 from odediff.schedule import Schedule, VPTable
 from odediff.schedule.base import is_finite
 
@@ -39,37 +39,6 @@ _TABLE_MISMATCH = 0.01
 AYS_STABLE_DIFFUSION = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 AYS_STABLE_DIFFUSION_XL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 AYS_STABLE_VIDEO_DIFFUSION = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
-
-
-class _Plateau(NamedTuple):
-    """What the nodes of `plateau` do at low levels: their density's level and exponent, and where n of them end.
-
-    The last node is last [(10 - less)/(n - less)]^fall, and at most `_LARGEST_LAST`.
-    """
-
-    low: float
-    low_power: float
-    last: float
-    less: float
-    fall: float
-
-
-_FEW = _Plateau(low=0.2, low_power=0.55, last=0.053, less=1.5, fall=1.57)
-_MANY = _Plateau(low=0.28, low_power=0.4, last=0.058, less=0.0, fall=2.2)
-_LARGEST_LAST = 2.0
-_MOST_OF_FEW, _LEAST_OF_MANY = 16, 18
-_HIGH, _HIGH_AT, _HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
-"""The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
-_FIRST, _RISE = 78.0, 0.67
-"""Of n nodes below the start s_0 the first is first max(1, n/10)^rise, but no nearer to it than `_NEAREST` s_0."""
-_CLOSE, _CLOSE_HIGH, _CLOSE_AT = 22, 0.78, (22, 30, 50)
-_CLOSE_LOW, _CLOSE_LOW_POWER, _CLOSE_LAST = (0.15, 0.3, 0.3), (0.8, 0.6, 0.6), (0.011, 0.013, 0.013)
-_CLOSE_HIGH_POWER = (0.7, 0.3, 0.2)
-"""From 22 nodes on they suit `solvers.handover`: the high level over the number of nodes, and for 22, 30 and 50 nodes
-the low level, its exponent, the last node, and the exponent of the high level. What a network's answers scatter by
-weighs most at high levels, where the error of a step is its length times that scatter: so many nodes go there."""
-_PLATEAU_POINTS = 4001
-_NEAREST = 0.95
 
 
 def uniform_t(
@@ -193,7 +162,7 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)
     noisiest, least = (math.exp(-path.log_snr(t)) for t in (path.start, last_time))
-    first = min(_FIRST * max(1.0, (n_steps - 1) / 10) ** _RISE, max(_FIRST, _NEAREST * noisiest))
+    first = first_level(n_steps - 1, noisiest)
     above = [first] if least < first < noisiest else []
     first = first if above else noisiest
     count = n_steps - len(above)
@@ -204,29 +173,11 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
             f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, and the path begins at "
             "infinity: give a smaller end, or use grid.angle"
         )
-    low, low_power, high, high_power, last = _plateau_of(count)
-    if end is None and last > least:
-        least, last_time = last, path.time(-math.log(last))
-    levels = np.linspace(math.log(first), math.log(least), _PLATEAU_POINTS)
-    s = np.exp(levels)
-    density = 1 / ((1 + (low / s) ** low_power) * (1 + (s / high) ** high_power))
-    passed = cumulative_trapezoid(density, -levels, initial=0)
-    inner = np.interp(np.linspace(0, passed[-1], count)[1:-1], passed, levels)
+    law = law_of(count)
+    if end is None and law.last > least:
+        least, last_time = law.last, path.time(-math.log(law.last))
+    inner = law.between(first, least, count)
     return _nodes(path, [*path.time(-np.log(above)), *path.time(-inner), last_time])
-
-
-def _plateau_of(count: int) -> tuple[float, float, float, float, float]:
-    """The low level and its exponent, the high level and its exponent, and the last node, for so many nodes."""
-    if count >= _CLOSE:
-        low, low_power, high_power, last = (
-            float(np.interp(count, _CLOSE_AT, values))
-            for values in (_CLOSE_LOW, _CLOSE_LOW_POWER, _CLOSE_HIGH_POWER, _CLOSE_LAST)
-        )
-        return low, low_power, _CLOSE_HIGH * count, high_power, last
-    share = float(np.interp(count, (_MOST_OF_FEW, _LEAST_OF_MANY), (0.0, 1.0)))
-    few, many = ((p.low, p.low_power, p.last * ((10 - p.less) / (count - p.less)) ** p.fall) for p in (_FEW, _MANY))
-    low, low_power, last = (a + share * (b - a) for a, b in zip(few, many, strict=True))
-    return low, low_power, float(np.interp(count, _HIGH_AT, _HIGH)), _HIGH_POWER, min(last, _LARGEST_LAST)
 
 
 def angle(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:

@@ -65,12 +65,13 @@ def _up_to_a_factor(terms: Terms) -> tuple[float, Tensor] | None:
     The factor is 1 where it can be, so that zeros added to a state leave it as it was, and otherwise the largest
     coefficient, beside which no other one overflows.
     """
+    if len(terms) == 1:
+        ((alone, x),) = terms
+        return (alone, x) if isinstance(alone, float) else None
     coefficients, tensors = zip(*terms, strict=False)
     for coefficient in coefficients:
         if not isinstance(coefficient, float):
             return None
-    if len(terms) == 1:
-        return coefficients[0], tensors[0]
     factor = 1.0 if 1.0 in coefficients else max(coefficients, key=abs)
     first = coefficients.index(factor)
     second = 0 if first else 1
@@ -111,7 +112,7 @@ def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms)
             rows = [own, [*(weight * coefficient for coefficient in own), *direct]]
             made, end = fused(rows, [tensor for _, tensor in terms])
             return (1.0, made), end
-    slope = newest[0] if len(newest) == 1 and isinstance(newest[0][0], float) else single(newest)
+    slope = single(newest)
     factor, tensor = slope
     return slope, combine(start, (weights[0] * factor, tensor), *read)
 
