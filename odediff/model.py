@@ -18,6 +18,7 @@ from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, thre
 from solvers import Node, Prediction
 from solvers.real import Real, anywhere
 from solvers.sums import per_row
+from solvers.transfer import placed
 
 Network = Callable[..., Tensor]
 UNSTEADY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -241,11 +242,11 @@ class Model:
         # Half precision cannot hold a time: in bfloat16 entry 999 is 1000.
         clock = dtype if dtype in (torch.float32, torch.float64) else torch.promote_types(dtype, torch.float32)
         if self.integer_time:
-            times = torch.as_tensor(np.broadcast_to(np.round(time), batch).astype(np.int64), device=x.device)
+            times = placed(torch.from_numpy(np.broadcast_to(np.round(time), batch).astype(np.int64)), x.device)
         elif isinstance(time, int | float):
             times = torch.full((batch,), time, dtype=clock, device=x.device)
         else:
-            times = torch.as_tensor(time, dtype=clock, device=x.device).expand(batch)
+            times = placed(torch.as_tensor(time), x.device, clock).expand(batch)
         keywords = {
             name: _expanded(f"condition {name!r}", value, batch, x.device) for name, value in conditions.items()
         }
@@ -298,8 +299,8 @@ def _guided(unconditional: Tensor, conditional: Tensor, guidance: float | Tensor
     direction = conditional - unconditional
     if not isinstance(guidance, Tensor):
         return unconditional + guidance * direction
-    scales = _expanded("guidance", guidance, len(direction), torch.device("cpu"))
-    weight = per_row(scales.double().numpy(), direction)
+    scales = _expanded("guidance", guidance, len(direction), direction.device).to(direction.dtype)
+    weight = scales.reshape(-1, *(1,) * (direction.ndim - 1))
     return torch.where(weight == 1, conditional, unconditional + weight * direction)
 
 
@@ -307,11 +308,13 @@ def _expanded(name: str, value: Any, batch: int, device: torch.device) -> Any:
     """One row of ``value`` for each sample; what is neither number nor tensor goes to the network as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
         return value
-    if not _has_rows(value):
-        return torch.as_tensor(value, device=device).expand(batch)
+    if not isinstance(value, Tensor):
+        return torch.full((batch,), value, device=device)
+    if not value.ndim:
+        return placed(value, device).expand(batch)
     if len(value) not in (1, batch):
         raise ValueError(f"{name} has {len(value)} rows and the batch {batch}; give one value for all, or one row each")
-    return value.to(device).expand(batch, *value.shape[1:])
+    return placed(value, device).expand(batch, *value.shape[1:])
 
 
 def _chunks(

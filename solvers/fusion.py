@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.large import spare
+from solvers.transfer import placed
 
 fusing: ContextVar[bool] = ContextVar("fusing", default=False)
 """Whether combinations go through `fused`."""
@@ -38,7 +39,7 @@ def fused(coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]) ->
     results = [result for _ in rows if (result := spare(flat)) is not None]
     # Numbers of their own would be compiled in, and every step would wait for the compiler; so would every new shape.
     wide = torch.promote_types(first.dtype, torch.float32)
-    weights = [torch.tensor(row, dtype=wide, device=first.device) for row in rows]
+    weights = [placed(torch.tensor(row, dtype=wide), first.device) for row in rows]
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), bool(results)
     found = _kernel(tuple(map(len, rows)), first.dtype, first.device, modes)(weights, flat, results)
     return [one.reshape(first.shape) for one in found]

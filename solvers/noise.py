@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_whole
+from solvers.transfer import placed
 
 WORD = np.uint64(0xFFFFFFFF)
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -91,5 +92,5 @@ class NoiseStream:
         if not like.is_floating_point():
             raise TypeError(f"x has dtype {like.dtype}; convert it to a floating-point dtype, such as torch.float32")
         values = normal(self.seed, self.ids(len(like)), self.counter, math.prod(like.shape[1:]))
-        noise = torch.from_numpy(values).reshape(like.shape).to(device=like.device, dtype=like.dtype)
+        noise = placed(torch.from_numpy(values).reshape(like.shape), like.device, like.dtype)
         return noise, replace(self, counter=self.counter + 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from solvers.fusion import fused, fusing
 from solvers.large import spare
 from solvers.real import Real
+from solvers.transfer import placed
 
 Term = tuple[Real, Tensor]
 """A coefficient and a tensor."""
@@ -137,4 +138,5 @@ def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Te
 def per_row(values: Real, like: Tensor) -> Tensor:
     """``values``, ``(..., B)`` or one for all, as a tensor that multiplies the rows of ``like``, ``(B, ...)``."""
     column = np.asarray(values, dtype=np.float64)
-    return torch.from_numpy(column.reshape(column.shape + (1,) * (like.ndim - 1) if column.ndim else ())).to(like)
+    column = column.reshape(column.shape + (1,) * (like.ndim - 1) if column.ndim else ())
+    return placed(torch.from_numpy(column), like.device, like.dtype)
