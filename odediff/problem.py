@@ -19,6 +19,11 @@ class ProbabilityFlow(PathODE):
         self.model = model
         self.passes = model.passes
 
+    @property
+    def end(self) -> Node | None:
+        """The schedule's, unless the model is declared to be continuous."""
+        return None if self.model.continuous else self.node(self.model.path.end)
+
     def predict(self, node: Node, x: Tensor) -> Prediction:
         return self.model.predict(node, x)
 

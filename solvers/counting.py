@@ -115,6 +115,10 @@ class CountedPathODE(CountedODE, PathODE):
 
     ode: PathODE
 
+    @property
+    def end(self) -> Node | None:
+        return self.ode.end
+
     def __call__(self, t: Real, x: Tensor) -> Tensor:
         return PathODE.__call__(self, t, x)
 

@@ -98,6 +98,8 @@ class GPMultistep(Solver):
     learning", section 2.1; as a method for ODEs compare Skilling 1992, "Bayesian solution of ordinary differential
     equations"). The first step makes no call if it stays above s = 70, where there is nothing to learn but the data's
     mean. The step to the data (sigma = 0) is one like the others, so that the method closes by itself; see `closes`.
+    Where predictions are known down to `PathODE.end` only, as those of a network with a table, there is no state at the
+    data to aim at: the data are what denoising at that end gives, and x0 there is what the last step predicts.
 
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
     Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 between
@@ -167,16 +169,17 @@ class GPMultistep(Solver):
         if any(isinstance(value, np.ndarray) for node in nodes for value in node):
             raise TypeError(f"nodes: {self} plans one grid for all samples; give each node one time")
         points = self.points or (5 if len(nodes) - 1 > MANY_STEPS else 4)
+        denoised = _denoised(nodes, ode.end)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:
             require_run(self, state, History, "history")
             if state.belief is None:
-                moves, belief = planned(self.prior, points, tuple(nodes), ())
+                moves, belief = planned(self.prior, points, tuple(nodes), (), denoised)
             else:
                 belief = state.belief._replace(predictions=state.belief.predictions[: points - 1])
-                moves = plan(self.prior, points, nodes, belief)
-            adams = stretch(tuple(nodes), tuple(move.calls for move in moves), state.nodes)
+                moves = plan(self.prior, points, nodes, belief, denoised)
+            adams = stretch(tuple(nodes), tuple(move.calls for move in moves), state.nodes, denoised)
             return state._replace(
                 moves=_handed_over(moves, nodes, adams),
                 next=0,
@@ -185,7 +188,7 @@ class GPMultistep(Solver):
             )
         require_states(past, x)
         known = tuple(node for node, _ in past)
-        moves, belief, adams = _planned_and_handed_over(self.prior, points, tuple(nodes), known)
+        moves, belief, adams = _planned_and_handed_over(self.prior, points, tuple(nodes), known, denoised)
         exact = past[: max(points - 1, adams.earlier - adams.first)]
         made = [(node, ode.predict(node, known)) for node, known in exact]
         predictions = tuple(single(prediction.terms(1.0, 0.0)) for _, prediction in made[: points - 1])
@@ -223,7 +226,7 @@ class GPMultistep(Solver):
 
 @lru_cache(maxsize=64)
 def planned(
-    prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...]
+    prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...], denoised: Node | None = None
 ) -> tuple[tuple[Move, ...], Belief]:
     """The moves between ``nodes``, and what is believed at the first: its state and ``past`` predictions are exact."""
     distance = mean_distance(nodes)
@@ -233,13 +236,21 @@ def planned(
     predictions = tuple(np.append(data, noise) for data, noise in zip(features.data[1:], own, strict=True))
     state = np.append(features.state[0], np.zeros(len(past)))
     belief = Belief(nodes[0], distance, past[0] if past else None, state, predictions)
-    return plan(prior, points, nodes, belief), belief
+    return plan(prior, points, nodes, belief, denoised), belief
 
 
-def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tuple[Move, ...]:
-    """The moves between ``nodes``, from what is believed at the first."""
+def plan(
+    prior: Prior, points: int, nodes: Sequence[Node], belief: Belief, denoised: Node | None = None
+) -> tuple[Move, ...]:
+    """The moves between ``nodes``, from what is believed at the first.
+
+    The last leads to the data that denoising at the node ``denoised`` gives, x0 there, if there is one.
+    """
     origin, distance, before, state, predictions = belief
     features = prior.features(nodes, origin, distance)
+    targets = list(features.state[1:])
+    if denoised:
+        targets[-1] = prior.features((denoised,), origin, distance).data[0]
     moves = []
     for i, (a, b) in enumerate(pairwise(nodes)):
         calls = _tells(a, b, origin, nodes[-1])
@@ -250,7 +261,7 @@ def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tu
         for column, form in enumerate((state, *predictions)):
             basis[: len(form), column] = form
         target = np.zeros(len(state))
-        target[: features.state.shape[1]] = features.state[i + 1]
+        target[: len(targets[i])] = targets[i]
         coefficients = np.linalg.lstsq(basis, target, rcond=None)[0]
         state = basis @ coefficients
         radii = [math.hypot(node.alpha, node.sigma) for node in (a, b)]
@@ -263,12 +274,22 @@ def plan(prior: Prior, points: int, nodes: Sequence[Node], belief: Belief) -> tu
 
 @lru_cache(maxsize=64)
 def _planned_and_handed_over(
-    prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...]
+    prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...], denoised: Node | None
 ) -> tuple[tuple[Move, ...], Belief, Stretch]:
     """All moves between ``nodes`` of a solve that begins there, what is believed at the first, and which are Adams'."""
-    moves, belief = planned(prior, points, nodes, past[: points - 1])
-    adams = stretch(nodes, tuple(move.calls for move in moves), past)
+    moves, belief = planned(prior, points, nodes, past[: points - 1], denoised)
+    adams = stretch(nodes, tuple(move.calls for move in moves), past, denoised)
     return _handed_over(moves, nodes, adams), belief, adams
+
+
+def _denoised(nodes: Sequence[Node], end: Node | None) -> Node | None:
+    """Where denoising gives the data that a solve over ``nodes`` aims at; None where it aims at no data, or the state.
+
+    The last node, where it lies below the ``end`` of what is known.
+    """
+    if end is None or nodes[-1].sigma > 0:
+        return None
+    return min(end, nodes[-2], key=lambda node: float(node.s))
 
 
 def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch) -> tuple[Move, ...]:

@@ -8,7 +8,7 @@ amplifies them, which grow with s as errors of x0.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,7 @@ class Stretch(NamedTuple):
 
 
 NOWHERE = Stretch(0, (), 0, 0)
+STILL = Formula(1.0, ())
 
 
 class _Circle:
@@ -59,12 +60,14 @@ class _Circle:
 
 
 @lru_cache(maxsize=64)
-def stretch(nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, ...]) -> Stretch:
+def stretch(
+    nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, ...], denoised: Node | None = None
+) -> Stretch:
     """The steps between ``nodes`` that are Adams', with slopes known at ``past`` nodes, newest first.
 
     ``calls`` says which steps make a call. Towards the data Adams' begin where enough slopes are known, at a level
     below `LEVEL`; towards the noise they are all or none. Where a step makes no call, or reaches pure noise, it goes on
-    along the newest slope.
+    along the newest slope. The last step gives the data that denoising at the node ``denoised`` would, if there is one.
     """
     to_data = nodes[-1].s < nodes[0].s
     below = np.array([max(a.s, b.s) <= LEVEL for a, b in pairwise(nodes)])
@@ -81,9 +84,17 @@ def stretch(nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, 
         return NOWHERE
     known = [*reversed(nodes[silent:first]), *past][:earlier]
     last = len(calls) - calls[::-1].index(True)
+    ahead = [*nodes[first:last], denoised or nodes[last]]
     most = np.array([NEAR_POINTS if to_data and a.s < NEAR else method.points for a in nodes[first:last]])
-    moves = method.plan(_Circle(), known, nodes[first : last + 1], False, most)  # type: ignore[arg-type]
-    formulas = [*(move.formula for move in moves), *[None] * (len(calls) - last)]
+    if denoised == nodes[last - 1]:
+        ahead.pop()
+    moves = method.plan(_Circle(), known, ahead, False, most[: len(ahead) - 1])  # type: ignore[arg-type]
+    formulas = [move.formula for move in moves]
+    if denoised:
+        step = (None if denoised == nodes[last - 1] else formulas.pop()) or STILL
+        newest, before = [*reversed(nodes[first:last]), *known][:2]
+        formulas.append(_denoised(step, newest, before, denoised))
+    formulas += [None] * (len(calls) - last)
     steps = pairwise(nodes[first:])
     filled = tuple(formula or _straight(a, b) for formula, (a, b) in zip(formulas, steps, strict=True))
     return Stretch(first, filled, earlier, method.points)
@@ -92,3 +103,16 @@ def stretch(nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, 
 def _straight(a: Node, b: Node) -> Formula:
     """The step from a to b along the newest slope."""
     return Formula(LINE.scale(b) / LINE.scale(a), (LINE.scale(b) * (LINE.q(b) - LINE.q(a)),))
+
+
+def _denoised(step: Formula, newest: Node, before: Node, end: Node) -> Formula:
+    """x0 at ``end``, where ``step`` leads, by the slope there: on the straight line through those at two nodes.
+
+    On a rotation ``x0 = c^2 alpha/R^2 x - c sigma/R slope``.
+    """
+    beyond = (LINE.q(end) - LINE.q(newest)) / (LINE.q(newest) - LINE.q(before))
+    radius = LINE.scale(end)
+    of_state, of_slope = (LINE.c / radius) ** 2 * end.alpha, -LINE.c * end.sigma / radius
+    there = (of_slope * (1 + beyond), -of_slope * beyond)
+    weights = zip_longest(step.weights, there, fillvalue=0.0)
+    return Formula(of_state * step.ratio, tuple(of_state * moved + slope for moved, slope in weights))

@@ -105,6 +105,11 @@ class PathODE(ODE):
     (Song et al. 2021, "Score-based generative modeling through SDEs", eq. 13, rewritten).
     """
 
+    @property
+    def end(self) -> Node | None:
+        """The node below which nothing is known, and data are what denoising there gives; None where all is known."""
+        return None
+
     @abstractmethod
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """Split ``x`` at ``node`` into data and noise, by one call of the network."""

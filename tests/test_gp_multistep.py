@@ -28,10 +28,11 @@ from solvers import (
     UniPC,
     solve,
 )
+from solvers.counting import counted
 from solvers.gp_multistep import FAR, planned
 from solvers.handover import LEVEL, NEAR, stretch
 from solvers.prior import DECISIONS, SCALES
-from solvers.testing import Gaussian
+from solvers.testing import ExactODE, Gaussian
 
 TABLE = odediff.VPTable.linear()
 
@@ -104,15 +105,19 @@ def test_one_prediction_tells_an_unknown_mean():
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
 
 
-def test_a_step_is_the_regression_on_draws_of_the_process():
+@pytest.mark.parametrize("denoised", [None, node(0.06)])
+def test_a_step_is_the_regression_on_draws_of_the_process(denoised):
     """Sampled instead of solved: trajectories with random coefficients, predicted by ordinary least squares."""
     prior, levels = Prior(), [30.0, 6.0, 1.5, 1.1, 0.4, 0.1]
     nodes = [node(s) for s in levels]
-    moves, _ = planned(prior, 3, tuple(nodes), ())
-    features = prior.features(nodes, nodes[0], math.log(levels[0] / levels[-1]) / 5)
+    moves, _ = planned(prior, 3, tuple(nodes), (), denoised)
+    distance = math.log(levels[0] / levels[-1]) / 5
+    features = prior.features(nodes, nodes[0], distance)
     random = np.random.default_rng(0)
     draws = random.standard_normal((400_000, features.state.shape[1]))
     true, data = draws @ features.state.T, draws @ features.data.T
+    if denoised:
+        true[:, -1] = draws @ prior.features([denoised], nodes[0], distance).data[0]
     estimate, predictions = true[:, 0], []
     for i, move in enumerate(moves):
         # The coefficients' own share of the error, and the mean response to errors that past noise made.
@@ -131,6 +136,55 @@ def test_a_step_is_the_regression_on_draws_of_the_process():
         least, reached = ((end - true[:, i + 1]).std() for end in (fitted, planned_end))
         assert reached == pytest.approx(least, rel=2e-3)
         estimate = planned_end
+
+
+class Known(ExactODE):
+    """An exact problem that is known down to a level only, as a network with a table is."""
+
+    def __init__(self, distribution, end):
+        super().__init__(distribution)
+        self._end = self.node(math.atan(end))
+
+    @property
+    def end(self):
+        return self._end
+
+
+@pytest.mark.parametrize("steps", [4, 8, 12, 20, 30, 50])
+def test_below_what_is_known_the_data_are_what_denoising_gives(steps):
+    """At the end of what is known and not at the last node, from which they are predicted."""
+    data, end = standard("mixture_16").distribution, 0.05
+    x = 30 * torch.randn(64, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = np.geomspace(30, 0.06, steps)
+    times = [math.atan(s) for s in levels]
+    x *= math.cos(times[0])
+    problem = Known(data, end)
+    fine = [*times[:1], problem.end.t]
+    there = solve(problem, AdaptiveAdams(rtol=1e-9), x, fine, closing=None).x
+    truth = problem.predict(problem.end, there).x0
+    state = solve(problem, AdaptiveAdams(rtol=1e-9), x, [times[0], 0.0], closing=None).x
+
+    def error(ode, target):
+        return float((solve(ode, GPMultistep(), x, [*times, 0.0], closing=None).x - target).norm(dim=1).median())
+
+    assert error(problem, truth) < 1.05 * error(ExactODE(data), state)
+
+
+def test_a_last_node_below_what_is_known_is_denoised():
+    data = standard("mixture_16").distribution
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = [math.atan(s) for s in np.geomspace(30, 0.02, 40)]
+    found, same = (
+        solve(Known(data, 0.05), GPMultistep(), x, [*times, 0.0], closing=rule) for rule in (None, "denoise")
+    )
+    torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
+
+
+def test_a_network_with_a_table_is_known_to_its_first_entry():
+    model = odediff.Model(lambda x, time: x, TABLE)
+    assert odediff.probability_flow(model).end == TABLE.node(TABLE.end)
+    assert odediff.probability_flow(replace(model, continuous=True)).end is None
+    assert counted(odediff.probability_flow(model), 1, None).end == TABLE.node(TABLE.end)
 
 
 def test_a_prior_is_named_by_what_was_changed():
