@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from odediff.plateau import first_level, law_of
+from odediff.plateau import departing, first_level, law_of
 from odediff.schedule import Schedule, VPTable
 from odediff.schedule.base import is_finite
 
@@ -154,8 +154,9 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
 
     Their density in log s, s = sigma/alpha, is 1/[(1 + (low/s)^p) (1 + (s/high)^r)], between a first node below the
     path's start, which stands before it, and a last one; with more steps the first moves towards the path's start, and
-    the last, up to 22 steps, towards `end`. Up to ten steps thin out above a lower level: they are needed where images
+    the last, up to 22 steps, towards `end`. Up to 13 steps thin out above a lower level: they are needed where images
     take shape. From 22 nodes on they suit the formulas of close nodes, and more and more of them stand at high levels.
+    Where an ``end`` is given, as for an inversion, which sets out from there, more of them stand near it.
     Made for `solvers.GPMultistep`, whose step from there makes no call; its constants were chosen along with those of
     that method, see benchmarks/README.md.
     """
@@ -173,8 +174,8 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
             f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, and the path begins at "
             "infinity: give a smaller end, or use grid.angle"
         )
-    law = law_of(count)
-    if end is None and law.last > least:
+    law = law_of(count) if end is None else departing(count, least)
+    if law.last > least:
         least, last_time = law.last, path.time(-math.log(law.last))
     inner = law.between(first, least, count)
     return _nodes(path, [*path.time(-np.log(above)), *path.time(-inner), last_time])

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import cumulative_trapezoid
 
-FIRST, RISE, NEAREST = 78.0, 0.67, 0.95
-"""Of n nodes below the start s_0 the first is first max(1, n/10)^rise, but no nearer to it than nearest s_0."""
+FIRST, RISE, NEAREST = 72.0, 0.6, 0.95
+"""Of n nodes below the start s_0 the first is first max(1, n/8)^rise, but no nearer to it than nearest s_0."""
 POINTS = 4001
 
 
@@ -30,18 +30,21 @@ class _Low(NamedTuple):
     fall: float
 
 
-FEW = _Low(low=0.2, low_power=0.55, last=0.053, less=1.5, fall=1.57)
+FEW = _Low(low=0.18, low_power=0.7, last=0.048, less=1.5, fall=1.57)
 MANY = _Low(low=0.28, low_power=0.4, last=0.058, less=0.0, fall=2.2)
 LARGEST_LAST = 2.0
-MOST_OF_FEW, LEAST_OF_MANY = 16, 18
-HIGH, HIGH_AT, HIGH_POWER = (17.0, 28.0), (10, 12), 0.9
-"""The levels above which nodes thin out: the first for up to 10 nodes, the second from 12 on."""
+MOST_OF_FEW, LEAST_OF_MANY = 11, 18
+HIGH, HIGH_AT, HIGH_POWER = (14.0, 28.0), (5, 13), 0.9
+"""The levels above which nodes thin out: the first for up to 5 nodes, the second from 13 on."""
 CLOSE, CLOSE_HIGH, CLOSE_AT = 22, 0.78, (22, 30, 50)
 CLOSE_LOW, CLOSE_LOW_POWER, CLOSE_LAST = (0.15, 0.3, 0.3), (0.8, 0.6, 0.6), (0.011, 0.013, 0.013)
 CLOSE_HIGH_POWER = (0.7, 0.3, 0.2)
 """From 22 nodes on they suit `solvers.handover`: the high level over the number of nodes, and for 22, 30 and 50 nodes
 the low level, its exponent, the last node, and the exponent of the high level. What a network's answers scatter by
 weighs most at high levels, where the error of a step is its length times that scatter: so many nodes go there."""
+DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH, DEPARTURE_HIGH_POWER = 0.04, 0.6, 2.0, 0.5
+"""Of nodes that set out from a given level, as those of an inversion: the high level over the number of nodes. What is
+missed at low levels, where everything begins, is carried all the way, and many nodes go there."""
 
 
 class Law(NamedTuple):
@@ -64,11 +67,16 @@ class Law(NamedTuple):
 
 def first_level(count: int, noisiest: float) -> float:
     """The first of ``count`` levels below the path's start, which is the noisiest."""
-    return min(FIRST * max(1.0, count / 10) ** RISE, max(FIRST, NEAREST * noisiest))
+    return min(FIRST * max(1.0, count / 8) ** RISE, max(FIRST, NEAREST * noisiest))
+
+
+def departing(count: int, last: float) -> Law:
+    """The law of so many nodes that set out from the level ``last``."""
+    return Law(DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH * count, DEPARTURE_HIGH_POWER, last)
 
 
 def law_of(count: int) -> Law:
-    """The law of so many nodes."""
+    """The law of so many nodes that lead to the data."""
     if count >= CLOSE:
         low, low_power, high_power, last = (
             float(np.interp(count, CLOSE_AT, values))

@@ -20,8 +20,8 @@ from solvers.real import Real
 
 LINE = Rotation(0.4)
 """That of `AdaptiveAdams`."""
-TO_DATA = ((0.26, 6), (0.345, 5))
-TO_NOISE = ((0.5, 3),)
+TO_DATA = ((0.26, 6), (0.395, 5))
+TO_NOISE = ((1.1, 3),)
 """The orders, each with the largest distance of two nodes below `LEVEL`, in asinh(s/c), at which it is used: at larger
 ones it amplifies what a network's answers near the data err by, most of all to the noise, where steps grow."""
 LEVEL = 12.0

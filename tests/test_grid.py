@@ -98,23 +98,36 @@ def plateau_density(s, calls):
         some, most = min(1, (calls - 22) / 8), min(1, max(0, (calls - 30) / 20))
         low, power = 0.15 + 0.15 * some, 0.8 - 0.2 * some
         return 1 / ((1 + (low / s) ** power) * (1 + (s / (0.78 * calls)) ** (0.7 - 0.4 * some - 0.1 * most)))
-    many = min(1, max(0, (calls - 16) / 2))
-    low, power = 0.2 + 0.08 * many, 0.55 - 0.15 * many
-    high = 17 + 5.5 * (min(12, max(10, calls)) - 10)
+    many = min(1, max(0, (calls - 11) / 7))
+    low, power = 0.18 + 0.1 * many, 0.7 - 0.3 * many
+    high = 14 + 1.75 * (min(13, max(5, calls)) - 5)
     return 1 / ((1 + (low / s) ** power) * (1 + (s / high) ** 0.9))
+
+
+@pytest.mark.parametrize("steps", [4, 11, 22, 51])
+def test_a_plateau_that_sets_out_from_a_given_end_has_more_nodes_there(steps):
+    path = VPTable.linear()
+    levels = noise_levels(path, grid.plateau(path, steps, end=path.end)[1:])
+    assert levels[-1] == pytest.approx(path.sigma(path.end) / path.alpha(path.end))
+
+    def density(v):
+        return 1 / ((1 + (0.04 / math.exp(v)) ** 0.6) * (1 + (math.exp(v) / (2 * (steps - 1))) ** 0.5))
+
+    parts = [quad(density, math.log(low), math.log(high), epsabs=1e-12)[0] for high, low in pairwise(levels)]
+    np.testing.assert_allclose(parts, np.mean(parts), rtol=1e-4)
 
 
 @pytest.mark.parametrize("path", [VPTable.linear(), VE(), RectifiedFlow(), VPTable.scaled_linear()], ids=repr)
 @pytest.mark.parametrize("steps", [4, 10, 11, 15, 17, 21, 22, 23, 25, 31, 35, 60])
 def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps):
     node = path.node(path.start)
-    first = min(78 * max(1, (steps - 1) / 10) ** 0.67, max(78, 0.95 * float(node.s)))
+    first = min(72 * max(1, (steps - 1) / 8) ** 0.6, max(72, 0.95 * float(node.s)))
     above = node.s > first
     levels = noise_levels(path, grid.plateau(path, steps)[above:])
     assert levels[0] == pytest.approx(first if above else node.s)
     calls = steps - above
-    many = min(1, max(0, (calls - 16) / 2))
-    last = (1 - many) * 0.053 * (8.5 / (calls - 1.5)) ** 1.57 + many * 0.058 * (10 / calls) ** 2.2
+    many = min(1, max(0, (calls - 11) / 7))
+    last = (1 - many) * 0.048 * (8.5 / (calls - 1.5)) ** 1.57 + many * 0.058 * (10 / calls) ** 2.2
     last = 0.011 + 0.002 * min(1, (calls - 22) / 8) if calls >= 22 else last
     assert levels[-1] == pytest.approx(max(last, path.sigma(path.end) / path.alpha(path.end)))
     parts = [
