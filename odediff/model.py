@@ -299,7 +299,7 @@ def _guided(unconditional: Tensor, conditional: Tensor, guidance: float | Tensor
     direction = conditional - unconditional
     if not isinstance(guidance, Tensor):
         return unconditional + guidance * direction
-    scales = _expanded("guidance", guidance, len(direction), direction.device).to(direction.dtype)
+    scales = _expanded("guidance", guidance.to(direction.dtype), len(direction), direction.device)
     weight = scales.reshape(-1, *(1,) * (direction.ndim - 1))
     return torch.where(weight == 1, conditional, unconditional + weight * direction)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
 from torch import Tensor
 
@@ -19,9 +20,9 @@ class ProbabilityFlow(PathODE):
         self.model = model
         self.passes = model.passes
 
-    @property
-    def end(self) -> Node | None:
-        """The schedule's, unless the model is declared to be continuous."""
+    @cached_property
+    def end(self) -> Node | None:  # type: ignore[override]
+        """The schedule's, where grids end, unless the model is declared to be continuous."""
         return None if self.model.continuous else self.node(self.model.path.end)
 
     def predict(self, node: Node, x: Tensor) -> Prediction:

@@ -116,7 +116,7 @@ class CountedPathODE(CountedODE, PathODE):
     ode: PathODE
 
     @property
-    def end(self) -> Node | None:
+    def end(self) -> Node | None:  # type: ignore[override]
         return self.ode.end
 
     def __call__(self, t: Real, x: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ class GPMultistep(Solver):
 
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
     Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 between
-    nodes that are at most 0.345 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of
-    order 3, up to 0.5. On `odediff.grid.plateau` and DDPM's table these are grids of 22, 30 and 14 calls and more; see
+    nodes that are at most 0.395 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of
+    order 3, up to 1.1. On `odediff.grid.plateau` and DDPM's table these are grids of 19, 30 and 8 calls and more; see
     `solvers.handover`. On other grids inversion is the regression from the data's end, which is as good a start.
 
     Args:
@@ -285,11 +285,11 @@ def _planned_and_handed_over(
 def _denoised(nodes: Sequence[Node], end: Node | None) -> Node | None:
     """Where denoising gives the data that a solve over ``nodes`` aims at; None where it aims at no data, or the state.
 
-    The last node, where it lies below the ``end`` of what is known.
+    The last node, where it lies at the ``end`` of what is known, but for round-off, or below.
     """
     if end is None or nodes[-1].sigma > 0:
         return None
-    return min(end, nodes[-2], key=lambda node: float(node.s))
+    return nodes[-2] if nodes[-2].s <= end.s * (1 + 1e-9) else end
 
 
 def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch) -> tuple[Move, ...]:

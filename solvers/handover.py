@@ -21,9 +21,10 @@ from solvers.real import Real
 LINE = Rotation(0.4)
 """That of `AdaptiveAdams`."""
 TO_DATA = ((0.26, 6), (0.395, 5))
-TO_NOISE = ((1.1, 3),)
+TO_NOISE = ((1.0, 3),)
 """The orders, each with the largest distance of two nodes below `LEVEL`, in asinh(s/c), at which it is used: at larger
-ones it amplifies what a network's answers near the data err by, most of all to the noise, where steps grow."""
+ones it amplifies what a network's answers near the data err by, most of all to the noise, where steps grow; but there
+the regression, which knows nothing of where it sets out from, errs by more still."""
 LEVEL = 12.0
 """Of s = sigma/alpha, below which Adams' formulas lead to the data."""
 NEAR, NEAR_POINTS = 0.1, 2
@@ -48,6 +49,7 @@ class Stretch(NamedTuple):
 
 NOWHERE = Stretch(0, (), 0, 0)
 STILL = Formula(1.0, ())
+"""No step at all."""
 
 
 class _Circle:
@@ -70,7 +72,7 @@ def stretch(
     along the newest slope. The last step gives the data that denoising at the node ``denoised`` would, if there is one.
     """
     to_data = nodes[-1].s < nodes[0].s
-    below = np.array([max(a.s, b.s) <= LEVEL for a, b in pairwise(nodes)])
+    below = np.array([a.s <= LEVEL for a in nodes[:-1]])
     apart = np.abs(np.diff(np.arcsinh(np.array([node.s for node in nodes]) / LINE.c)))
     farthest = apart[below].max() if below.any() else np.inf
     order = next((order for most, order in (TO_DATA if to_data else TO_NOISE) if farthest <= most), None)
@@ -113,6 +115,6 @@ def _denoised(step: Formula, newest: Node, before: Node, end: Node) -> Formula:
     beyond = (LINE.q(end) - LINE.q(newest)) / (LINE.q(newest) - LINE.q(before))
     radius = LINE.scale(end)
     of_state, of_slope = (LINE.c / radius) ** 2 * end.alpha, -LINE.c * end.sigma / radius
-    there = (of_slope * (1 + beyond), -of_slope * beyond)
+    there = (of_slope * (1 + beyond), -of_slope * beyond) if beyond else (of_slope,)
     weights = zip_longest(step.weights, there, fillvalue=0.0)
     return Formula(of_state * step.ratio, tuple(of_state * moved + slope for moved, slope in weights))

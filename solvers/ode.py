@@ -105,10 +105,9 @@ class PathODE(ODE):
     (Song et al. 2021, "Score-based generative modeling through SDEs", eq. 13, rewritten).
     """
 
-    @property
-    def end(self) -> Node | None:
-        """The node below which nothing is known, and data are what denoising there gives; None where all is known."""
-        return None
+    end: Node | None = None
+    """The node below which predictions are not relied on, and data are what denoising there gives; None if there is
+    none."""
 
     @abstractmethod
     def predict(self, node: Node, x: Tensor) -> Prediction:

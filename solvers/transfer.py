@@ -7,8 +7,10 @@ from torch import Tensor
 
 
 def placed(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """``values``, from the host's ordinary memory, on ``device``; a CUDA device is not waited for.
+    """``values`` on ``device``; a CUDA device is not waited for.
 
-    CUDA has read such memory when the call returns, even if the copy has not arrived: `values` may change then.
+    CUDA has read the host's ordinary memory when the call returns, even if the copy has not arrived, so that ``values``
+    may change then; pinned memory it reads later.
     """
-    return values.to(device=device, dtype=dtype, non_blocking=device.type == "cuda")
+    at_once = device.type == "cuda" and not values.is_pinned()
+    return values.to(device=device, dtype=dtype, non_blocking=at_once)
