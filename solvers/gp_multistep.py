@@ -98,13 +98,13 @@ class GPMultistep(Solver):
     learning", section 2.1; as a method for ODEs compare Skilling 1992, "Bayesian solution of ordinary differential
     equations"). The first step makes no call if it stays above s = 70, where there is nothing to learn but the data's
     mean. The step to the data (sigma = 0) is one like the others, so that the method closes by itself; see `closes`.
-    Where predictions are known down to `PathODE.end` only, as those of a network with a table, there is no state at the
-    data to aim at: the data are what denoising at that end gives, and x0 there is what the last step predicts.
+    Where predictions are relied on down to `PathODE.end` only, as those of a network with a table, there is no state at
+    the data to aim at: the data are what denoising at that end gives, and x0 there is what the last step predicts.
 
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
     Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 between
     nodes that are at most 0.395 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of
-    order 3, up to 1.1. On `odediff.grid.plateau` and DDPM's table these are grids of 19, 30 and 8 calls and more; see
+    order 3, up to 1.0. On `odediff.grid.plateau` and DDPM's table these are grids of 19, 30 and 10 calls and more; see
     `solvers.handover`. On other grids inversion is the regression from the data's end, which is as good a start.
 
     Args:

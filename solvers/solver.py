@@ -91,7 +91,7 @@ class Solver(ABC):
 
     @property
     def closes(self) -> bool:
-        """Whether its own step to the data reads nothing beyond its start and is better than denoising."""
+        """Whether its own step to the data is better than denoising from the last node, and costs no more."""
         return False
 
     @classmethod
