@@ -86,14 +86,13 @@ def stretch(
         return NOWHERE
     known = [*reversed(nodes[silent:first]), *past][:earlier]
     last = len(calls) - calls[::-1].index(True)
-    ahead = [*nodes[first:last], denoised or nodes[last]]
+    stays = denoised == nodes[last - 1]
+    ahead = [*nodes[first:last], *([] if stays else [denoised or nodes[last]])]
     most = np.array([NEAR_POINTS if to_data and a.s < NEAR else method.points for a in nodes[first:last]])
-    if denoised == nodes[last - 1]:
-        ahead.pop()
     moves = method.plan(_Circle(), known, ahead, False, most[: len(ahead) - 1])  # type: ignore[arg-type]
     formulas = [move.formula for move in moves]
     if denoised:
-        step = (None if denoised == nodes[last - 1] else formulas.pop()) or STILL
+        step = (None if stays else formulas.pop()) or STILL
         newest, before = [*reversed(nodes[first:last]), *known][:2]
         formulas.append(_denoised(step, newest, before, denoised))
     formulas += [None] * (len(calls) - last)

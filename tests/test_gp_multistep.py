@@ -143,11 +143,7 @@ class Known(ExactODE):
 
     def __init__(self, distribution, end):
         super().__init__(distribution)
-        self._end = self.node(math.atan(end))
-
-    @property
-    def end(self):
-        return self._end
+        self.end = self.node(math.atan(end))
 
 
 @pytest.mark.parametrize("steps", [4, 8, 12, 20, 30, 50])
@@ -177,6 +173,16 @@ def test_a_last_node_below_what_is_known_is_denoised():
     found, same = (
         solve(Known(data, 0.05), GPMultistep(), x, [*times, 0.0], closing=rule) for rule in (None, "denoise")
     )
+    torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ulps", [-3, 0, 3])
+def test_a_last_node_is_at_the_end_but_for_round_off(ulps):
+    problem = Known(standard("mixture_16").distribution, 0.05)
+    last = problem.end.t * (1 + ulps * 2.0**-52)
+    times = [*(math.atan(s) for s in np.geomspace(30, 0.06, 39)), last, 0.0]
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, same = (solve(problem, GPMultistep(), x, times, closing=rule) for rule in (None, "denoise"))
     torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
 
 
