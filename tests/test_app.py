@@ -524,19 +524,19 @@ def test_what_fails_in_a_network_of_ones_own_is_placed_and_shown_whole_at_wish(m
     for name in ("HYDRA_FULL_ERROR", "ODEDIFF_ONE_LINE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    words = ["task=sample", "steps=2", *coloured(monkeypatch, tmp_path), "model.factory=faulty.Net"]
-    (tmp_path / "faulty.py").write_text(
+    words = ["task=sample", "steps=2", *coloured(monkeypatch, tmp_path), "model.factory=mismatched.Net"]
+    (tmp_path / "mismatched.py").write_text(
         "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x, time):\n"
         "        raise ValueError('shape mismatch')\n"
     )
     for _ in range(2):
         assert run(monkeypatch, tmp_path, *words) == 2
-        line = "odediff: shape mismatch (faulty.py:6; HYDRA_FULL_ERROR=1 shows the whole traceback)"
+        line = "odediff: shape mismatch (mismatched.py:6; HYDRA_FULL_ERROR=1 shows the whole traceback)"
         assert capsys.readouterr().err.strip() == line
     monkeypatch.delenv("ODEDIFF_ONE_LINE")
     assert run(monkeypatch, tmp_path, *words) == 2
     err = capsys.readouterr().err
-    assert err.startswith("Traceback") and 'faulty.py", line 6, in forward' in err
+    assert err.startswith("Traceback") and 'mismatched.py", line 6, in forward' in err
     assert run(monkeypatch, tmp_path, "steps=abc") == 2
     assert "Traceback" in capsys.readouterr().err
 
