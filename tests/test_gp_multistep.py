@@ -105,21 +105,21 @@ def test_one_prediction_tells_an_unknown_mean():
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("denoised", [None, node(0.06)])
-def test_a_step_is_the_regression_on_draws_of_the_process(denoised):
+def test_a_step_is_the_regression_on_draws_of_the_process():
     """Sampled instead of solved: trajectories with random coefficients, predicted by ordinary least squares."""
     prior, levels = Prior(), [30.0, 6.0, 1.5, 1.1, 0.4, 0.1]
     nodes = [node(s) for s in levels]
-    moves, _ = planned(prior, 3, tuple(nodes), (), denoised)
+    denoised = node(0.06)
+    plans = [planned(prior, 3, tuple(nodes), (), end)[0] for end in (None, denoised)]
     distance = math.log(levels[0] / levels[-1]) / 5
     features = prior.features(nodes, nodes[0], distance)
     random = np.random.default_rng(0)
     draws = random.standard_normal((400_000, features.state.shape[1]))
     true, data = draws @ features.state.T, draws @ features.data.T
-    if denoised:
-        true[:, -1] = draws @ prior.features([denoised], nodes[0], distance).data[0]
+    goals = np.stack([true[:, 1:], true[:, 1:]])
+    goals[1, :, -1] = draws @ prior.features([denoised], nodes[0], distance).data[0]
     estimate, predictions = true[:, 0], []
-    for i, move in enumerate(moves):
+    for i, moves in enumerate(zip(*plans, strict=True)):
         # The coefficients' own share of the error, and the mean response to errors that past noise made.
         error = estimate - true[:, i]
         explained = np.linalg.lstsq(draws, error, rcond=None)[0]
@@ -130,12 +130,12 @@ def test_a_step_is_the_regression_on_draws_of_the_process(denoised):
         seen += prior.noise * share * random.standard_normal(len(draws))
         predictions = [seen, *predictions][:3]
         basis = np.stack([estimate, *predictions], axis=1)
-        fitted = basis @ np.linalg.lstsq(basis, true[:, i + 1], rcond=None)[0]
-        planned_end = basis @ np.array([move.ratio, *move.weights])
-        # Coefficients of nearly collinear columns scatter; the mean square error that they minimise does not.
-        least, reached = ((end - true[:, i + 1]).std() for end in (fitted, planned_end))
-        assert reached == pytest.approx(least, rel=2e-3)
-        estimate = planned_end
+        for move, goal in zip(moves, goals[..., i], strict=True):
+            fitted = basis @ np.linalg.lstsq(basis, goal, rcond=None)[0]
+            found = basis @ np.array([move.ratio, *move.weights])
+            # Coefficients of nearly collinear columns scatter; the mean square error that they minimise does not.
+            assert (found - goal).std() == pytest.approx((fitted - goal).std(), rel=2e-3)
+        estimate = basis @ np.array([moves[0].ratio, *moves[0].weights])
 
 
 class Known(ExactODE):
