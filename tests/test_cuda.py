@@ -1,13 +1,13 @@
 """On a CUDA device: every method does there what it does on the CPU, and a fixed grid never waits for the device."""
 
 import warnings
-from inspect import isabstract
 
 import pytest
 import torch
 
 import odediff
 import solvers
+from benchmarks.methods import exported_variants
 from odediff import app, zoo
 from solvers import DDIM, DDPM, AdaptiveAdams, GPMultistep, NoiseStream, Solver, solve
 from solvers.noise import normal
@@ -15,9 +15,7 @@ from solvers.testing import SPAN, mild_mixture, starting_points, uneven_times
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-CLASSES = [getattr(solvers, name) for name in solvers.__all__]
-CLASSES = [one for one in CLASSES if isinstance(one, type) and issubclass(one, Solver) and not isabstract(one)]
-SOLVERS = [solver for one in CLASSES if one is not solvers.RungeKutta for solver in one.variants()]
+SOLVERS = exported_variants()
 WAYS = [(solver, way) for solver in SOLVERS for way in ((1, -1) if solver.deterministic else (1,))]
 """Towards the data, and the deterministic ones back."""
 LOOKING = (solvers.FixedPoint, solvers.GaussLegendre, solvers.NewtonKrylov, solvers.TrajectoryInverse)
