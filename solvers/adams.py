@@ -173,7 +173,7 @@ class AdamsRun(Run):
         terms = corrections[orders, every, None] * differences[orders, : most + 2, every]
         changes = self._combine(terms.swapaxes(1, 2), slots)
         miss = ahead[k, every] / corrections[k, every]
-        corrected = combine((1.0, predicted), (miss, changes[0]))
+        corrected = accumulate(predicted, miss[None], changes[:1])
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
         errors = row_norm(changes.mul_(scale).flatten(0, 1)).reshape(3, -1)
         self.broken = ~np.isfinite(errors[0])

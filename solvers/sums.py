@@ -127,11 +127,11 @@ def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Te
     read = np.flatnonzero(weights.reshape(-1, count, batch).any(axis=(0, 2))).tolist()
     if not read:
         return tensors.new_zeros((*several, *tensors.shape[1:])) if start is None else start.clone()
-    columns = per_row(weights, tensors[0]).unbind(len(several))
-    first, column = tensors[read[0]], columns[read[0]]
-    found = first * column if start is None else torch.addcmul(start, first, column)
-    for j in read[1:]:
-        found.addcmul_(tensors[j], columns[j])
+    chosen = weights if len(read) == count else weights[..., read, :]
+    first, *columns = per_row(chosen, tensors[0]).unbind(len(several))
+    found = tensors[read[0]] * first if start is None else torch.addcmul(start, tensors[read[0]], first)
+    for j, column in zip(read[1:], columns, strict=True):
+        found.addcmul_(tensors[j], column)
     return found
 
 

@@ -325,6 +325,20 @@ def test_a_table_on_which_the_spline_would_swing_stays_monotone():
     np.testing.assert_allclose(table.time(levels), t, rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        VPTable.linear(),
+        VPTable.linear().zero_terminal_snr(),
+        VPTable([0.999, 0.998, 0.997, 0.3, 0.299, 0.298, 0.297, 0.01]),
+    ],
+    ids=["linear", "zero terminal", "uneven"],
+)
+def test_the_times_of_many_levels_have_the_bits_of_each(table):
+    levels = np.random.default_rng(0).uniform(table.log_snr(1.0) if table.alpha(1.0) else -9.0, 20.0, 500)
+    assert table.time(levels).tolist() == [table.time(level) for level in levels.tolist()]
+
+
 def test_tables_compare_by_content_and_cannot_be_changed():
     given_table = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
     table = VPTable(given_table)

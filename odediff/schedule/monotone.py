@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from typing import TypeVar
 
 import numpy as np
 from scipy.interpolate import CubicHermiteSpline, CubicSpline, PchipInterpolator, PPoly
 
 from odediff.schedule.base import Array
 
+Number = TypeVar("Number", float, Array)
+
 _ITERATIONS = 60  # bisection alone needs 53; Newton about 3
+_USUAL = 6  # iterations after which few are left
+_CLOSE = 4e-16  # relative change at which Newton's method has ended
+_SEVERAL = 32  # values from which on arrays take less time than numbers; the bits are the same
 
 
 class MonotoneSpline:
@@ -50,6 +56,8 @@ class MonotoneSpline:
 
         Above the last value it continues proportionally, so that round-off stays round-off and the rest stays visible.
         """
+        if value.size >= _SEVERAL:
+            return self._invert_all(value)
         return np.array([self._invert(v) for v in value.ravel().tolist()]).reshape(value.shape)[()]
 
     def _invert(self, value: float) -> float:
@@ -58,6 +66,12 @@ class MonotoneSpline:
         i = bisect_right(self.values, value) - 1
         c0, c1, c2, c3 = self._pieces[:, i].tolist()
         return i + _unit_root(c1, c2, c3, value - c0)
+
+    def _invert_all(self, values: Array) -> Array:
+        i = np.clip(np.searchsorted(self.values, values, side="right") - 1, 0, self.last - 1)
+        c0, c1, c2, c3 = self._pieces[:, i]
+        inside = i + _unit_roots(c1, c2, c3, values - c0)
+        return np.where(values >= self.values[-1], self.last * values / self.values[-1], inside)
 
     def _piece(self, n: Array) -> tuple[Array, Array]:
         i = n.astype(np.int64)
@@ -69,14 +83,41 @@ def _unit_root(c1: float, c2: float, c3: float, target: float) -> float:
     low, high = 0.0, 1.0
     f = target / (c1 + c2 + c3)
     for _ in range(_ITERATIONS):
-        excess = f * (c1 + f * (c2 + f * c3)) - target
-        slope = c1 + f * (2.0 * c2 + f * 3.0 * c3)
+        excess, slope = _excess(c1, c2, c3, target, f)
         low, high = (f, high) if excess < 0 else (low, f)
         newton = f - excess / slope if slope > 0 else math.inf
         previous, f = f, newton if low <= newton <= high else 0.5 * (low + high)
-        if abs(f - previous) <= 4e-16 * f:
+        if abs(f - previous) <= _CLOSE * f:
             break
     return f
+
+
+def _unit_roots(c1: Array, c2: Array, c3: Array, target: Array) -> Array:
+    """`_unit_root` of each, all at once; each stops by itself, and the few that take long are left to it."""
+    f = target / (c1 + c2 + c3)
+    low, high = np.zeros_like(f), np.ones_like(f)
+    found = np.zeros(f.shape, dtype=bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(_USUAL):
+            excess, slope = _excess(c1, c2, c3, target, f)
+            below = excess < 0
+            low, high = np.where(below, f, low), np.where(below, high, f)
+            newton = f - excess / slope
+            usable = (slope > 0) & (low <= newton) & (newton <= high)
+            following = np.where(usable, newton, 0.5 * (low + high))
+            previous, f = f, np.where(found, f, following)
+            found |= np.abs(f - previous) <= _CLOSE * f
+            if found.all():
+                break
+    for j in np.argwhere(~found):
+        at = tuple(j)
+        f[at] = _unit_root(*(float(values[at]) for values in (c1, c2, c3, target)))
+    return f
+
+
+def _excess(c1: Number, c2: Number, c3: Number, target: Number, f: Number) -> tuple[Number, Number]:
+    """``c1 f + c2 f^2 + c3 f^3 - target`` and its slope."""
+    return f * (c1 + f * (c2 + f * c3)) - target, c1 + f * (2.0 * c2 + f * 3.0 * c3)
 
 
 def _increases(spline: PPoly) -> bool:
