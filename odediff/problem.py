@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odediff.model import Model
 from solvers import Node, PathODE, Prediction
+from solvers.ode import Coordinates
 from solvers.real import Real
 
 
@@ -24,6 +25,9 @@ class ProbabilityFlow(PathODE):
     def end(self) -> Node | None:  # type: ignore[override]
         """The schedule's, where grids end, unless the model is declared to be continuous."""
         return None if self.model.continuous else self.node(self.model.path.end)
+
+    def coordinates(self) -> Coordinates:
+        return Coordinates(self.model.path)
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         return self.model.predict(node, x)

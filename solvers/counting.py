@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.dense import Dense
-from solvers.ode import ODE, Node, PathODE, Prediction
+from solvers.ode import ODE, Coordinates, Node, PathODE, Prediction
 from solvers.real import Real
 
 
@@ -118,6 +118,9 @@ class CountedPathODE(CountedODE, PathODE):
     @property
     def end(self) -> Node | None:  # type: ignore[override]
         return self.ode.end
+
+    def coordinates(self) -> Coordinates | None:
+        return self.ode.coordinates()
 
     def __call__(self, t: Real, x: Tensor) -> Tensor:
         return PathODE.__call__(self, t, x)

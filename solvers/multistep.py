@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_whole
+from solvers.kept import kept_plan
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
@@ -193,10 +194,10 @@ class ExponentialAdams(Solver):
             require_run(self, state, History, "history")
             if state.line != self.line:
                 raise ValueError(f"state: its slopes are those along {state.line}, and {self} reads {self.line}'s")
-            moves = self.plan(ode, state.nodes, nodes, state.predicted)
+            moves = kept_plan(self, ode, state.nodes, tuple(nodes), state.predicted)
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
-        moves = self.plan(ode, [node for node, _ in exact], nodes, predicted=False)
+        moves = kept_plan(self, ode, tuple(node for node, _ in exact), tuple(nodes), False)
         slopes = tuple(single(self.line.terms(node, ode.predict(node, known))) for node, known in exact)
         return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
 

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,36 @@ class PathODE(ODE):
     def rates(self, t: Real) -> tuple[Real, Real]:
         """``alpha'(t)`` and ``sigma'(t)``."""
 
+    def coordinates(self) -> "Coordinates | None":
+        """The path by itself, for which the coefficients of grids are kept between solves; None if they are not."""
+        return None
+
     def __call__(self, t: Real, x: Tensor) -> Tensor:
         alpha_rate, sigma_rate = self.rates(t)
         return self.predict(self.node(t), x).mix(alpha_rate, sigma_rate)
+
+
+@dataclass(frozen=True)
+class Coordinates(PathODE):
+    """A path without predictions. ``path`` has ``node``, ``node_at`` and ``rates``, and equals every equal path."""
+
+    path: Any
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        """Refused."""
+        raise TypeError(f"{self.path} is a path alone: a plan of a grid predicts nothing")
+
+    def node(self, t: Real) -> Node:
+        """The path's."""
+        found: Node = self.path.node(t)
+        return found
+
+    def node_at(self, log_snr: Real) -> Node:
+        """The path's."""
+        found: Node = self.path.node_at(log_snr)
+        return found
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        """The path's."""
+        found: tuple[Real, Real] = self.path.rates(t)
+        return found

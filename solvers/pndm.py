@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.kept import kept_plan
 from solvers.lines import Line
 from solvers.multistep import History
 from solvers.ode import Node, PathODE
@@ -55,7 +56,7 @@ class PNDM(IPNDM):
 
     def calls_over(self, ode: PathODE, nodes: Sequence[Node]) -> int:  # type: ignore[override]
         """One for each step, and those of the warm-up, which DDIM steps do without."""
-        formulas = [move.formula for move in self.plan(ode, [], nodes, predicted=False)]
+        formulas = [move.formula for move in kept_plan(self, ode, (), tuple(nodes), False)]
         warming = sum(formula is not None and len(formula.weights) <= self._warming for formula in formulas)
         return len(formulas) + warming * (3 if self.warm_up == "runge_kutta" else 1)
 

@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -112,15 +113,15 @@ def solve(
         if wrapped.ledger.first:
             # What was predicted at the nodes of ``past`` belongs to no step.
             wrapped.ledger.first.clear()
-        bar = tqdm(total=len(nodes) - 1, desc=type(solver).__name__, unit="step", disable=not progress)
-        with fusion(compile), reusing(x), bar:
-            for node, step in zip(
-                nodes[1:], _steps(wrapped, solver, body, nodes, x, state, closing, recent), strict=True
-            ):
+        reached = zip(nodes[1:], _steps(wrapped, solver, body, nodes, x, state, closing, recent), strict=True)
+        bar: AbstractContextManager[Iterable[tuple[Node, Step]]] = nullcontext(reached)
+        if progress:  # a bar that is switched off takes as long as a step
+            bar = tqdm(reached, total=len(nodes) - 1, desc=type(solver).__name__, unit="step")
+        with fusion(compile), reusing(x), bar as shown:
+            for node, step in shown:
                 x, state = step.x, step.state
                 failed = failed if step.status is None else step.status
                 steps += 1
-                bar.update()
                 if trajectory:
                     states.append(x)
                 if callback is not None:
@@ -128,12 +129,11 @@ def solve(
     except BudgetSpent:
         spent = True
     ledger = wrapped.ledger
+    nfe = ledger.nfe
     solution = Solution(
         x=x,
         status=_status(x, spent, failed),
-        stats=Stats(
-            ledger.nfe, ledger.nfe * ledger.passes, ledger.evaluations, steps, ledger.accepted, ledger.rejected
-        ),
+        stats=Stats(nfe, nfe * ledger.passes, ledger.evaluations, steps, ledger.accepted, ledger.rejected),
         nodes=nodes,
         state=state,
         trajectory=torch.stack(states) if trajectory else None,
@@ -244,6 +244,5 @@ def _status(x: Tensor, spent: bool, failed: Tensor | None) -> Tensor:
     finite = torch.isfinite(rows.sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))).cpu()
     if not finite.all():
         finite = torch.isfinite(rows).all(dim=1).cpu()
-    status = torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
-    status = torch.where(finite & spent, int(Status.BUDGET), status)
+    status = torch.where(finite, int(Status.BUDGET if spent else Status.SUCCESS), int(Status.NON_FINITE))
     return status if failed is None else torch.where(failed == Status.SUCCESS, status, failed)

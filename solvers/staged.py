@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.exponential import DDIM
+from solvers.kept import kept_plan
 from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
@@ -67,7 +68,7 @@ class Staged(Solver):
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
         """The number of stages, for each step that is no DDIM step."""
-        plan = self.plan(ode, nodes)
+        plan: Plan = kept_plan(self, ode, tuple(nodes))
         return sum(1 if stages is None else len(stages) - 1 for stages in plan.steps)
 
     def start(
@@ -83,7 +84,8 @@ class Staged(Solver):
         """Plan the stages of every step."""
         if self.line is not None:
             require_path(self, ode)
-        return self.plan(ode, nodes)
+        plan: Plan = kept_plan(self, ode, tuple(nodes))
+        return plan
 
     def plan(self, ode: ODE, nodes: Sequence[Node]) -> Plan:
         """The stages of every step between ``nodes``; None stands for a step that meets a singular node."""

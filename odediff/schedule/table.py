@@ -26,7 +26,7 @@ class VPTable(VP):
     table whose last entry is 0 (zero terminal SNR) interpolates the squared angle atan2(sigma, alpha)^2 instead, which
     is smooth at both ends where log 0 is not. The network is told n - 1, and knows nothing below t = 1/T.
 
-    Two tables are equal when their entries are.
+    Two tables of one class are equal when their entries are.
 
     Args:
         alphas_cumprod: T >= 2 numbers in (0, 1), strictly decreasing, the last one possibly 0; a tensor, an array or a
@@ -150,12 +150,12 @@ class VPTable(VP):
         return self._spline.inverse(rise) / self.T
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, VPTable):
+        if type(other) is not type(self):
             return NotImplemented
         return np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
 
     def __hash__(self) -> int:
-        return hash((VPTable, self.alphas_cumprod.tobytes()))
+        return hash((type(self), self.alphas_cumprod.tobytes()))
 
     def __repr__(self) -> str:
         return f"VPTable(T={self.T}, alphas_cumprod={self.alphas_cumprod[0]:.6g}..{self.alphas_cumprod[-1]:.6g})"

@@ -1,0 +1,36 @@
+"""Plans of grids, kept: a solve on a grid that was solved on before computes no coefficient anew."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from solvers.ode import ODE, Coordinates, PathODE
+
+MOST = 64
+"""Plans that are kept, those that were asked for last."""
+
+
+def kept_plan(solver: Any, ode: ODE, *grid: Any) -> Any:
+    """``solver.plan(ode, *grid)``, which may depend on the path of ``ode`` and on nothing else of it.
+
+    Plans for samples that keep their own times are made anew: arrays are no keys.
+    """
+    path = ode.coordinates() if isinstance(ode, PathODE) else None
+    key = (solver, path, *grid)
+    if path is None or not _is_key(key):
+        return solver.plan(ode, *grid)
+    return _plan(*key)
+
+
+@lru_cache(maxsize=MOST)
+def _plan(solver: Any, path: Coordinates, *grid: Any) -> Any:
+    return solver.plan(path, *grid)
+
+
+def _is_key(values: tuple[Any, ...]) -> bool:
+    try:
+        hash(values)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""Plans of grids that are kept from solve to solve."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import odediff
+import solvers
+from solvers.kept import _plan
+from solvers.ode import Coordinates
+from solvers.testing import ExactODE, Gaussian
+
+TIMES = [0.9, 0.7, 0.5, 0.3, 0.1]
+plans: list[solvers.Solver] = []
+
+
+@dataclass(frozen=True)
+class CountedDEIS(solvers.DEIS):
+    """DEIS, which says when it plans."""
+
+    def plan(self, *arguments, **options):
+        plans.append(self)
+        return super().plan(*arguments, **options)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    _plan.cache_clear()
+    plans.clear()
+
+
+def flow(path):
+    return odediff.probability_flow(odediff.Model(lambda x, time: 0.3 * torch.tanh(x), path))
+
+
+def end(ode, solver):
+    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return solvers.solve(ode, solver, x, TIMES).x
+
+
+def test_a_grid_is_planned_once_for_each_path_and_solver():
+    ends = [end(flow(odediff.VPTable.linear()), CountedDEIS(3)) for _ in range(3)]
+    assert len(plans) == 1
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    end(flow(odediff.VPTable.linear()), CountedDEIS(2))
+    end(flow(odediff.VPTable.scaled_linear()), CountedDEIS(3))
+    assert len(plans) == 3
+
+
+def test_what_lies_between_equal_nodes_decides_as_well():
+    """The same five nodes on two paths: polynomials in t differ, since other times lie between them."""
+    table = odediff.VPTable.linear(10, 0.01, 0.4)
+    levels = [table.node(t) for t in TIMES]
+
+    class Bent(odediff.VPTable):
+        """The table's entries, and between them times that lag behind."""
+
+        def node_at(self, log_snr):
+            found = super().node_at(log_snr)
+            return found._replace(t=found.t - 0.05 * np.sin(np.pi * 10 * found.t) ** 2)
+
+    bent = Bent(table.alphas_cumprod)
+    assert [bent.node(t) for t in TIMES] == levels
+    solver = CountedDEIS(3)
+    assert not torch.equal(end(flow(table), solver), end(flow(bent), solver))
+    assert len(plans) == 2
+
+
+def test_an_ode_that_names_no_path_and_samples_with_times_of_their_own_are_planned_anew():
+    for _ in range(2):
+        end(ExactODE(Gaussian()), CountedDEIS(3))
+    assert len(plans) == 2
+    ode = flow(odediff.VPTable.linear())
+    nodes = [ode.node(np.array([t, t - 0.02, t - 0.03])) for t in TIMES]
+    for _ in range(2):
+        CountedDEIS(3).start(ode, nodes, torch.zeros(3, 5, dtype=torch.float64))
+    assert len(plans) == 4
+
+
+def test_a_path_alone_predicts_nothing():
+    path = Coordinates(odediff.VPTable.linear())
+    assert path.node(0.5) == odediff.VPTable.linear().node(0.5)
+    with pytest.raises(TypeError, match="a path alone"):
+        path.predict(path.node(0.5), torch.zeros(1, 2))
