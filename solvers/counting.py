@@ -38,7 +38,8 @@ class Ledger:
     Every sample has the whole ``budget``: one that needs many evaluations takes none from the others.
 
     ``first``, when it is a list, receives the first prediction after each time that it was emptied: the one at the node
-    that a step leaves, for the samples that are left there. ``extrapolate`` tells a method that follows a tolerance
+    that a step leaves, for the samples that are left there. ``denoises`` tells a method that a closing step follows its
+    own, as one more step of the grid. ``extrapolate`` tells a method that follows a tolerance
     that the last interval costs no call; ``dense``, if there is one, receives its steps as functions of time. Such a
     method counts its steps by `tried`.
     """
@@ -49,6 +50,7 @@ class Ledger:
         self.batch_calls = 0
         self.row_calls = torch.zeros(batch, dtype=torch.int64)
         self.first: list[Recorded] | None = None
+        self.denoises = False
         self.extrapolate = False
         self.dense: Dense | None = None
         self.accepted: Tensor | None = None

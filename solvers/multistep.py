@@ -111,7 +111,8 @@ class ExponentialAdams(Solver):
             "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
         corrector: whether to correct.
         lower_order_below: on a grid with fewer steps than this, no step passes its polynomial through more predictions
-            than there are steps left, itself included: the last one is of order 1. 0 keeps the order to the end.
+            than there are steps left, itself and the closing one included: the last is of order 1. 0 keeps the order to
+            the end.
     """
 
     order: int = 3  # type: ignore[misc]
@@ -190,14 +191,16 @@ class ExponentialAdams(Solver):
         require_path(self, ode)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
+        ledger = getattr(ode, "ledger", None)
+        after = int(ledger is not None and ledger.denoises)
         if state is not None:
             require_run(self, state, History, "history")
             if state.line != self.line:
                 raise ValueError(f"state: its slopes are those along {state.line}, and {self} reads {self.line}'s")
-            moves = kept_plan(self, ode, state.nodes, tuple(nodes), state.predicted)
+            moves = kept_plan(self, ode, state.nodes, tuple(nodes), state.predicted, None, after)
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
-        moves = kept_plan(self, ode, tuple(node for node, _ in exact), tuple(nodes), False)
+        moves = kept_plan(self, ode, tuple(node for node, _ in exact), tuple(nodes), False, None, after)
         slopes = tuple(single(self.line.terms(node, ode.predict(node, known))) for node, known in exact)
         return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
 
@@ -239,11 +242,13 @@ class ExponentialAdams(Solver):
         nodes: Sequence[Node],
         predicted: bool,
         most: np.ndarray | None = None,
+        after: int = 0,
     ) -> tuple[Move, ...]:
         """The moves between ``nodes``, given those of the history, newest first.
 
         ``predicted`` says whether the step that led to ``nodes[0]`` can still be corrected; ``most``, if it is given,
-        how many predictions each step reads at most, fewer than `points`.
+        how many predictions each step reads at most, fewer than `points`; ``after`` counts the steps of the grid that
+        follow these, the closing one.
         """
         first, steps = len(earlier), len(nodes) - 1
         stack = _stacked([*reversed(earlier), *nodes])
@@ -252,8 +257,8 @@ class ExponentialAdams(Solver):
         # A step reads no more predictions than follow one another without a singular node, and none if it reaches one.
         place = np.arange(len(usable)).reshape(-1, *(1,) * (usable.ndim - 1))
         used = np.minimum(place - np.maximum.accumulate(np.where(usable, -1, place)), self.points)[:-1] * usable[1:]
-        if steps < self.lower_order_below:
-            used[first:] = np.minimum(used[first:], steps - place[:steps])
+        if steps + after < self.lower_order_below:
+            used[first:] = np.minimum(used[first:], steps + after - place[:steps])
         if most is not None:
             used[first:] = np.minimum(used[first:], most)
         # The step that led to a node is corrected there: the plan sets out one step earlier if that is yet to be done.

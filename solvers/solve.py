@@ -101,6 +101,7 @@ def solve(
             wrapped.ledger.extrapolate, closes = True, False
     elif closing == "extrapolate":
         wrapped.ledger.first = []
+    wrapped.ledger.denoises = closes and closing == "denoise"
     if trajectory:
         wrapped.ledger.dense = Dense(len(x))
     body = nodes[:-1] if closes else nodes

@@ -83,14 +83,15 @@ def their_end(scheduler, **extra):
     return x
 
 
-def our_end(solver, entries, last, x=None):
+def our_end(solver, entries, last, x=None, closing=None):
     times = [time_of(entry) for entry in entries] + [0.0 if last == "zero" else time_of(0)]
-    return solvers.solve(EXACT, solver, start() if x is None else x, times, closing=None).x
+    return solvers.solve(EXACT, solver, start() if x is None else x, times, closing=closing).x
 
 
-def difference(scheduler, solver, last):
+def difference(scheduler, solver, last, closing=None):
     scheduler = copy.deepcopy(scheduler)  # it can run once
-    return float((their_end(scheduler) - our_end(solver, scheduler.timesteps.tolist(), last)).abs().max())
+    ours = our_end(solver, scheduler.timesteps.tolist(), last, closing=closing)
+    return float((their_end(scheduler) - ours).abs().max())
 
 
 # --- DPM-Solver ---------------------------------------------------------------------------------------------------
@@ -106,6 +107,15 @@ def form_of(order, solver_type):
 def dpm(n, order, last, **options):
     final = {"zero": "zero", "first entry": "sigma_min"}[last]
     return prepared(DPMSolverMultistepScheduler, n, last, solver_order=order, final_sigmas_type=final, **options)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 14, 15])
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_closing_step_is_the_last_of_a_lowered_grid(n, order):
+    scheduler = dpm(n, order, "zero")
+    assert difference(scheduler, DPMpp(**form_of(order, "midpoint")), "zero", closing="denoise") < 1e-10
+    scheduler = prepared(UniPCMultistepScheduler, n, "zero", solver_order=order)
+    assert difference(scheduler, UniPC(order, "bh2", lower_order_below=math.inf), "zero", closing="denoise") < 1e-10
 
 
 @pytest.mark.parametrize("n", [10, 20])
