@@ -1,6 +1,6 @@
 """odediff: a diffusion model as an ODE. Sampling integrates it from noise to data, inversion from data to noise."""
 
-from odediff import grid, problems, zoo
+from odediff import custom, grid, problems, zoo
 from odediff.code import Code
 from odediff.inversion import decode, encode, mix_codes, slerp
 from odediff.model import Model
@@ -40,6 +40,7 @@ __all__ = [
     "VPSigmoid",
     "VPTable",
     "__version__",
+    "custom",
     "cycle_diffusion",
     "decode",
     "direct_inversion",

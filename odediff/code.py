@@ -323,7 +323,10 @@ def _hashable(value: Any) -> Any:
 def _same(one: Any, other: Any) -> bool:
     """Whether two conditions or guidances are equal; numbers and tensors of one value are."""
     if isinstance(one, Mapping):
-        return set(one) == set(other) and all(_same(one[key], other[key]) for key in one)
+        return isinstance(other, Mapping) and set(one) == set(other) and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        alike = isinstance(other, list | tuple) and len(one) == len(other)
+        return alike and all(map(_same, one, other))
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         one, other = (torch.as_tensor(value).detach().cpu() for value in (one, other))
         one, other = (value.squeeze(0) if value.shape == (1,) else value for value in (one, other))

@@ -182,9 +182,15 @@ class Clock:
 
 
 class Selected(nn.Module):
-    """A network whose prediction is one part of what it returns."""
+    """A network whose prediction is one part of what it returns.
 
-    def __init__(self, network: nn.Module, output: str | int | None, learned_variance: bool) -> None:
+    Args:
+        network: called with the state, the time and the conditions.
+        output: the attribute, key or position of the part; None where it is all.
+        learned_variance: whether that has twice the state's channels, the second half being variances, to be dropped.
+    """
+
+    def __init__(self, network: nn.Module, output: str | int | None = None, learned_variance: bool = False) -> None:
         super().__init__()
         self.network, self.output, self.learned_variance = network, output, learned_variance
 

@@ -43,21 +43,30 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def held_weights(network: Any) -> Iterator[Mapping[Any, Any]]:
-    """The weights of the modules, and the tensors, that something callable holds, in the order of its code.
+    """The weights of the modules, and the tensors, that something callable holds, in the order of its code."""
+    for held in _held(network):
+        yield {"": held} if isinstance(held, Tensor) else unwrapped(held).state_dict()
+
+
+def held_modules(network: Any) -> list[nn.Module]:
+    """The modules that something callable is or holds, in the order of its code."""
+    return [held for held in _held(network) if isinstance(held, nn.Module)]
+
+
+def _held(network: Any) -> Iterator[nn.Module | Tensor]:
+    """What `held_weights` reads.
 
     A function holds its defaults, what it closes over and the globals that it names, a partial its arguments, another
     object its attributes.
     """
     seen: set[int] = set()
 
-    def search(value: Any) -> Iterator[Mapping[Any, Any]]:
+    def search(value: Any) -> Iterator[nn.Module | Tensor]:
         if id(value) in seen:
             return
         seen.add(id(value))
-        if isinstance(value, nn.Module):
-            yield unwrapped(value).state_dict()
-        elif isinstance(value, Tensor):
-            yield {"": value}
+        if isinstance(value, nn.Module | Tensor):
+            yield value
         else:
             for part in _parts(value):
                 yield from search(part)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odediff.fingerprint import module_of
+from odediff.conditions import as_tensors, chunks, expanded, selected
+from odediff.fingerprint import held_modules, module_of
+from odediff.overwriting import LastAnswer, share_memory
 from odediff.prediction import FORMS, Form, predict, require_information
 from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
@@ -34,8 +36,8 @@ class Model:
             each; returns a tensor in the shape of ``x``.
         path: the schedule that the states follow.
         prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
-        conditions: keyword arguments of every call. A number stands for all samples; a tensor or an array has a row for
-            each.
+        conditions: keyword arguments of every call. A number stands for all samples; a tensor or an array, also one in
+            a dict or a list, has a row for each.
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (Ho & Salimans 2022, there 1 + w); one
             number, or one per sample. w = 1 is the conditional prediction, bit for bit, in one pass.
@@ -61,6 +63,7 @@ class Model:
     integer_time: bool = False
     network_time: Callable[[Real], Real] | None = None
     trained_path: Schedule | None = None
+    _last_answer: LastAnswer = field(default_factory=LastAnswer, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.network):
@@ -86,8 +89,7 @@ class Model:
             given = getattr(self, name)
             if not isinstance(given, Mapping):
                 raise TypeError(f"{name}={given!r} must be keyword arguments of the network, such as {{'label': 3}}")
-            if any(isinstance(value, np.ndarray | np.number) for value in given.values()):
-                object.__setattr__(self, name, {key: _as_tensor(value) for key, value in given.items()})
+            object.__setattr__(self, name, as_tensors(given))
         if self.guided and not self.null:
             raise ValueError(
                 f"guidance={self.guidance!r} needs null=..., the conditions that mean no condition; without them only "
@@ -106,16 +108,15 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are; the CPU if it is a function."""
-        module = module_of(self.network)
-        parameters = iter(()) if module is None else module.parameters()
-        return next((p.device for p in parameters), torch.device("cpu"))
+        """Where the network's parameters are, or those of the modules that a function holds; the CPU without any."""
+        parameters = (parameter for module in held_modules(self.network) for parameter in module.parameters())
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
     @property
     def unsteady(self) -> bool:
         """Whether dropout or statistics of the batch make the network answer otherwise from call to call."""
-        module = module_of(self.network)
-        return module is not None and any(part.training and isinstance(part, UNSTEADY) for part in module.modules())
+        parts = (part for module in held_modules(self.network) for part in module.modules())
+        return any(part.training and isinstance(part, UNSTEADY) and getattr(part, "p", 1.0) > 0 for part in parts)
 
     @property
     def first_defined(self) -> float:
@@ -168,13 +169,13 @@ class Model:
         """The same model for the samples ``index`` alone."""
 
         def select(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: _selected(value, index) for name, value in values.items()}
+            return {name: selected(value, index) for name, value in values.items()}
 
         return replace(
             self,
             conditions=select(self.conditions),
             null=select(self.null),
-            guidance=_selected(self.guidance, index),
+            guidance=selected(self.guidance, index),
         )
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
@@ -186,10 +187,10 @@ class Model:
         output = self._call(x_seen, time, self.conditions)
         if self.guided:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
-            if unconditional is output and output is not x_seen:
+            if share_memory(unconditional, output) and not share_memory(output, x_seen):
                 raise ValueError(
-                    f"network {type(self.network).__name__} returns one and the same tensor from call to call, so that "
-                    "the pass without the condition overwrites the other; let it return a clone"
+                    f"network {type(self.network).__name__} answers in one and the same memory from call to call, so "
+                    "that the pass without the condition overwrites the other; let it return a clone"
                 )
             output = _guided(unconditional, output, self.guidance)
         prediction = predict(self.prediction, seen, x_seen, output)
@@ -248,7 +249,7 @@ class Model:
         else:
             times = placed(torch.as_tensor(time), x.device, clock).expand(batch)
         keywords = {
-            name: _expanded(f"condition {name!r}", value, batch, x.device) for name, value in conditions.items()
+            name: expanded(f"condition {name!r}", value, batch, x.device, clock) for name, value in conditions.items()
         }
         if self.chunk is None:
             version = None if given.is_inference() else given._version
@@ -259,7 +260,7 @@ class Model:
                     "work on x.clone(), or make its first operation one that is not in place"
                 )
             return output if output.dtype is x.dtype else output.to(x.dtype)
-        parts = [self._pass(part, words) for part, words in _chunks(self.chunk, (given, times), keywords)]
+        parts = [self._pass(part, words) for part, words in chunks(self.chunk, (given, times), keywords)]
         return torch.cat(parts)[:batch].to(x.dtype)
 
     def _pass(self, arguments: tuple[Tensor, ...], keywords: Mapping[str, Any]) -> Tensor:
@@ -269,8 +270,10 @@ class Model:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"network returned {got} for a state of {tuple(x.shape)}; it must return a tensor of that "
-                "shape (wrap it to select one output or to drop learned variances)"
+                'shape (odediff.custom.Selected(network, "sample") selects a part of it, learned_variance=True drops '
+                "the variances)"
             )
+        self._last_answer.replace(output, self.network)
         return output
 
     @cached_property
@@ -280,52 +283,11 @@ class Model:
         return next((p.dtype for p in parameters if p.is_floating_point()), None)
 
 
-def _has_rows(value: Any) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _as_tensor(value: Any) -> Any:
-    """Arrays as tensors; the rest as it is."""
-    return torch.as_tensor(value) if isinstance(value, np.ndarray | np.number) else value
-
-
-def _selected(value: Any, index: Tensor) -> Any:
-    # A single row stands for all samples.
-    return value[index.to(value.device)] if _has_rows(value) and len(value) > 1 else value
-
-
 def _guided(unconditional: Tensor, conditional: Tensor, guidance: float | Tensor) -> Tensor:
     """``u + w (c - u)``, and c itself, bit for bit, for the samples with w = 1."""
     direction = conditional - unconditional
     if not isinstance(guidance, Tensor):
         return unconditional + guidance * direction
-    scales = _expanded("guidance", guidance.to(direction.dtype), len(direction), direction.device)
+    scales = expanded("guidance", guidance.to(direction.dtype), len(direction), direction.device)
     weight = scales.reshape(-1, *(1,) * (direction.ndim - 1))
     return torch.where(weight == 1, conditional, unconditional + weight * direction)
-
-
-def _expanded(name: str, value: Any, batch: int, device: torch.device) -> Any:
-    """One row of ``value`` for each sample; what is neither number nor tensor goes to the network as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
-        return value
-    if not isinstance(value, Tensor):
-        return torch.full((batch,), value, device=device)
-    if not value.ndim:
-        return placed(value, device).expand(batch)
-    if len(value) not in (1, batch):
-        raise ValueError(f"{name} has {len(value)} rows and the batch {batch}; give one value for all, or one row each")
-    return placed(value, device).expand(batch, *value.shape[1:])
-
-
-def _chunks(
-    size: int, tensors: tuple[Tensor, ...], keywords: Mapping[str, Any]
-) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Any]]]:
-    """Cut a call into calls of ``size`` rows; the last one is filled up with its first row."""
-    batch = len(tensors[0])
-    for begin in range(0, batch, size):
-        rows = torch.arange(begin, begin + size, device=tensors[0].device)
-        rows = torch.where(rows < batch, rows, begin)
-        yield (
-            tuple(v[rows] for v in tensors),
-            {name: v[rows] if _has_rows(v) else v for name, v in keywords.items()},
-        )

@@ -1,6 +1,8 @@
 """A recorded network shows what reaches it; closed forms and the embedded network show what comes of it."""
 
+import functools
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -177,6 +179,86 @@ def test_rows_select_conditions_and_guidance_and_keep_what_stands_for_all(index)
     )
     node = TABLE.node(0.5)
     assert torch.equal(model.rows(index).predict(node, x[index]).eps, model.predict(node, x).eps[index])
+
+
+@pytest.mark.parametrize("kind", [lambda w: {"w": w}, lambda w: [w], lambda w: ("text", {"deep": (w, 2)})])
+def test_tensors_in_dicts_and_lists_have_a_row_for_each_sample_too(kind):
+    def network(x, time, added):
+        parts = [added]
+        while not isinstance(parts[0], torch.Tensor):
+            part = next(one for one in (parts[0].values() if isinstance(parts[0], dict) else parts[0]) if one != "text")
+            parts = [part]
+        return torch.sin(x * parts[0].reshape(-1, 1, 1))
+
+    x, weights = states(4), torch.tensor([0.5, 1.0, 2.0, 3.0])
+    node = TABLE.node(0.5)
+    whole = odediff.Model(network, TABLE, conditions={"added": kind(weights)})
+    expected = torch.sin(x * weights.reshape(-1, 1, 1))
+    assert torch.equal(whole.predict(node, x).eps, expected)
+    assert torch.equal(
+        odediff.Model(network, TABLE, conditions=whole.conditions, chunk=3).predict(node, x).eps, expected
+    )
+    index = torch.tensor([2, 0])
+    assert torch.equal(whole.rows(index).predict(node, x[index]).eps, expected[index])
+    arrays = odediff.Model(network, TABLE, conditions={"added": kind(weights.numpy())})
+    assert torch.equal(arrays.predict(node, x).eps, expected)
+    with pytest.raises(ValueError, match="condition 'added' has 4 rows and the batch 3"):
+        whole.predict(node, x[:3])
+    solution = odediff.sample(whole, noise=x, rtol=1e-2)
+    alone = odediff.sample(whole.rows(index), noise=x[index], rtol=1e-2)
+    assert torch.allclose(solution[index], alone, rtol=1e-5)
+
+
+def test_numbers_in_lists_reach_the_network_as_they_are():
+    network = Recorded()
+    odediff.Model(network, TABLE, conditions={"size": (512, [0.5])}).predict(TABLE.node(0.5), states(2))
+    assert network.calls[0][2]["size"] == (512, [0.5])
+
+
+def test_a_number_has_the_precision_of_the_network():
+    network = Keeping(nn.Linear(3, 3, dtype=torch.float64))
+    odediff.Model(network, TABLE, conditions={"scale": 1.5}).predict(TABLE.node(0.5), states(2))
+    assert network.told["scale"].dtype == torch.float64
+
+
+# --- answers that overwrite each other ----------------------------------------------------------------------------
+
+
+class Keeping(nn.Module):
+    """A network that keeps what it is told."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, time, **told):
+        self.told = told
+        return self.network(x)
+
+
+class OneBuffer:
+    """A network that answers in the same memory every time, as a whole or as a view."""
+
+    def __init__(self, shape, view):
+        self.buffer, self.view = torch.empty(shape), view
+
+    def __call__(self, x, time):
+        self.buffer.copy_(torch.tanh(x))
+        return self.buffer[:] if self.view else self.buffer
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_answers_that_overwrite_what_a_method_holds_are_refused(view):
+    model = odediff.Model(OneBuffer((2, 3), view), TABLE)
+    with pytest.raises(ValueError, match="OneBuffer writes its answer over the one before.*return a clone"):
+        odediff.sample(model, (2, 3), steps=6, solver=solvers.LMS())
+
+
+def test_one_answer_for_all_calls_is_none_that_is_overwritten():
+    constant = torch.ones(2, 3)
+    model = odediff.Model(lambda x, time: constant, TABLE)
+    assert torch.isfinite(odediff.sample(model, (2, 3), steps=6, solver=solvers.LMS())).all()
+    assert pickle.loads(pickle.dumps(odediff.Model(nn.Identity(), TABLE))).path == TABLE
 
 
 # --- chunks -------------------------------------------------------------------------------------------------------
@@ -484,10 +566,12 @@ def test_a_network_that_returns_one_buffer_is_named_under_guidance():
     buffer = torch.empty(2, 3)
 
     def network(x, time, label):
-        return buffer.copy_(torch.tanh(x) + 0.3 * label[:, None])
+        # As an engine outside of torch writes: unseen by its count of writes.
+        buffer.numpy()[:] = torch.tanh(x) + 0.3 * label[:, None]
+        return buffer[:]
 
     model = odediff.Model(network, TABLE, conditions={"label": 3.0}, null={"label": 0.0}, guidance=3.0)
-    with pytest.raises(ValueError, match="one and the same tensor from call to call.*return a clone"):
+    with pytest.raises(ValueError, match="one and the same memory from call to call.*return a clone"):
         odediff.sample(model, (2, 3), steps=3)
     same = odediff.Model(lambda x, time, label: x, TABLE, conditions={"label": 1}, null={"label": 0}, guidance=3.0)
     assert odediff.sample(same, (2, 3), steps=3).isfinite().all()
@@ -568,14 +652,18 @@ def test_a_state_is_drawn_where_the_network_is():
 @pytest.mark.parametrize("part", [nn.Dropout(0.5), nn.BatchNorm1d(3)])
 def test_a_network_in_training_mode_is_warned_of(part):
     network = nn.Sequential(part)
-    model = odediff.Model(lambda x, time: network(x), TABLE)
-    assert not model.unsteady  # a function hides it
-    model = odediff.Model(network, TABLE)
-    with pytest.warns(UserWarning, match=r"training mode.*network\.eval\(\)"):
-        odediff.probability_flow(model)
+    for called in (network, lambda x, time: network(x), functools.partial(network)):
+        with pytest.warns(UserWarning, match=r"training mode.*network\.eval\(\)"):
+            odediff.probability_flow(odediff.Model(called, TABLE))
     network.eval()
     assert not odediff.Model(network, TABLE).unsteady
     assert not odediff.Model(Module(), TABLE).unsteady
+    assert not odediff.Model(nn.Dropout(0.0), TABLE).unsteady
+
+
+def test_the_device_is_that_of_a_module_that_a_function_holds():
+    network = nn.Linear(3, 3, device="meta")
+    assert odediff.Model(lambda x, time: network(x), TABLE).device == torch.device("meta")
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk": 2}])
