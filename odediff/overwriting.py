@@ -39,5 +39,4 @@ class LastAnswer:
 
 def share_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are stored in one place; those of torch.func's transforms answer as well."""
-    alike: bool = torch._C._is_alias_of(one, other)
-    return alike
+    return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,10 @@ def sample(
         steps: intervals of the grid, the closing one included; 20 unless ``nfe`` or ``rtol`` is given.
         nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
         rtol: a tolerance instead of ``steps`` or ``nfe``: the relative error allowed to each step of each sample. The
-            solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed.
-        seed: fixes every sample, whatever the batch size, its order, or how work is sharded.
+            solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed. Each sample takes steps of
+            its own, so that the network is told another time in every row.
+        seed: fixes every sample, whatever the batch size, its order, or how work is sharded; to the last bit, if the
+            network's rows do not depend on each other, or with `Model.chunk`.
         samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
         dtype: of the state that is drawn, float32 unless given; float64 with a float32 network is a supported setting.
         device: of the state that is drawn, that of the network's parameters unless given.
@@ -77,6 +79,10 @@ def sample(
         solvers.SolveError: samples became infinite or NaN.
     """
     ode = probability_flow(model)
+    if samples is not None and not isinstance(samples, Iterable):
+        raise TypeError(f"samples={samples!r} must be the ids of the samples, one for each, such as range(3)")
+    if noise is not None and not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a torch.Tensor of shape (B, ...), not {type(noise).__name__}")
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
     if follows_tolerance(solver, rtol, steps, nfe, grid):
         solver = at_tolerance(solver, rtol)
@@ -116,6 +122,11 @@ def sample(
             callback=callback,
             progress=progress,
             trajectory=trajectory,
+        )
+    if nfe is not None and solution.stats.nfe > nfe:
+        raise ValueError(
+            f"nfe={nfe}: {solver} made {solution.stats.nfe} calls, more than its calls() says; let calls(n_steps) "
+            "return what n_steps steps cost"
         )
     return solution if return_solution else solution.x
 

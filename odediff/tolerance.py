@@ -50,8 +50,9 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
     Raises:
         ValueError: the tolerance is none, or the solver steps on a grid and follows none.
     """
-    if rtol is not None and not 0 < rtol < math.inf:
-        raise ValueError(f"rtol={rtol} must be a positive, finite number such as 1e-2")
+    number = isinstance(rtol, int | float | np.number) and not isinstance(rtol, bool)
+    if rtol is not None and not (number and 0 < rtol < math.inf):
+        raise ValueError(f"rtol={rtol!r} must be a positive, finite number such as 1e-2")
     if solver is None:
         return AdaptiveAdams() if rtol is None else AdaptiveAdams(rtol=rtol)
     if not isinstance(solver, Solver):
@@ -74,6 +75,11 @@ def tolerance_span(model: Model, solver: Solver, closing: AutoClosing, grid: obj
     the data tells nothing at the data itself, whatever is declared.
     """
     path = model.path
+    if model.integer_time and isinstance(solver, Tolerance | Backend):
+        raise ValueError(
+            f"integer_time=True: {solver} chooses its own steps, which lie between the whole times that the network "
+            "knows; give steps or nfe and a solver that follows a grid, and leave rtol out"
+        )
     if closing == "auto":
         whole = model.continuous and model.prediction != "x0" and _reaches_data(model, solver)
         closing = None if whole else "extrapolate" if solver.extrapolates else "denoise"

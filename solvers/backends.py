@@ -155,12 +155,12 @@ class Backend(Solver):
     @property
     def one_step(self) -> bool:
         """Only methods of that kind on a fixed grid."""
-        return self.carries_on
+        return self.law == "order"
 
     @property
     def carries_on(self) -> bool:
-        """Only for one-step methods on a fixed grid: step sizes and history stay in the library."""
-        return self.law == "order"
+        """Not: z is float64 in the library and rounded at the end, and step sizes and history stay there."""
+        return False
 
     def calls(self, n_steps: int) -> int:
         """Evaluations on a fixed grid, at most.
@@ -287,6 +287,11 @@ class Torchdiffeq(Backend):
     }
     method: str = "dopri5"
 
+    @property
+    def differentiable(self) -> bool:
+        """Not where SciPy computes."""
+        return self.method != "scipy_solver"
+
     def integrate(self, field: Field, first_step: float | None) -> Tensor:
         """One call of ``odeint``."""
         q = torch.as_tensor(field.q, device=field.start.device)
@@ -329,6 +334,11 @@ class Scipy(Backend):
         "LSODA": Method(12, jacobian=True),
     }
     method: str = "RK45"
+
+    @property
+    def differentiable(self) -> bool:
+        """Not: it computes outside of torch."""
+        return False
 
     def integrate(self, field: Field, first_step: float | None) -> Tensor:
         """One call of ``solve_ivp``, on the flattened state."""

@@ -118,7 +118,8 @@ def solve(
         bar: AbstractContextManager[Iterable[tuple[Node, Step]]] = nullcontext(reached)
         if progress:  # a bar that is switched off takes as long as a step
             bar = tqdm(reached, total=len(nodes) - 1, desc=type(solver).__name__, unit="step")
-        with fusion(compile), reusing(x), bar as shown:
+        recorded = torch.is_grad_enabled() and solver.differentiable
+        with torch.set_grad_enabled(recorded), fusion(compile), reusing(x), bar as shown:
             for node, step in shown:
                 x, state = step.x, step.state
                 failed = failed if step.status is None else step.status

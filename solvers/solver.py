@@ -85,6 +85,11 @@ class Solver(ABC):
         return True
 
     @property
+    def differentiable(self) -> bool:
+        """Whether torch records its steps. If not, no step of a solve is recorded: a gradient would be one of parts."""
+        return True
+
+    @property
     def extrapolates(self) -> bool:
         """Whether a method that owns its stepping can go from the last node but one to the data without a call."""
         return False
@@ -127,6 +132,11 @@ class Solver(ABC):
                 raise ValueError(
                     f"{self}.step writes to the state x that it is given, which belongs to the caller; let it compute "
                     "a new tensor, as solvers.combine does"
+                )
+            if step.x.shape != x.shape or step.x.dtype is not x.dtype:
+                raise ValueError(
+                    f"{self}.step made {step.x.dtype} {tuple(step.x.shape)} of a state {x.dtype} {tuple(x.shape)}; let "
+                    "it keep both"
                 )
             x, state = step.x, step.state
             yield step

@@ -9,6 +9,7 @@ from scipy.integrate import solve_ivp
 from torchdiffeq import odeint
 from torchdiffeq._impl.odeint import SOLVERS
 
+import odediff
 import solvers
 from solvers import Data, Noise, Rotation, Scipy, Status, Torchdiffeq, solve
 from solvers.runge_kutta import RungeKutta, Tableau
@@ -358,3 +359,16 @@ def test_gradients_pass_through_torchdiffeq_and_stop_at_scipy():
     (exact,) = torch.autograd.grad(problem.distribution.flow(a, b, x).sum(), x)
     torch.testing.assert_close(gradient, exact, rtol=0, atol=1e-6)
     assert not solve(problem, Scipy(), x, SPAN).x.requires_grad
+
+
+@pytest.mark.parametrize("solver", [solvers.Scipy(rtol=1e-4), solvers.Torchdiffeq("scipy_solver", rtol=1e-4)])
+def test_no_gradient_passes_where_a_library_computes_outside_of_torch(solver):
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    model = odediff.Model(lambda x, time: torch.tanh(weight * x), odediff.VPTable.linear())
+
+    ode = odediff.probability_flow(model)
+    for start in (x, x.detach()):
+        assert not solvers.solve(ode, solver, start, [0.5, 0.3, 0.0]).x.requires_grad
+        assert solvers.solve(ode, Torchdiffeq(rtol=1e-3), start, [0.5, 0.3, 0.0]).x.requires_grad
+    assert torch.is_grad_enabled()

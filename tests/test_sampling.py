@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -478,3 +479,63 @@ def test_a_short_table_is_sampled_in_as_many_steps_as_it_has_entries(entries):
         assert found.stats.nfe == entries
     with pytest.raises(ValueError, match=f"{entries} entries"):
         odediff.sample(model, (2, 3), steps=entries + 1, solver=DDIM())
+
+
+# --- solvers of one's own, and what cannot be used ------------------------------------------------------------------
+
+
+def _tanh(x, time):
+    return torch.tanh(x)
+
+
+@dataclass(frozen=True)
+class Uncounted(Solver):
+    """Two calls for each step, of which `calls` does not know."""
+
+    order: ClassVar[int] = 2
+
+    def step(self, ode, a, b, x, state=None):
+        ode.predict(a, x)
+        return Step(ode.predict(a, x).mix(b.alpha, b.sigma))
+
+
+def test_a_ceiling_that_a_solver_does_not_keep_is_named():
+    with pytest.raises(ValueError, match=r"nfe=7: Uncounted\(\) made 13 calls.*let calls\(n_steps\) return"):
+        odediff.sample(odediff.Model(_tanh, TABLE), (2, 3), solver=Uncounted(), nfe=7)
+
+
+@dataclass(frozen=True)
+class Changing(Solver):
+    """Steps that end in another shape or dtype."""
+
+    order: ClassVar[int] = 1
+    change: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.double
+
+    def step(self, ode, a, b, x, state=None):
+        return Step(self.change(ode.predict(a, x).mix(b.alpha, b.sigma)))
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda x: x[:1]])
+def test_a_step_that_changes_shape_or_dtype_is_refused(change):
+    with pytest.raises(ValueError, match=r"\.step made torch\.float(64|32) \((2|1), 3\) of a state torch\.float32"):
+        odediff.sample(odediff.Model(_tanh, TABLE), (2, 3), solver=Changing(change))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"samples": 3}, TypeError, "samples=3 must be the ids"),
+        ({"rtol": "a"}, ValueError, "rtol='a' must be a positive, finite number"),
+        ({"shape": None, "noise": [1.0]}, TypeError, "noise must be a torch.Tensor.*not list"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(arguments, error, message):
+    model = odediff.Model(_tanh, TABLE)
+    with pytest.raises(error, match=message):
+        odediff.sample(model, **{"shape": (2, 3), **arguments})
+
+
+def test_a_network_of_whole_times_follows_no_tolerance():
+    model = odediff.Model(_tanh, TABLE, integer_time=True)
+    with pytest.raises(ValueError, match="integer_time=True.*give steps or nfe"):
+        odediff.sample(model, (2, 3), rtol=1e-2)

@@ -466,3 +466,12 @@ def test_other_types_are_refused_with_the_remedy():
 def test_a_table_network_is_undefined_below_its_first_entry():
     with pytest.raises(ValueError, match=r"t = 0.0005 lies below the table's first entry, t = 1/1000"):
         VPTable.linear().network_time(0.0005)
+
+
+def test_noise_levels_of_a_table_that_were_rounded_to_float32_lie_on_it():
+    table = VPTable.scaled_linear()
+    loudest = table.node(1.0).s
+    for sigma in (np.float32(loudest), np.nextafter(np.float32(loudest), np.float32(99))):
+        assert table.time(-math.log(sigma)) == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(ValueError, match="is not on this path"):
+        table.time(-math.log(loudest * 1.0001))

@@ -16,9 +16,9 @@ from solvers.real import Real, anywhere
 Array = NDArray[np.float64]
 Times = TypeVar("Times", float, NDArray[np.float64], float | NDArray[np.float64])
 
-# A stage time a + (b - a) can miss b by an ulp, and a time recovered from a log-SNR by a few more.
+# A stage time a + (b - a) can miss b by an ulp, and a time recovered from a log-SNR by those of a float32.
 _TIME_SLACK = 1e-12
-_INVERSE_SLACK = 1e-9
+_INVERSE_SLACK = 1e-6
 
 
 class Schedule(ABC):
