@@ -21,6 +21,9 @@ from solvers.sums import Term, advance, pending, single, total
 MOST_POINTS = 6
 """Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""
 
+DATA = Node(0.0, 1.0, 0.0)
+"""The data, on every path."""
+
 
 class Formula(NamedTuple):
     """``ratio x + sum of weight slope``, the slopes newest first."""
@@ -111,8 +114,8 @@ class ExponentialAdams(Solver):
             "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
         corrector: whether to correct.
         lower_order_below: on a grid with fewer steps than this, no step passes its polynomial through more predictions
-            than there are steps left, itself and the closing one included: the last is of order 1. 0 keeps the order to
-            the end.
+            than there are steps left, itself included and, on the data line, the closing one: the last is of order 1. 0
+            keeps the order to the end.
     """
 
     order: int = 3  # type: ignore[misc]
@@ -191,8 +194,7 @@ class ExponentialAdams(Solver):
         require_path(self, ode)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
-        ledger = getattr(ode, "ledger", None)
-        after = int(ledger is not None and ledger.denoises)
+        after = int(self._closed_by_its_own_step(ode))
         if state is not None:
             require_run(self, state, History, "history")
             if state.line != self.line:
@@ -203,6 +205,15 @@ class ExponentialAdams(Solver):
         moves = kept_plan(self, ode, tuple(node for node, _ in exact), tuple(nodes), False, None, after)
         slopes = tuple(single(self.line.terms(node, ode.predict(node, known))) for node, known in exact)
         return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
+
+    def _closed_by_its_own_step(self, ode: Any) -> bool:
+        """Whether a closing step follows that is the one which the method itself would take to the data.
+
+        DDIM's, where the line is singular there. On other lines it comes after the method's last step, as
+        ``denoise_to_zero`` does in the reference code of DPM-Solver.
+        """
+        ledger = getattr(ode, "ledger", None)
+        return ledger is not None and ledger.denoises and bool(self.line.singular(DATA))
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
         """Predict at a; move to b."""

@@ -118,6 +118,15 @@ def test_the_closing_step_is_the_last_of_a_lowered_grid(n, order):
     assert difference(scheduler, UniPC(order, "bh2", lower_order_below=math.inf), "zero", closing="denoise") < 1e-10
 
 
+@pytest.mark.parametrize("n", [5, 14])
+def test_on_the_noise_line_the_closing_step_follows_a_lowered_grid(n):
+    """As ``denoise_to_zero`` in the reference code, where sigma = 0 is no singularity."""
+    times = [time_of(entry) for entry in torch.linspace(999, 0, n + 1).round().int().tolist()]
+    body = solvers.solve(EXACT, DPMSolver(3), start(), times, closing=None).x
+    whole = solvers.solve(EXACT, DPMSolver(3), start(), [*times, 0.0]).x
+    assert torch.equal(whole, EXACT.predict(TABLE.node(times[-1]), body).x0)
+
+
 @pytest.mark.parametrize("n", [10, 20])
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
 @pytest.mark.parametrize("order", [1, 2, 3])
