@@ -321,7 +321,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two conditions or guidances are equal; numbers and tensors of one value are."""
+    """Whether two conditions or guidances are equal; a number is equal to rows of it."""
     if isinstance(one, Mapping):
         return isinstance(other, Mapping) and set(one) == set(other) and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -330,7 +330,8 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         one, other = (torch.as_tensor(value).detach().cpu() for value in (one, other))
         one, other = (value.squeeze(0) if value.shape == (1,) else value for value in (one, other))
-        return one.shape == other.shape and bool((one == other).all())
+        alike = one.shape == other.shape or {one.ndim, other.ndim} == {0, 1}
+        return alike and bool((one == other).all())
     return bool(one == other)
 
 

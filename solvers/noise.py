@@ -87,8 +87,10 @@ class NoiseStream:
         """Return noise in the shape, dtype and device of ``like``, and the stream that draws next.
 
         Raises:
-            TypeError: ``like`` holds whole numbers, which noise would be cut to.
+            TypeError: ``like`` is no tensor, or holds whole numbers, which noise would be cut to.
         """
+        if not isinstance(like, Tensor):
+            raise TypeError(f"x must be a torch.Tensor of shape (B, ...), not {type(like).__name__}")
         if not like.is_floating_point():
             raise TypeError(f"x has dtype {like.dtype}; convert it to a floating-point dtype, such as torch.float32")
         values = normal(self.seed, self.ids(len(like)), self.counter, math.prod(like.shape[1:]))

@@ -260,6 +260,26 @@ def test_a_whole_number_is_as_good_a_guidance(tmp_path: Path):
     assert Code.load(tmp_path / "code.safetensors").digest == code.digest
 
 
+def test_a_row_for_each_sample_is_as_good_as_one_number():
+    code = odediff.encode(model(), images(), solver=BDIA(), steps=9)
+    each = model(label=torch.ones(4, dtype=torch.int64), guidance=torch.full((4,), 2.0))
+    assert torch.allclose(odediff.decode(each, code), odediff.decode(model(), code), atol=1e-5)
+    with pytest.raises(ValueError, match="guidance.*differs"):
+        odediff.decode(model(guidance=torch.tensor([2.0, 2.0, 2.0, 3.0])), code)
+
+
+def test_conditions_in_lists_are_compared_one_by_one():
+    def listed(*values):
+        given = {"parts": [torch.full((4,), value) for value in values]}
+        return odediff.Model(lambda x, time, parts: 0.1 * x + sum(parts)[:, None], TABLE, conditions=given)
+
+    code = odediff.encode(listed(0.1, 0.2), images(), solver=BDIA(), steps=9)
+    assert torch.isfinite(odediff.decode(listed(0.1, 0.2), code)).all()
+    for other in (listed(0.1, 0.3), listed(0.1)):
+        with pytest.raises(ValueError, match="conditions.*differs"):
+            odediff.decode(other, code)
+
+
 def test_a_file_without_its_digest_is_refused(tmp_path: Path):
     file = tmp_path / "code.safetensors"
     odediff.encode(GAUSSIAN, torch.ones(2, 3), solver=BDIA(), steps=9).save(file)
