@@ -74,6 +74,15 @@ def test_check_wants_an_instance():
         check(DDIM)
 
 
+def test_check_wants_an_order():
+    class Orderless(Solver):
+        def step(self, ode, a, b, x, state=None):
+            return DDIM().step(ode, a, b, x)
+
+    with pytest.raises(AssertionError, match="declares no order; give its class one"):
+        check(Orderless())
+
+
 # The measuring itself
 
 

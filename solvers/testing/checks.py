@@ -277,5 +277,7 @@ def check(solver: Solver) -> None:
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+    if not hasattr(solver, "order"):
+        raise AssertionError(f"{solver}: declares no order; give its class one, such as order = 1")
     for one in CHECKS:
         one(solver)
