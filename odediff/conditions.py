@@ -66,12 +66,13 @@ def _taken(value: Any, index: Tensor) -> Any:
 
 
 def nested(function: Callable[[Any], Any], value: Any) -> Any:
-    """``function`` of the value, or of every part of a dict, a list or a tuple, in a new one."""
-    if isinstance(value, Mapping):
+    """``function`` of the value, or of every part of a dict, a list or a tuple, in a new one.
+
+    Objects of other classes, which may be more than their parts, stay whole.
+    """
+    if type(value) is dict:
         return {key: nested(function, part) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(nested(function, part) for part in value))
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(nested(function, part) for part in value)
     return function(value)
 

@@ -89,7 +89,7 @@ class Model:
             given = getattr(self, name)
             if not isinstance(given, Mapping):
                 raise TypeError(f"{name}={given!r} must be keyword arguments of the network, such as {{'label': 3}}")
-            object.__setattr__(self, name, as_tensors(given))
+            object.__setattr__(self, name, as_tensors(dict(given)))
         if self.guided and not self.null:
             raise ValueError(
                 f"guidance={self.guidance!r} needs null=..., the conditions that mean no condition; without them only "

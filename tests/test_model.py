@@ -3,6 +3,7 @@
 import functools
 import math
 import pickle
+from collections import UserDict
 from dataclasses import replace
 
 import numpy as np
@@ -207,6 +208,12 @@ def test_tensors_in_dicts_and_lists_have_a_row_for_each_sample_too(kind):
     solution = odediff.sample(whole, noise=x, rtol=1e-2)
     alone = odediff.sample(whole.rows(index), noise=x[index], rtol=1e-2)
     assert torch.allclose(solution[index], alone, rtol=1e-5)
+
+
+def test_a_mapping_of_a_class_of_its_own_reaches_the_network_as_it_is():
+    network, encoding = Recorded(), UserDict(ids=torch.arange(6))
+    odediff.Model(network, TABLE, conditions={"encoding": encoding}).predict(TABLE.node(0.5), states(2))
+    assert network.calls[0][2]["encoding"] is encoding
 
 
 def test_numbers_in_lists_reach_the_network_as_they_are():
