@@ -135,8 +135,8 @@ class Solver(ABC):
                 )
             if step.x.shape != x.shape or step.x.dtype is not x.dtype:
                 raise ValueError(
-                    f"{self}.step made {step.x.dtype} {tuple(step.x.shape)} of a state {x.dtype} {tuple(x.shape)}; let "
-                    "it keep both"
+                    f"{self}.step: a {x.dtype} state came back as {step.x.dtype}, and {tuple(x.shape)} as "
+                    f"{tuple(step.x.shape)}; let it keep both"
                 )
             x, state = step.x, step.state
             yield step
