@@ -145,7 +145,7 @@ def _interpolate(run: Run) -> None:
         "Between the codes of two images, on the great circle",
         inches=0.6,
     )
-    run.record({"nfe": first.stats.nfe, "weights": WEIGHTS, "classified_as_asked": hits})
+    run.record({"nfe": first.stats.nfe, "fractions": WEIGHTS, "classified_as_asked": hits})
     rows = [(f"{weight:g}", hit) for weight, hit in zip(WEIGHTS, hits, strict=True)]
     print(text_table(("weight", "classified as asked"), rows))
     print(f"table and picture of {pairs} ways between images in {run.folder}")
