@@ -573,13 +573,17 @@ def test_a_network_that_returns_one_buffer_is_named_under_guidance():
     buffer = torch.empty(2, 3)
 
     def network(x, time, label):
-        # As an engine outside of torch writes: unseen by its count of writes.
+        return buffer.copy_(torch.tanh(x) + 0.3 * label[:, None])
+
+    def engine(x, time, label):
+        # Outside of torch, whose count of writes does not see it.
         buffer.numpy()[:] = torch.tanh(x) + 0.3 * label[:, None]
         return buffer[:]
 
-    model = odediff.Model(network, TABLE, conditions={"label": 3.0}, null={"label": 0.0}, guidance=3.0)
-    with pytest.raises(ValueError, match="one and the same memory from call to call.*return a clone"):
-        odediff.sample(model, (2, 3), steps=3)
+    for answering, message in ((network, "over the one before"), (engine, "one and the same memory from call to call")):
+        model = odediff.Model(answering, TABLE, conditions={"label": 3.0}, null={"label": 0.0}, guidance=3.0)
+        with pytest.raises(ValueError, match=f"{message}.*return a clone"):
+            odediff.sample(model, (2, 3), steps=3)
     same = odediff.Model(lambda x, time, label: x, TABLE, conditions={"label": 1}, null={"label": 0}, guidance=3.0)
     assert odediff.sample(same, (2, 3), steps=3).isfinite().all()
 
