@@ -9,7 +9,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +23,17 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from odediff.config import conf_folder, register
 from odediff.files import write_json
+from odediff.model import Model
 from odediff.version import __version__
 from solvers import SolveError
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError)
-"""What a wrong value raises: these become one line and exit code 2; anything else is a fault of ours and keeps its
-traceback."""
+"""What a wrong value raises: these, and whatever a network raises, become one line and exit code 2; anything else is a
+fault of ours and keeps its traceback."""
 
 
 class App(NamedTuple):
@@ -46,6 +48,9 @@ ONE_LINE = "ODEDIFF_ONE_LINE"
 OWN = {"odediff", "solvers", "benchmarks", "__main__"}
 """Modules whose places tell a user nothing."""
 
+SAMPLING = r"[+~]*(solver|line@solver|grid|closing|steps|nfe|rtol|samples)\b.*="
+"""Words of a command line that the demonstration has no use for."""
+
 APP = App("config", "hydra.run.dir")
 
 
@@ -55,9 +60,22 @@ def main() -> None:
         print(f"odediff {__version__}")
         return
     leave_failures_to_us()
+    sys.argv[1:] = completed(sys.argv[1:])
     register()
     with plain_failures():
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=APP.config_name)(_run)()
+
+
+def completed(words: Sequence[str]) -> list[str]:
+    """The words of a command line, where ``-m`` may stand anywhere, and with the task that they leave to be guessed.
+
+    Those that describe a sampling and name no task mean ``task=sample``: the demonstration, which is what no words at
+    all mean, has solvers and numbers of calls of its own.
+    """
+    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
+    named = any(re.match(r"[+~]*(task|experiment)\b|--config-name|-cn", word) for word in words)
+    first = next((at for at, word in enumerate(words) if re.match(SAMPLING, word)), None)
+    return words if named or first is None else [*words[:first], "task=sample", *words[first:]]
 
 
 def leave_failures_to_us() -> None:
@@ -77,9 +95,13 @@ def _whole_traceback() -> bool:
 def _run(config: DictConfig) -> None:
     # Failures end here and not in main: Hydra adds lines of its own to an exception that leaves a job.
     with plain_failures(), noted_failures():
+        if OmegaConf.is_missing(config, "task"):
+            raise ValueError("~task leaves nothing to do; choose a task by its name, as in task=sample")
         arguments = OmegaConf.to_container(config.task, resolve=True)
         task = get_method(arguments.pop("_target_"))  # type: ignore[union-attr,arg-type]
-        task(config, **arguments)  # type: ignore[arg-type]
+        code = task(config, **arguments)  # type: ignore[arg-type]
+        if code and HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(code)
 
 
 @contextmanager
@@ -89,7 +111,9 @@ def plain_failures(app: App = APP) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the files that are there are whole", 130))
-    except (SolveError, *USER_ERRORS) as error:
+    except Exception as error:
+        if not _is_plain(error):
+            raise
         if _whole_traceback():
             traceback.print_exc()
         sys.exit(_say(str(error), 1) if isinstance(error, SolveError) else _say(explain(error, app), 2))
@@ -105,11 +129,15 @@ def noted_failures() -> Iterator[None]:
         if job.mode != RunMode.MULTIRUN:
             raise
         reason = explain(error)
-        if isinstance(error, (SolveError, *USER_ERRORS)) and not _whole_traceback():
+        if _is_plain(error) and not _whole_traceback():
             _say(reason, 1)
         else:
             traceback.print_exc()
         write_json(Path(job.runtime.output_dir) / "run.json", {"overrides": list(job.overrides.task), "failed": reason})
+
+
+def _is_plain(error: BaseException) -> bool:
+    return isinstance(error, (SolveError, *USER_ERRORS)) or _asked_of_the_network(error) is not None
 
 
 def explain(error: BaseException, app: App = APP) -> str:
@@ -136,7 +164,24 @@ def _own_place(error: BaseException) -> str | None:
     return places[-1] if places else None
 
 
+def _asked_of_the_network(error: BaseException) -> str | None:
+    """How the network was called, if that is where the error comes from."""
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)][:-1]):
+        if frame.f_code is Model._pass.__code__:
+            (x, times), words = frame.f_locals["arguments"], frame.f_locals["keywords"]
+            shapes = ", ".join(f"{name} {_shape(value)}" for name, value in {"x": x, "time": times, **words}.items())
+            return f"the network was called with {shapes}"
+    return None
+
+
+def _shape(value: object) -> str:
+    return f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+
+
 def _reason(error: BaseException, app: App) -> str:
+    asked = None if isinstance(error, ValueError) else _asked_of_the_network(error)
+    if asked:
+        return f"{type(error).__name__}: {_line(error)}; {asked}"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; choose another folder with {app.folder_key}=FOLDER"
     causes = list(_chain(error))
@@ -155,7 +200,9 @@ def _reason(error: BaseException, app: App) -> str:
     if not isinstance(causes[0], HydraException | OmegaConfBaseException):
         return _line(causes[0])
     # OmegaConf chains each message to its own unfilled template.
-    text = ": ".join(dict.fromkeys(line for line in map(_line, configuration) if "$VALUE" not in line))
+    text = ": ".join(dict.fromkeys(line for line in map(_line, configuration) if not re.search(r"\$[A-Z]", line)))
+    if "Could not override 'line@solver.line'" in text:
+        return "line@solver.line: this solver leaves no choice of a line; take one that does, such as solver=rk4"
     # Given a mapping, Hydra names the key that it was given to, and OmegaConf the one within that does not exist.
     unknown = re.search(r"full_key: (\S+)", str(configuration[-1])) if "Could not override" in text else None
     if unknown:
@@ -164,8 +211,9 @@ def _reason(error: BaseException, app: App) -> str:
     if no_list:
         key, value = no_list.groups()
         return f"{key}={value}: {key} takes a list, as in {key}=[{value}]"
-    if isinstance(causes[0], InstantiationException) and len(causes) > 1:
-        text = f"{text}: {_line(causes[-1])}"
+    if isinstance(causes[0], InstantiationException):
+        where = re.search(r"full_key: (\S+)", str(causes[0]))
+        text = ": ".join((*(where.groups() if where else ()), text, *(map(_line, causes[-1:]) if causes[1:] else ())))
     return text
 
 

@@ -19,6 +19,7 @@ from odediff.model import Model
 from odediff.prediction import Form
 from odediff.schedule import Schedule, VPTable
 from odediff.threshold import Threshold
+from solvers.arguments import as_number
 from solvers.real import Real, native
 
 _SNAP = 1e-6
@@ -79,6 +80,11 @@ def load(
     """
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule={schedule!r} is no schedule; give one such as odediff.VPTable.linear()")
+    for name, value in (("conditions", conditions), ("null", null)):
+        if not isinstance(value, Mapping | None):
+            raise TypeError(f"{name}={value!r} must be keyword arguments of the network, such as {{'label': 3}}")
+    if not isinstance(learned_variance, bool):
+        raise TypeError(f"learned_variance={learned_variance!r} must be True or False")
     # The declaration is checked before the network, which may take minutes to build.
     declared = Model(
         nn.Identity(),
@@ -121,6 +127,8 @@ def build(factory: str) -> nn.Module:
 
 def load_weights(network: nn.Module, weights: str | Path) -> None:
     """Copy a safetensors file into ``network``, strictly; nothing is copied unless every tensor fits."""
+    if not isinstance(weights, str | Path):
+        raise TypeError(f"weights={weights!r} is no path; give that of a .safetensors file")
     stored = _read(Path(weights))
     expected = network.state_dict()
     # A file keeps one name of a tensor that the network has under two; loading one of them fills both.
@@ -223,15 +231,17 @@ class Selected(nn.Module):
 
 def _clock(scale: float | None, offset: float) -> Callable[[Real], Real] | None:
     if scale is None:
-        if offset:
+        if offset != 0:
             raise ValueError(f"time_offset={offset!r} needs time_scale; for one more than the table's, T and 0")
         return None
-    if not np.isfinite(scale) or scale == 0 or not np.isfinite(offset):
+    if not np.isfinite(as_number(scale)) or scale == 0 or not np.isfinite(as_number(offset)):
         raise ValueError(f"time_scale={scale!r}, time_offset={offset!r}: give finite numbers, the scale not 0")
     return Clock(float(scale), float(offset))
 
 
 def _located(factory: str) -> Any:
+    if not isinstance(factory, str):
+        raise TypeError(f"factory={factory!r} is no path to a function; write it as package.module:build")
     module, separator, name = factory.partition(":") if ":" in factory else factory.rpartition(".")
     if not (module and separator and name):
         raise ValueError(f"factory={factory!r} is no path to a function; write it as package.module:build")

@@ -22,6 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the disk is full, with ENOSPC and ``path``, whatever the writing library makes of it.
     """
     with _named_if_full(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder has the name of a file to be written", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)

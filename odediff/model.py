@@ -77,6 +77,9 @@ class Model:
         whole = isinstance(self.chunk, int) and not isinstance(self.chunk, bool)
         if self.chunk is not None and (not whole or self.chunk < 1):
             raise ValueError(f"chunk={self.chunk!r} must be a whole number of at least 1, or None")
+        for name in ("continuous", "integer_time"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.threshold is not None and not isinstance(self.threshold, StaticThreshold | DynamicThreshold):
             raise TypeError(f"threshold={self.threshold!r} must be a StaticThreshold, a DynamicThreshold or None")
         if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float | np.number | Tensor):

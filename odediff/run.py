@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,8 @@ from solvers import Solver
 
 OWN_KEYS = ("shape", "condition", "guidance", "chunk")
 """Keys of a model's configuration that are the application's; the others are arguments of its ``_target_``."""
+WRITTEN = (".json", ".png", ".safetensors")
+"""Suffixes of the files that tasks write."""
 DEFAULT_SOLVER = "gp_multistep"
 """The name in conf/config.yaml."""
 SOLVER_WORD = r"solver\b|line@solver\b"
@@ -126,10 +128,12 @@ def build(config: DictConfig) -> Run:
         raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
     device = _device(config.device)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if (folder / "run.json").is_dir():
-        raise ValueError(f"{folder / 'run.json'} is a folder; choose another place with hydra.run.dir=FOLDER")
+    if in_the_way := [path for path in folder.glob("*.*") if path.suffix in WRITTEN and path.is_dir()]:
+        raise ValueError(f"{in_the_way[0]} is a folder; choose another place with hydra.run.dir=FOLDER")
     shape, condition, guidance, chunk = (config.model.get(key) for key in OWN_KEYS)
     arguments = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in OWN_KEYS])
+    if not isinstance(condition, Mapping | None):
+        raise TypeError(f"model.condition={condition!r} must name what it sets, as in model.condition.label=3")
     model = instantiate(arguments, device=device)
     if not isinstance(model, Model):
         raise TypeError(f"model._target_={config.model._target_} returned {type(model).__name__}, no odediff.Model")
@@ -146,6 +150,8 @@ def build(config: DictConfig) -> Run:
         raise TypeError(f"solver._target_={config.solver._target_} made {type(solver).__name__}, no solvers.Solver")
     if config.rtol is not None:
         solver = at_tolerance(solver if _solver_is_chosen() else None, config.rtol)
+    if config.grid is not None and (placed := [key for key in ("path", "steps") if key in config.grid]):
+        raise ValueError(f"grid.{placed[0]}={config.grid[placed[0]]} belongs to the run; give steps=N or nfe=N")
     return Run(
         config=config,
         model=_on_schedule(model, config),
@@ -155,6 +161,17 @@ def build(config: DictConfig) -> Run:
         grid=None if config.grid is None else instantiate(config.grid),
         folder=folder,
     )
+
+
+def refuse_unused(unused: Iterable[str], remedy: str) -> None:
+    """Refuse words of the command line that set one of the ``unused`` keys, or something below it.
+
+    A task that takes them and goes its own way answers another question than the one that was asked.
+    """
+    for word in HydraConfig.get().overrides.task:
+        key = re.split(r"[.:]", word.lstrip("+~").partition("=")[0].rpartition("@")[2])
+        if any(key[: len(own)] == own for own in (name.split(".") for name in unused)):
+            raise ValueError(f"{word} has no effect here: {remedy}")
 
 
 def require_room(count: int, shape: Sequence[int], dtype: torch.dtype, device: str) -> None:

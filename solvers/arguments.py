@@ -5,6 +5,12 @@ import math
 import numpy as np
 
 
+def as_number(value: object) -> float:
+    """``value`` where it is a real number; NaN, which lies in no range, where it is anything else."""
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return float(value) if real else math.nan  # type: ignore[arg-type]
+
+
 def require_whole(
     name: str, value: object, least: int, most: float = math.inf, *, bound: str = "", hint: str = ""
 ) -> None:

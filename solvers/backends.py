@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torchdiffeq import odeint
 
+from solvers.arguments import as_number
 from solvers.counting import BudgetSpent
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step, singular_steps
@@ -120,7 +121,7 @@ class Backend(Solver):
         if self.method not in self.methods:
             raise ValueError(f"{name}: method={self.method!r} is unknown; use one of {', '.join(self.methods)}")
         for argument, value in (("rtol", self.rtol), ("atol", self.tolerances[1])):
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
+            if not 0 < as_number(value) < math.inf:
                 raise ValueError(f"{name}: {argument}={value!r} must be a positive, finite number such as 1e-5")
         if self.line is not None:
             require_line(self, self.line)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from solvers.arguments import as_number
+
 BLOCK = 1024
 """Components that are summed in one go; see `row_norm`."""
 
@@ -33,9 +35,9 @@ class Controller:
 
     def __post_init__(self) -> None:
         for name in ("integral", "proportional", "derivative"):
-            if not math.isfinite(getattr(self, name)):
+            if not math.isfinite(as_number(getattr(self, name))):
                 raise ValueError(f"Controller: {name}={getattr(self, name)!r} must be a finite number")
-        if not (0 < self.safety < 1 and 0 < self.shrink < 1 < self.grow):
+        if not (0 < as_number(self.safety) < 1 and 0 < as_number(self.shrink) < 1 < as_number(self.grow)):
             raise ValueError(
                 f"Controller: safety={self.safety!r}, shrink={self.shrink!r}, grow={self.grow!r}: give "
                 "0 < safety < 1 and 0 < shrink < 1 < grow"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from solvers.arguments import as_number
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
@@ -82,7 +83,7 @@ class EDICT(Pair):
     p: float = 0.93
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
+        if not 0 < as_number(self.p) <= 1:
             raise ValueError(f"EDICT: p={self.p!r} must lie in (0, 1]; the paper's is 0.93")
 
     def calls(self, n_steps: int) -> int:
@@ -230,7 +231,7 @@ class Reversible(ReversibleSolver):
 
     def __post_init__(self) -> None:
         require_steps(self, self.base)
-        if not 0 < self.coupling <= 1:
+        if not 0 < as_number(self.coupling) <= 1:
             raise ValueError(f"Reversible: coupling={self.coupling!r} must lie in (0, 1]; the paper's is 0.999")
 
     @property

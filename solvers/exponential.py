@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
+from solvers.arguments import as_number
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.real import Real, divide, native
@@ -32,7 +33,7 @@ class DDIM(Solver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.eta, int | float | np.number) and 0 <= self.eta <= 1):
+        if not 0 <= as_number(self.eta) <= 1:
             raise ValueError(f"DDIM: eta={self.eta!r} must lie in [0, 1]; 0 is the deterministic sampler, 1 is DDPM")
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.arguments import require_whole
+from solvers.arguments import as_number, require_whole
 from solvers.controller import row_norm
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line, singular_step
@@ -80,7 +80,7 @@ class GaussLegendre(Solver):
     def __post_init__(self) -> None:
         if self.stages not in GAUSS_LEGENDRE:
             raise ValueError(f"GaussLegendre: stages={self.stages!r} must be 1, 2 or 3, for order 2, 4 or 6")
-        if not 0 < self.tolerance < 1:
+        if not 0 < as_number(self.tolerance) < 1:
             raise ValueError(f"GaussLegendre: tolerance={self.tolerance!r} must lie between 0 and 1, such as 1e-6")
         require_whole("GaussLegendre: iterations", self.iterations, 1)
         if self.line is not None:

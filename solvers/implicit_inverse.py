@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from solvers.arguments import require_whole
+from solvers.arguments import as_number, require_whole
 from solvers.coupled import law_of_steps, one_step, require_steps
 from solvers.exponential import DDIM
 from solvers.krylov import anderson, dot, gmres, largest
@@ -77,7 +77,7 @@ class ImplicitInverse(ReversibleSolver):
     def __post_init__(self) -> None:
         require_steps(self, self.base)
         name = type(self).__name__
-        if self.tolerance is not None and not self.tolerance > 0:
+        if self.tolerance is not None and not as_number(self.tolerance) > 0:
             raise ValueError(f"{name}: tolerance={self.tolerance!r} must be positive, or None for round-off")
         require_whole(f"{name}: max_iterations", self.max_iterations, 0)
 
@@ -202,7 +202,7 @@ class FixedPoint(ImplicitInverse):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.damping <= 1:
+        if not 0 < as_number(self.damping) <= 1:
             raise ValueError(f"FixedPoint: damping={self.damping!r} must lie in (0, 1]; 1 is the plain iteration")
         require_whole("FixedPoint: history", self.history, 0, 20, hint="; 0 is none")
 

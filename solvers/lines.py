@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
+from solvers.arguments import as_number
 from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real, divide, log, native
 from solvers.sums import Terms, total
@@ -118,7 +119,7 @@ class Rotation(Line):
     c: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.c) and self.c > 0):
+        if not 0 < as_number(self.c) < math.inf:
             raise ValueError(f"Rotation: c={self.c!r} must be positive and finite; c = 1 gives the v-prediction")
 
     def scale(self, node: Node) -> Real:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.arguments import require_whole
+from solvers.arguments import as_number, require_whole
 from solvers.kept import kept_plan
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
@@ -132,7 +132,7 @@ class ExponentialAdams(Solver):
             )
         least, most = (2, MOST_POINTS + 1) if self.corrector else (1, MOST_POINTS)
         require_whole(f"{type(self).__name__}: order", self.order, least, most)
-        if not self.lower_order_below >= 0:
+        if not as_number(self.lower_order_below) >= 0:
             raise ValueError(
                 f"{type(self).__name__}: lower_order_below={self.lower_order_below!r} must be a number of steps; "
                 "0 keeps the order to the end"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from solvers.arguments import require_whole
+from solvers.arguments import as_number, require_whole
 from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
@@ -96,11 +96,11 @@ class SASolver(Solver):
         require_exponential(self, self.line)
         for name, lowest in (("predictor_order", 1), ("corrector_order", 0)):
             require_whole(f"SASolver: {name}", getattr(self, name), lowest, HIGHEST)
-        if not 0 < self.tau < math.inf:
+        if not 0 < as_number(self.tau) < math.inf:
             raise ValueError(
                 f"SASolver: tau={self.tau!r} must be positive and finite; tau = 0 is the ODE, for deterministic solvers"
             )
-        if not 0 <= self.s_min <= self.s_max:
+        if not 0 <= as_number(self.s_min) <= as_number(self.s_max):
             raise ValueError(f"SASolver: s_min={self.s_min!r} and s_max={self.s_max!r} must be a range of noise levels")
         if self.form not in ("adams", "midpoint", "k_diffusion", "diffusers", "reference"):
             raise ValueError(

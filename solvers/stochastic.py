@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from solvers.arguments import as_number
 from solvers.exponential import DDIM, start_noise
 from solvers.lines import Noise, singular_step, singular_steps
 from solvers.noise import NoiseStream
@@ -102,13 +103,13 @@ class EDMHeun(Solver):
     noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.churn < math.inf:
+        if not 0 < as_number(self.churn) < math.inf:
             raise ValueError(
                 f"EDMHeun: churn={self.churn!r} must be positive and finite; without churn use Heun(line=Noise())"
             )
-        if not 0 <= self.s_min <= self.s_max:
+        if not 0 <= as_number(self.s_min) <= as_number(self.s_max):
             raise ValueError(f"EDMHeun: s_min={self.s_min!r} and s_max={self.s_max!r} must be a range of noise levels")
-        if not 0 < self.noise < math.inf:
+        if not 0 < as_number(self.noise) < math.inf:
             raise ValueError(f"EDMHeun: noise={self.noise!r} must be positive and finite; 1 keeps the marginals")
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.arguments import require_whole
+from solvers.arguments import as_number, require_whole
 from solvers.coupled import require_steps
 from solvers.exponential import DDIM
 from solvers.implicit_inverse import Effort, require_digits
@@ -46,7 +46,7 @@ class TrajectoryInverse(ReversibleSolver):
 
     def __post_init__(self) -> None:
         require_steps(self, self.base)
-        if self.tolerance is not None and not self.tolerance > 0:
+        if self.tolerance is not None and not as_number(self.tolerance) > 0:
             raise ValueError(f"TrajectoryInverse: tolerance={self.tolerance!r} must be positive, or None for round-off")
         require_whole("TrajectoryInverse: max_iterations", self.max_iterations, 1)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.arguments import as_number
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
@@ -143,7 +144,7 @@ class BDIA(TwoStep):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.gamma <= 1:
+        if not 0 < as_number(self.gamma) <= 1:
             raise ValueError(f"BDIA: gamma={self.gamma!r} must lie in (0, 1]; 1 inverts without loss")
 
     @property

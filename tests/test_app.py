@@ -26,6 +26,8 @@ from odediff.tasks import demo
 from odediff.tasks import sample as sample_task
 from odediff.zoo.unet import UNet
 
+IDENTITY = ["model=custom", "model.factory=torch.nn.Identity", "model.shape=[1,28,28]"]
+"""A network that takes no time."""
 QUICK = ["samples=3", "progress=false", "model.chunk=3"]
 
 
@@ -105,6 +107,35 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task.nfe=[]"], ["task.nfe=[]", "at least 1"]),
         (["task.images=0"], ["task.images=0", "at least 1"]),
         (["task.inversion_nfe=[0]"], ["task.inversion_nfe=[0]", "at least 1"]),
+        (["task.inversion_nfe=[1]"], ["nfe=1", "Heun", "smallest is 2"]),
+        (["~task"], ["~task", "task=sample"]),
+        (["task=demo", "solver=heun"], ["solver=heun", "no effect", "task=sample"]),
+        (["task=demo", "samples=3"], ["samples=3", "no effect", "task.images=N"]),
+        (["task=evaluate", "steps=3"], ["steps=3", "no effect", "50 steps of DDIM", "task.score=true"]),
+        (["task=evaluate", "task.guidance=[]"], ["task.guidance=[]", "one or more"]),
+        (["task=evaluate", *IDENTITY], ["model._target_=odediff.custom.load", "leave model out"]),
+        (["task=compare", "nfe=5"], ["nfe=5", "no effect", "task.nfe=[6,10,...]"]),
+        (["task=compare", "model.guidance=3"], ["model.guidance=3", "no effect"]),
+        (["task=doctor", "solver.eta=1", "solver=ddim"], ["solver.eta=1", "no effect"]),
+        (["task=joint", "line@solver.line=data", "solver=rk4"], ["line@solver.line=data", "no effect", "task.etas"]),
+        (["task=edit", "solver=rk4"], ["solver=rk4", "no effect", "bridge and slerp"]),
+        (["task=invert", "closing=null"], ["closing=null", "no effect"]),
+        (["task=inversion_table", "rtol=1e-3"], ["rtol=1e-3", "no effect", "+task.methods.NAME"]),
+        (["task=train", "seed=3"], ["seed=3", "no effect", "one recipe"]),
+        (["steps=5", "line@solver.line=noise"], ["line@solver.line", "solver=rk4"]),
+        (["grid=karras", "+grid.steps=3"], ["grid.steps=3", "steps=N"]),
+        (["task=sample", "solver=edict", "solver.p=x"], ["solver: EDICT: p='x'", "(0, 1]"]),
+        (["task=sample", "solver._target_=solvers"], ["solver: ", "callable target"]),
+        (["task=sample", "model.condition=3"], ["model.condition=3", "model.condition.label=3"]),
+        (["task=sample", *IDENTITY, "model.factory=3"], ["factory=3", "package.module:build"]),
+        (["task=sample", *IDENTITY, "model.weights=3"], ["weights=3", ".safetensors"]),
+        (["task=sample", *IDENTITY, "model.conditions=3"], ["conditions=3", "{'label': 3}"]),
+        (["task=sample", *IDENTITY, "model.null=3"], ["null=3", "{'label': 3}"]),
+        (["task=sample", *IDENTITY, "model.time_scale=x"], ["time_scale='x'", "finite numbers"]),
+        (["task=sample", *IDENTITY, "model.integer_time=no"], ["integer_time='no'", "True or False"]),
+        (["task=sample", *IDENTITY, "model.learned_variance=no"], ["learned_variance='no'", "True or False"]),
+        (["task=sample", *IDENTITY, "steps=2", "progress=false"], ["TypeError", "x (8, 1, 28, 28), time (8,)"]),
+        (["task=sample", "model.shape=[1,28]", "progress=false"], ["(1, 28)", "model.shape=[1,28,28]"]),
     ],
 )
 def test_a_wrong_value_gets_one_line_and_exit_code_2(monkeypatch, tmp_path, capsys, arguments, expected):
@@ -132,6 +163,42 @@ def test_a_record_that_cannot_be_written_is_named_before_anything_is_computed(mo
     err = capsys.readouterr().err
     assert "out/run.json is a folder" in err and "hydra.run.dir" in err
     assert not (tmp_path / "out" / "samples.safetensors").exists()
+
+
+def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_computed(monkeypatch, tmp_path, capsys):
+    (tmp_path / "out" / "samples.png").mkdir(parents=True)
+    assert run(monkeypatch, tmp_path, "task=sample", "steps=2", "hydra.run.dir=out", *QUICK) == 2
+    err = capsys.readouterr().err
+    assert "out/samples.png is a folder" in err and "hydra.run.dir" in err
+    assert not (tmp_path / "out" / "samples.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "completed"),
+    [
+        ([], []),
+        (["seed=3"], ["seed=3"]),
+        (["solver=heun"], ["task=sample", "solver=heun"]),
+        (
+            ["seed=3", "nfe=5,10", "-m", "solver=ddim,heun"],
+            ["-m", "seed=3", "task=sample", "nfe=5,10", "solver=ddim,heun"],
+        ),
+        (["-m", "line@solver.line=data,noise"], ["-m", "task=sample", "line@solver.line=data,noise"]),
+        (["task=invert", "steps=5"], ["task=invert", "steps=5"]),
+        (["+experiment=editing", "steps=5"], ["+experiment=editing", "steps=5"]),
+        (["task.images=2", "steps=5"], ["task.images=2", "steps=5"]),
+        (["--config-name=mine", "steps=5"], ["--config-name=mine", "steps=5"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_words_that_describe_a_sampling_mean_the_task_of_sampling(given, completed):
+    assert app.completed(given) == completed
+
+
+def test_a_solver_and_a_number_of_calls_are_all_that_a_sampling_takes(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "solver=heun", "nfe=5", "hydra.run.dir=out", *QUICK) == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["solver"].startswith("Heun") and record["nfe"] == 5
 
 
 def test_a_folder_among_the_pictures_is_none_of_them(tmp_path):
@@ -295,6 +362,29 @@ def test_a_failed_job_is_named_and_leaves_the_others_their_table(monkeypatch, tm
     reason, summary = err.strip().splitlines()
     assert "eta=7" in reason and summary == "odediff: 1 of 3 jobs failed, see their run.json: 1 solver.eta=7"
     assert json.loads((tmp_path / "out" / "1" / "run.json").read_text())["failed"] in reason
+
+
+def test_the_doctor_of_a_sweep_goes_on_after_a_network_with_faults(monkeypatch, tmp_path, capsys):
+    words = ["task=doctor", "samples=4", *coloured(monkeypatch, tmp_path), "hydra.sweep.dir=out"]
+    assert run(monkeypatch, tmp_path, "-m", *words, "model.prediction=v,epsilon,x0") == 1
+    out, err = capsys.readouterr()
+    jobs = [json.loads((tmp_path / "out" / job / "run.json").read_text()) for job in "012"]
+    assert [job["ok"] for job in jobs] == [False, True, False] and ["report" in job for job in jobs] == [True] * 3
+    assert "2 of 3 jobs failed" in err and "0 model.prediction=v" in err and "2 model.prediction=x0" in err
+    assert run(monkeypatch, tmp_path, *words, "model.prediction=v") == 1
+
+
+def test_whatever_a_network_raises_is_one_line_with_its_place(monkeypatch, tmp_path, capsys):
+    for name in ("HYDRA_FULL_ERROR", "ODEDIFF_ONE_LINE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    words = ["task=sample", "steps=2", *coloured(monkeypatch, tmp_path), "model.factory=keyed.Net"]
+    (tmp_path / "keyed.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x, time):\n        return {}['x']\n"
+    )
+    assert run(monkeypatch, tmp_path, *words) == 2
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("odediff: KeyError: 'x'; the network was called with x (8, 3, 8, 8), time (8,) (keyed.py:6;")
 
 
 def test_a_fault_of_ours_keeps_its_traceback_and_leaves_the_other_jobs_their_table(monkeypatch, tmp_path, capsys):

@@ -19,7 +19,7 @@ from odediff.config import configured_solvers
 from odediff.pictures import curves
 from odediff.problems import STANDARD, ExactProblem, standard
 from odediff.ranking import rank
-from odediff.run import Run, build
+from odediff.run import Run, build, refuse_unused
 from odediff.table import text_table
 from solvers import Solver
 
@@ -37,6 +37,11 @@ class Result(NamedTuple):
 
 def run(config: DictConfig, problems: Sequence[str] | None, nfe: Sequence[int], samples: int) -> None:
     """Rank the configured solver; write compare.png and run.json and print the table."""
+    refuse_unused(
+        ("steps", "nfe", "rtol", "samples"),
+        "solvers are compared at task.nfe=[6,10,...] calls, on task.samples=N samples",
+    )
+    refuse_unused(("model", "schedule", "remap", "dtype", "device"), "the problems bring a field and a schedule")
     run = build(config)
     if not run.solver.deterministic:
         raise ValueError(

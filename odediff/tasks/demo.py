@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from odediff import grid as grids
 from odediff.images import embedded_images, embedded_shape
-from odediff.inversion import decode, encode
+from odediff.inversion import decode, encode, encoding_times
 from odediff.pictures import curves, is_picture, labelled_grid, montage
 from odediff.reference import reference_end
-from odediff.run import Run, build, rms
+from odediff.run import Run, build, refuse_unused, rms
 from odediff.sampling import sample
 from odediff.table import text_table
 from solvers import DDIM, DDPM, RK4, GPMultistep, Heun, Node, Noise, NoiseStream, Rotation, Solver
@@ -37,6 +38,11 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
 
     The way there and back is for models of the embedded images' shape; others are sampled alone.
     """
+    refuse_unused(
+        ("solver", "grid", "closing", "steps", "nfe", "rtol", "samples"),
+        "the demonstration shows solvers of its own, at task.nfe=[5,10,...] calls, on task.images=N images; "
+        "task=sample takes yours",
+    )
     run = build(config)
     for name, counts in (("images", [images]), ("nfe", nfe), ("inversion_nfe", inversion_nfe)):
         if not counts or min(counts) < 1:
@@ -46,7 +52,9 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
             f"model.shape={list(run.shape)} is of no picture, which the demonstration draws; use task=sample"
         )
     real = embedded_images(images, run.shape) if run.shape == embedded_shape() else None
-    results: dict[str, Any] = {"samples": _samples(run, images, nfe), "paths": _paths(run)}
+    for ceiling, solver in itertools.product(inversion_nfe if real else (), INVERTERS.values()):
+        encoding_times(run.model, solver, None, None, ceiling)
+    results: dict[str, Any] = {"solver": list(SAMPLERS), "samples": _samples(run, images, nfe), "paths": _paths(run)}
     if real is None:
         print("\nNo round trip: there are no embedded images of this shape; task=invert task.images=FOLDER takes yours")
     else:

@@ -21,9 +21,9 @@ from odediff.model import Model
 from odediff.null_text import negative_prompt, null_text
 from odediff.pictures import labelled_grid, montage
 from odediff.recorders import cycle_diffusion, direct_inversion, edit_friendly
-from odediff.run import Run, build
+from odediff.run import Run, build, refuse_unused
 from odediff.table import text_table
-from solvers import ReversibleSolver, TrajectoryInverse
+from solvers import DDIM, ReversibleSolver, TrajectoryInverse
 from solvers.implicit_inverse import ImplicitInverse
 
 RECORDERS: dict[str, Callable[..., Code]] = {
@@ -46,11 +46,16 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     """
     if method not in (*RECORDERS, "bridge", "slerp"):
         raise ValueError(f"task.method={method} is unknown; use bridge, slerp or one of {', '.join(RECORDERS)}")
+    refuse_unused(("closing",), "an inversion ends at the grid's last time above the data, which no step can leave")
+    if method == "slerp":
+        refuse_unused(("task.shift",), "task.method=slerp stays within the class")
     run, begun = build(config), time.perf_counter()
     if config.nfe is not None:
         raise ValueError(f"nfe={config.nfe}: task=edit counts steps; give steps=...")
     if config.rtol is not None and method not in ("bridge", "slerp"):
         raise ValueError(f"rtol={config.rtol}: task.method={method} records steps; give steps=...")
+    if method in RECORDERS and run.solver != DDIM():
+        refuse_unused(("solver",), f"task.method={method} records steps of DDIM; bridge and slerp take a solver")
     if method == "slerp":
         _interpolate(run)
         return

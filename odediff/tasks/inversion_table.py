@@ -14,7 +14,7 @@ from odediff.inversion import encoding_times
 from odediff.model import Model
 from odediff.pictures import labelled_grid, montage
 from odediff.round_trip import COLUMNS, exact_latent, measure
-from odediff.run import build
+from odediff.run import build, refuse_unused
 from odediff.table import text_table
 from solvers import Solver
 
@@ -24,6 +24,7 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
 
     The columns are those of `odediff.round_trip.measure`.
     """
+    refuse_unused(("solver", "closing", "rtol"), "the table is of task.methods; +task.methods.NAME._target_= adds one")
     run, count = build(config), config.samples
     pictures, labels = embedded_images(count, run.shape)
     model = run.conditioned(count, **run.labelled(labels))
@@ -47,7 +48,7 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
         notes,
         inches=0.6,
     )
-    run.record({"table": records})
+    run.record({"solver": {name: str(solver) for name, solver in ways.items()}, "table": records})
     print(text_table(("method", *COLUMNS), [[record[column] for column in ("method", *COLUMNS)] for record in records]))
     print(f"table and picture in {run.folder}")
 

@@ -10,12 +10,13 @@ from odediff.images import load_images
 from odediff.inversion import decode, encode
 from odediff.metrics import psnr, round_trip_error
 from odediff.pictures import labelled_grid, montage
-from odediff.run import build
+from odediff.run import build, refuse_unused
 from odediff.table import text_table
 
 
 def run(config: DictConfig, images: str | None) -> None:
     """Encode and decode ``samples`` images; write inversion.safetensors, inversion.png and run.json."""
+    refuse_unused(("closing",), "an inversion ends at the grid's last time above the data, which no step can leave")
     run, count = build(config), config.samples
     pictures, labels = load_images(images, count, run.shape)
     model = run.conditioned(count, **run.labelled(labels))

@@ -13,7 +13,7 @@ from torch import Tensor
 from odediff.pictures import joint_laws
 from odediff.problem import probability_flow
 from odediff.problems import exact_model
-from odediff.run import build, require_room
+from odediff.run import build, refuse_unused, require_room
 from odediff.sampling import make_times, sample
 from odediff.table import text_table
 from solvers import DDIM, Node, NoiseStream
@@ -28,6 +28,10 @@ def run(config: DictConfig, etas: list[float]) -> None:
     Write joint.png, the clouds of (noise, data) with their marginals, and run.json, and print the moments beside their
     closed forms.
     """
+    refuse_unused(
+        ("solver", "closing", "rtol", "dtype", "device", "model.guidance", "model.condition"),
+        "Gaussian data are drawn by DDIM with each of task.etas=[0,1,...]",
+    )
     run, count = build(config), config.samples
     if not etas:
         raise ValueError("task.etas=[] leaves nothing to draw; give one or more, such as task.etas=[0,1]")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
+from odediff.config import Config
+from odediff.run import refuse_unused
 from odediff.schedule import VPTable
 from odediff.zoo import dataset, train_classifier, train_network
 from odediff.zoo.export import export
@@ -14,6 +17,10 @@ from odediff.zoo.export import export
 
 def run(config: DictConfig, folder: str) -> None:
     """Train both, or go on where their checkpoints in ``folder`` stop, and export the assets to ``folder``/weights."""
+    refuse_unused(
+        {item.name for item in fields(Config)} - {"task", "data", "device", "progress"},
+        "the embedded network has one recipe, odediff.zoo.train_network.Recipe, and data.root and task.folder",
+    )
     root, target = Path(config.data.root), Path(folder)
     images, labels = dataset.load(root, "train")
     images = dataset.to_network(images)

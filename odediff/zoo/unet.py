@@ -101,7 +101,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        if x.shape[1] != 1 or x.shape[2] % 4 or x.shape[3] % 4:
+        if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(
                 f"states of shape {tuple(x.shape[1:])} are none of the embedded network, which was trained on "
                 "(1, 28, 28); give model.shape=[1,28,28]"
