@@ -14,7 +14,7 @@ from odediff.schedule.base import Array
 Number = TypeVar("Number", float, Array)
 
 _ITERATIONS = 60  # bisection alone needs 53; Newton about 3
-_USUAL = 6  # iterations after which few are left
+_SETTLED = 4e-9  # relative length of a last step of Newton's method that leaves round-off
 _CLOSE = 4e-16  # relative change at which Newton's method has ended
 _SEVERAL = 32  # values from which on arrays take less time than numbers; the bits are the same
 
@@ -65,7 +65,7 @@ class MonotoneSpline:
             return self.last * value / float(self.values[-1])
         i = bisect_right(self.values, value) - 1
         c0, c1, c2, c3 = self._pieces[:, i].tolist()
-        return i + _unit_root(c1, c2, c3, value - c0)
+        return i + _usual_root(c1, c2, c3, value - c0)
 
     def _invert_all(self, values: Array) -> Array:
         i = np.clip(np.searchsorted(self.values, values, side="right") - 1, 0, self.last - 1)
@@ -76,6 +76,15 @@ class MonotoneSpline:
     def _piece(self, n: Array) -> tuple[Array, Array]:
         i = n.astype(np.int64)
         return self._pieces[:, i], n - i
+
+
+def _usual_root(c1: float, c2: float, c3: float, target: float) -> float:
+    """`_unit_roots` of one, in Python's numbers: the same bits, and for few of them less time."""
+    try:
+        f, last = _newton(c1, c2, c3, target)
+    except ZeroDivisionError:
+        return _unit_root(c1, c2, c3, target)
+    return f if abs(last) <= _SETTLED * f else _unit_root(c1, c2, c3, target)
 
 
 def _unit_root(c1: float, c2: float, c3: float, target: float) -> float:
@@ -93,31 +102,30 @@ def _unit_root(c1: float, c2: float, c3: float, target: float) -> float:
 
 
 def _unit_roots(c1: Array, c2: Array, c3: Array, target: Array) -> Array:
-    """`_unit_root` of each, all at once; each stops by itself, and the few that take long are left to it."""
-    f = target / (c1 + c2 + c3)
-    low, high = np.zeros_like(f), np.ones_like(f)
-    found = np.zeros(f.shape, dtype=bool)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for _ in range(_USUAL):
-            excess, slope = _excess(c1, c2, c3, target, f)
-            below = excess < 0
-            low, high = np.where(below, f, low), np.where(below, high, f)
-            newton = f - excess / slope
-            usable = (slope > 0) & (low <= newton) & (newton <= high)
-            following = np.where(usable, newton, 0.5 * (low + high))
-            previous, f = f, np.where(found, f, following)
-            found |= np.abs(f - previous) <= _CLOSE * f
-            if found.all():
-                break
-    for j in np.argwhere(~found):
+    """The root of each: Newton's method without a bracket, and `_unit_root` for the few that it does not settle."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        f, last = _newton(c1, c2, c3, target)
+        settled = np.abs(last) <= _SETTLED * f
+    for j in np.argwhere(~settled):
         at = tuple(j)
         f[at] = _unit_root(*(float(values[at]) for values in (c1, c2, c3, target)))
     return f
 
 
+def _newton(c1: Number, c2: Number, c3: Number, target: Number) -> tuple[Number, Number]:
+    """Three steps of Newton's method, from the chord's root, and the last of them."""
+    f = target / (c1 + c2 + c3)
+    for _ in range(3):
+        excess, slope = _excess(c1, c2, c3, target, f)
+        step = excess / slope
+        f = f - step
+    return f, step
+
+
 def _excess(c1: Number, c2: Number, c3: Number, target: Number, f: Number) -> tuple[Number, Number]:
     """``c1 f + c2 f^2 + c3 f^3 - target`` and its slope."""
-    return f * (c1 + f * (c2 + f * c3)) - target, c1 + f * (2.0 * c2 + f * 3.0 * c3)
+    inner = c2 + f * c3
+    return f * (c1 + f * inner) - target, c1 + f * (2.0 * inner + f * c3)
 
 
 def _increases(spline: PPoly) -> bool:
