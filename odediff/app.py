@@ -111,6 +111,10 @@ def plain_failures(app: App = APP) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the files that are there are whole", 130))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as head(1) does; what is still buffered would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except Exception as error:
         if not _is_plain(error):
             raise

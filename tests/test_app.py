@@ -560,6 +560,12 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
+    command = f"{sys.executable} -m odediff --help | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("odediff: ") and done.stderr == ""
+
+
 def test_the_readmes_library_lines_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     whole, explicit, _, inversion = readme_blocks("python")
