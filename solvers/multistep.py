@@ -194,7 +194,7 @@ class ExponentialAdams(Solver):
         require_path(self, ode)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
-        after = int(self._closed_by_its_own_step(ode))
+        after = int(closed_by_own_step(ode, self.line))
         if state is not None:
             require_run(self, state, History, "history")
             if state.line != self.line:
@@ -205,15 +205,6 @@ class ExponentialAdams(Solver):
         moves = kept_plan(self, ode, tuple(node for node, _ in exact), tuple(nodes), False, None, after)
         slopes = tuple(single(self.line.terms(node, ode.predict(node, known))) for node, known in exact)
         return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
-
-    def _closed_by_its_own_step(self, ode: Any) -> bool:
-        """Whether a closing step follows that is the one which the method itself would take to the data.
-
-        DDIM's, where the line is singular there. On other lines it comes after the method's last step, as
-        ``denoise_to_zero`` does in the reference code of DPM-Solver.
-        """
-        ledger = getattr(ode, "ledger", None)
-        return ledger is not None and ledger.denoises and bool(self.line.singular(DATA))
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
         """Predict at a; move to b."""
@@ -311,6 +302,16 @@ class ExponentialAdams(Solver):
             for j, weight in enumerate(self.weights(ode, a, b, nodes)):
                 weights[j][here] = scale_b * weight
         return Formulas(ratio, weights, reads + (corrector & (reads > 0)))
+
+
+def closed_by_own_step(ode: Any, line: Line) -> bool:
+    """Whether a closing step follows that is the one which a method on ``line`` would itself take to the data.
+
+    DDIM's, where the line is singular there. On other lines it comes after the method's last step, as
+    ``denoise_to_zero`` does in the reference code of DPM-Solver.
+    """
+    ledger = getattr(ode, "ledger", None)
+    return ledger is not None and ledger.denoises and bool(line.singular(DATA))
 
 
 def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from solvers.arguments import as_number, require_whole
 from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
+from solvers.multistep import closed_by_own_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.phi import phi
@@ -20,6 +21,8 @@ from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
 
 HIGHEST = 4
+PURE_NOISE = 1e-8
+"""The alpha below which a node is pure noise but for rounding, and its log-SNR that of a rounding error."""
 
 
 class Coefficients(NamedTuple):
@@ -77,10 +80,14 @@ class SASolver(Solver):
       1/2 in its last weight, ``(1 - e^{-2h} - 2h)/(2h)^2 - 1/2``, has the wrong sign;
     - ``form="reference"``: the code of SA-Solver and diffusers: 1/2 in the place of phi_2 where two slopes are read.
 
-    A step that leaves or reaches a node without a log-SNR (alpha below 1e-3, sigma = 0) freezes both predictions:
-    ``x_b = alpha_b x0 + sigma_b r eps + sigma_b sqrt(1 - r^2) z`` with ``r = (s_b/s_a)^{tau^2}``; the history begins
-    after it. All samples share their nodes. The noise within a step keeps the weak order at 2 whatever the degree of
-    the polynomials, and the form "diffusers" of 3M at 1.
+    On a grid with fewer steps than ``lower_order_below`` no predictor reads more predictions than there are steps to
+    the end, its own and the closing one among them, and no corrector more than one beyond: infinite for SA-Solver's
+    ``lower_order_final``, 15 for that of SDE-DPM-Solver++.
+
+    A step that leaves or reaches a node without a log-SNR (sigma = 0; alpha = 0, on the noise line alpha below 1e-3)
+    freezes both predictions: ``x_b = alpha_b x0 + sigma_b r eps + sigma_b sqrt(1 - r^2) z`` with ``r =
+    (s_b/s_a)^{tau^2}``; the history begins after it. All samples share their nodes. The noise within a step keeps the
+    weak order at 2 whatever the degree of the polynomials, and the form "diffusers" of 3M at 1.
     """
 
     law: ClassVar[Law] = "weak"
@@ -91,6 +98,7 @@ class SASolver(Solver):
     s_min: float = 0.0
     s_max: float = math.inf
     form: Literal["adams", "midpoint", "k_diffusion", "diffusers", "reference"] = "adams"
+    lower_order_below: float = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         require_exponential(self, self.line)
@@ -102,6 +110,11 @@ class SASolver(Solver):
             )
         if not 0 <= as_number(self.s_min) <= as_number(self.s_max):
             raise ValueError(f"SASolver: s_min={self.s_min!r} and s_max={self.s_max!r} must be a range of noise levels")
+        if not as_number(self.lower_order_below) >= 0:
+            raise ValueError(
+                f"SASolver: lower_order_below={self.lower_order_below!r} must be a number of steps; 0 keeps the order "
+                "to the end"
+            )
         if self.form not in ("adams", "midpoint", "k_diffusion", "diffusers", "reference"):
             raise ValueError(
                 f'SASolver: form={self.form!r} is unknown; use "adams", "midpoint", "k_diffusion", "diffusers" or '
@@ -125,6 +138,11 @@ class SASolver(Solver):
         return max(self.predictor_order, self.corrector_order) == 1
 
     @property
+    def carries_on(self) -> bool:
+        """Unless the end of a grid lowers the order."""
+        return self.lower_order_below == 0
+
+    @property
     def deterministic(self) -> bool:
         """Never."""
         return False
@@ -142,6 +160,7 @@ class SASolver(Solver):
             cls(predictor_order=3, corrector_order=0),
             cls(predictor_order=3, corrector_order=0, form="k_diffusion"),
             cls(predictor_order=3, corrector_order=0, form="diffusers"),
+            cls(predictor_order=3, corrector_order=4, lower_order_below=10),
         ]
 
     def start(
@@ -161,8 +180,10 @@ class SASolver(Solver):
         levels = state.levels if state is not None else ()
         correction = state.steps[state.next - 1].correction if state is not None and state.next else ()
         steps: list[Coefficients] = []
-        for a, b in pairwise(nodes):
-            steps.append(self._coefficients(ode, a, b, levels, correction))
+        total = len(nodes) - 1 + closed_by_own_step(ode, self.line)
+        for done, (a, b) in enumerate(pairwise(nodes)):
+            most = total - done if total < self.lower_order_below else HIGHEST
+            steps.append(self._coefficients(ode, a, b, levels, correction, most))
             levels, correction = steps[-1].levels, steps[-1].correction
         earlier = (state.slopes, state.levels) if state is not None else ()
         return Run(stream, tuple(steps), 0, *earlier)
@@ -182,11 +203,15 @@ class SASolver(Solver):
         return Step(end, state=following._replace(slopes=slopes[: len(coefficients.levels)]))
 
     def _coefficients(
-        self, ode: ODE, a: Node, b: Node, levels: tuple[float, ...], correction: tuple[float, ...]
+        self, ode: ODE, a: Node, b: Node, levels: tuple[float, ...], correction: tuple[float, ...], most: int
     ) -> Coefficients:
-        """Those of the step from a to b, after predictions at ``levels``, with the ``correction`` of the state at a."""
+        """Those of the step from a to b, after predictions at ``levels``, with the ``correction`` of the state at a.
+
+        The predictor reads ``most`` of them at the most, the corrector one more.
+        """
         eta = self.tau**2 if self.s_min <= a.s <= self.s_max else 0.0
-        if singular_step(Noise(), ode, a, b) or singular_step(Data(), ode, a, b):
+        singular = singular_step(self.line, ode, a, b) or singular_step(Data(), ode, a, b)
+        if singular or min(a.alpha, b.alpha) < PURE_NOISE:
             r = float(b.s / a.s) ** eta
             std = float(b.sigma) * math.sqrt((1 - r) * (1 + r))
             return Coefficients(math.nan, std, (float(b.alpha), float(b.sigma) * r), (), (), frozen=True)
@@ -197,10 +222,10 @@ class SASolver(Solver):
             scale, std = float(b.sigma / a.sigma) * math.exp(-eta * h), math.sqrt(-math.expm1(-2 * eta * h))
         else:
             scale, std = float(b.alpha / a.alpha), math.sqrt(eta * math.expm1(2 * h))
-        predictor = self._weights(a, b, eta, levels[: self.predictor_order])
+        predictor = self._weights(a, b, eta, levels[: min(self.predictor_order, most)])
         change: tuple[float, ...] = ()
         if self.corrector_order:
-            corrector = self._weights(a, b, eta, (float(b.log_snr), *levels)[: self.corrector_order])
+            corrector = self._weights(a, b, eta, (float(b.log_snr), *levels)[: min(self.corrector_order, most + 1)])
             change = tuple(c - p for c, p in zip_longest(corrector, (0.0, *predictor), fillvalue=0.0))
         weights = tuple(w + scale * c for w, c in zip_longest(predictor, correction, fillvalue=0.0))
         return Coefficients(scale, float(b.sigma) * std, weights, change, levels[:keep])

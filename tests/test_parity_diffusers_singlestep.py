@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from odediff.schedule import VE, RectifiedFlow, VPTable
+from odediff.schedule import VE, RectifiedFlow, VPCosine, VPTable
 from solvers import DDIM, RES2S, Data, DPMSolver2, DPMSolver3, Euler, Heun, Noise, NoiseStream, SASolver, solve
 from solvers.testing import ExactODE, mild_mixture, starting_points
 
@@ -243,21 +243,35 @@ SDE = [
 ]
 
 
+@pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize(("algorithm", "form", "order", "solver"), SDE, ids=str)
-def test_sde_dpm_solver(monkeypatch, algorithm, form, order, solver):
+def test_sde_dpm_solver(monkeypatch, algorithm, form, order, solver, lower):
     to_data = algorithm.endswith("++")
     times = nodes_of(VP, None if to_data else 3.0)
     scheduler = diffusers.DPMSolverMultistepScheduler(
         algorithm_type=algorithm,
         solver_order=order,
         solver_type=form,
-        lower_order_final=False,
+        lower_order_final=lower,
         final_sigmas_type="zero" if to_data else "sigma_min",
     )
     scheduler = prepared(scheduler, levels(VP, times))
     feed(monkeypatch, scheduler, starting_points())
     expected = walk(scheduler, starting_points(), eps_at(VP, times))
+    solver = replace(solver, lower_order_below=15 if lower else 0)
     close(ours(VP, solver, times, starting_points()), expected)
+
+
+def test_sde_dpm_solver_plus_plus_keeps_its_history_from_next_to_pure_noise_on(monkeypatch):
+    ode = ExactODE(mild_mixture().distribution, VPCosine())
+    nodes = [ode.node_at(float(level)) for level in np.linspace(-8.1, 3.0, STEPS)]
+    assert nodes[0].alpha < 4e-4
+    times = [*(node.t for node in nodes), 0.0]
+    scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", lower_order_final=False)
+    scheduler = prepared(scheduler, levels(ode, times))
+    feed(monkeypatch, scheduler, starting_points())
+    expected = walk(scheduler, starting_points(), eps_at(ode, times))
+    close(ours(ode, SASolver(corrector_order=0, form="midpoint"), times, starting_points()), expected)
 
 
 SA = [
@@ -269,9 +283,10 @@ SA = [
 ]
 
 
+@pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("tau", [1.0, 0.6])
 @pytest.mark.parametrize(("predictor", "corrector", "algorithm", "solver"), SA, ids=str)
-def test_sa_solver(monkeypatch, predictor, corrector, algorithm, solver, tau):
+def test_sa_solver(monkeypatch, predictor, corrector, algorithm, solver, tau, lower):
     times = nodes_of(VP, 3.0)
     window = levels(VP, times)[2], levels(VP, times)[7]
     # diffusers' tau is a function of its timestep, here the number of steps left: on from the third node to the eighth.
@@ -279,11 +294,13 @@ def test_sa_solver(monkeypatch, predictor, corrector, algorithm, solver, tau):
         predictor_order=predictor,
         corrector_order=corrector,
         algorithm_type=algorithm,
-        lower_order_final=False,
+        lower_order_final=lower,
         tau_func=lambda t: torch.tensor(tau if STEPS - 7 <= t <= STEPS - 2 else 0.0, dtype=torch.float64),
     )
     scheduler = prepared(scheduler, levels(VP, times))
     feed(monkeypatch, scheduler, starting_points())
     expected = walk(scheduler, starting_points(), eps_at(VP, times))
-    solver = replace(solver, tau=tau, s_min=window[1] * 0.999, s_max=window[0] * 1.001)
+    solver = replace(
+        solver, tau=tau, s_min=window[1] * 0.999, s_max=window[0] * 1.001, lower_order_below=math.inf if lower else 0
+    )
     close(ours(VP, solver, times, starting_points()), expected)
