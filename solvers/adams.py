@@ -26,7 +26,7 @@ from solvers.solver import Solver
 from solvers.sums import accumulate, combine
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
-SAFETY = 0.65
+SAFETY = 0.6
 """Of the step that would just meet the tolerance; at order k the error then aimed at is SAFETY^(k + 1) of it."""
 GROWTH = 2.5
 START_GROWTH = 8.0
@@ -43,12 +43,16 @@ LEAST_START = 1e-9
 """Of the span: where a state is next to nothing its size says little of the solution's scale."""
 CLOSEST = 1e-3
 """Of a step: no call is made nearer to the place of another one."""
-MISS = 0.5
-"""Of the predictor's miss: the least that a step is taken to err by on a line that the solution is not smooth along.
+MISS, MISS_ON_ROTATION = 0.5, 0.1
+"""Of the predictor's miss: the least that a step is taken to err by.
 
-On the noise line and on x(t) each step towards the data is a good part of the distance to where the solution bends, an
-s of the size of the data's deviation, and the change from one order to the next is up to a hundred times too small.
+A step that leaps over a bend of the solution sees it in the newest slope alone, of which the change from one order to
+the next reads a hundredth. On the rotation such bends are those of data that are much thinner or wider than its c. On
+the noise line and on x(t) each step towards the data is a good part of the distance to where the solution bends, an s
+of the size of the data's deviation.
 """
+OLDER = 0.5
+"""Of what the newest slope changes at the end of an extrapolation: the least that this is taken to err by."""
 NEAR = 4.0
 """Steps from the end at which closing without a call is first considered."""
 
@@ -150,7 +154,7 @@ class AdamsRun(Run):
         self.reach = np.minimum(reach, span.length)
         self.h = np.maximum(START * solver.rtol ** (1 / 3) * self.reach, LEAST_START * span.length)
         self.broken = ~np.isfinite(size_of_slope)
-        self.last = _Piece(self.q, self.z, self.past, self.age, self.k)
+        self.last = _Piece(self.q, self.z, self.past, self.age, self.k, np.zeros(count, dtype=bool))
 
     def attempt(self, ode: Any) -> np.ndarray:
         """Predict, evaluate, correct, and choose the next order and step."""
@@ -177,8 +181,8 @@ class AdamsRun(Run):
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
         errors = row_norm(changes.mul_(scale).flatten(0, 1)).reshape(3, -1)
         self.broken = ~np.isfinite(errors[0])
-        if not isinstance(self.solver.line, Rotation):
-            errors[0] *= np.maximum(MISS * np.abs(miss), 1.0)
+        least = MISS_ON_ROTATION if isinstance(self.solver.line, Rotation) else MISS
+        errors[0] *= np.maximum(least * np.abs(miss), 1.0)
         # The first call is a probe: its slope is kept and the state stays, so that the second, of order 2, sets out
         # from the start again and its estimate covers both. From order 1 to the error of order 2 leads h over the
         # solution's scale.
@@ -195,7 +199,7 @@ class AdamsRun(Run):
             odd = self._combine(newton_weights(*terms, k), self.age, self.z)
             closer = row_norm(odd - corrected) <= row_norm(predicted - corrected)
             self.odd = np.where(near, closer, self.odd)
-        self.last = _Piece(q, self.z, nodes, slots, k + 1)
+        self.last = _Piece(q, self.z, nodes, slots, k + 1, np.zeros(len(q), dtype=bool))
         self.k = order
         self.calm = accepted | probe
         self._move(accepted, b, corrected)
@@ -226,17 +230,39 @@ class AdamsRun(Run):
         candidates = at_last | ((rest <= NEAR * self.h) & self.odd)
         if not self.closes or not candidates.any():
             return np.zeros(len(self.q), dtype=bool)
-        every, end = np.arange(len(self.q)), np.full(len(self.q), span.q_b)
-        integrals, differences = _odd_terms(self.past[: self.k.max()], self.q, end, self.odd_gauss)
-        ended = self._combine(newton_weights(integrals, differences, self.k), self.age, self.z)
-        scale = error_scale(span, self.solver.tolerances, span.node(end), ended)
-        last = integrals[self.k - 1, every] * differences[self.k - 1, :, every].T
-        error = row_norm(self._combine(last, self.age).mul_(scale))
+        end, most = np.full(len(self.q), span.q_b), int(self.k.max())
+        ended, error = self._extrapolated(end, most, odd=True)
+        odd = np.ones(len(self.q), dtype=bool)
+        if (at_last & ~self.odd).any():
+            plainly, plain_error = self._extrapolated(end, most, odd=False)
+            odd = ~(at_last & ~self.odd & (plain_error < error))
+            rows = torch.from_numpy(np.flatnonzero(~odd)).to(ended.device)
+            ended.index_copy_(0, rows, plainly[rows])
+            error = np.where(odd, error, plain_error)
         reached = candidates & (at_last | (error <= 1))
         self.closing_error = np.where(reached, error, self.closing_error)
-        self.last = _Piece(self.q, self.z, self.past, self.age, self.k, odd=True)
+        self.last = _Piece(self.q, self.z, self.past, self.age, self.k, odd)
         self._move(reached, end, ended)
         return reached
+
+    def _extrapolated(self, end: np.ndarray, most: int, odd: bool) -> tuple[Tensor, np.ndarray]:
+        """The states at ``end`` by the polynomials through the known slopes, and what they err by.
+
+        The last term says little where steps grow, of which the last is the longest; what the newest slope changes is
+        of the size of the error, and often more.
+        """
+        nodes, k = self.past[:most], self.k
+        if odd:
+            integrals, differences = _odd_terms(nodes, self.q, end, self.odd_gauss)
+        else:
+            integrals, differences = newton_integrals(nodes, self.q, end), self.differences[:most, :most]
+        ended = self._combine(newton_weights(integrals, differences, k), self.age, self.z)
+        scale = error_scale(self.span, self.solver.tolerances, self.span.node(end), ended)
+        last = integrals[k - 1, np.arange(len(k))] * differences[k - 1, :, np.arange(len(k))].T
+        error = row_norm(self._combine(last, self.age).mul_(scale))
+        without = _weights(self.past[1 : most + 1], k, self.q, end, odd)
+        older = row_norm((ended - self._combine(without, self.age[1:], self.z)).mul_(scale))
+        return ended, np.where(self.known > k, np.maximum(error, OLDER * older), error)
 
     def closing_errors(self, rows: np.ndarray) -> np.ndarray:
         """How far the two highest orders disagreed at the end."""
@@ -245,7 +271,8 @@ class AdamsRun(Run):
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """The integral of the last step's own polynomial: of the step's order."""
         last, index = self.last, torch.from_numpy(rows).to(self.z.device)
-        weights = _weights(last.nodes[:, rows], last.used[rows], last.q[rows], q, last.odd)
+        known = last.nodes[:, rows], last.used[rows], last.q[rows], q
+        weights = np.where(last.odd[rows], _weights(*known, odd=True), _weights(*known, odd=False))
         return accumulate(last.z[index], self._by_slot(weights, last.slots[:, rows]), self.slopes[:, index])
 
     def piece(self, row: int) -> "AdamsPiece":
@@ -254,7 +281,7 @@ class AdamsRun(Run):
         nodes = last.nodes[:used, row].copy()
         slopes = tuple(self._kept(row, slot, q) for slot, q in zip(last.slots[:used, row], nodes, strict=True))
         return AdamsPiece(
-            self.span, float(last.q[row]), float(self.q[row]), last.z[row].clone(), nodes, slopes, last.odd
+            self.span, float(last.q[row]), float(self.q[row]), last.z[row].clone(), nodes, slopes, bool(last.odd[row])
         )
 
     def _kept(self, row: int, slot: int, q: float) -> Tensor:
@@ -332,14 +359,17 @@ def _weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, 
 
 @dataclass(frozen=True)
 class _Piece:
-    """The last step of every row: from (q, z), through the first ``used`` nodes, whose slopes are in ``slots``."""
+    """The last step of every row: from (q, z), through the first ``used`` nodes, whose slopes are in ``slots``.
+
+    ``odd`` says whose polynomial is odd.
+    """
 
     q: np.ndarray
     z: Tensor
     nodes: np.ndarray
     slots: np.ndarray
     used: np.ndarray
-    odd: bool = False
+    odd: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """AdaptiveAdams: its weights, its closing, its tolerance, its memory, and `rtol=` in the application's functions."""
 
 import math
+import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 import odediff
 from benchmarks.problems import gaussian, mixture
 from odediff.problems import exact_model
-from solvers import DDIM, AdaptiveAdams, Data, Heun, Noise, Rotation, Scipy, Status, solve
+from solvers import DDIM, AdaptiveAdams, Data, Heun, Node, Noise, Rotation, Scipy, Status, solve
 from solvers.newton_form import (
     divided_differences,
     gauss_legendre,
@@ -22,7 +24,7 @@ from solvers.newton_form import (
     step_integrals,
     with_node_in_front,
 )
-from solvers.testing import SPAN, ExactODE, Gaussian, departures, mild_mixture, reference, starting_points
+from solvers.testing import SPAN, ExactODE, Gaussian, Mixture, departures, mild_mixture, reference, starting_points
 
 
 def noise(count, dimension, seed=0):
@@ -263,3 +265,43 @@ def test_the_tolerance_is_met_from_pure_noise_to_the_data_on_every_line(path, li
         found = odediff.sample(model, noise=x, solver=AdaptiveAdams(line=line, rtol=rtol), grid=grid, closing=None)
         error = (found - data.flow(start, end, x)).square().mean(1).sqrt() / rtol
         assert 0.01 < float(error.median()) < 10
+
+
+# Data that are much thinner or wider than the line's c
+
+
+def median_ratio(found, exact, rtol):
+    return float(((found - exact) / (rtol + rtol * exact.abs())).square().mean(1).sqrt().median())
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("deviation", [0.02, 0.1, 1.0, 5.0, 50.0])
+def test_the_tolerance_is_met_whatever_the_scale_of_the_data(deviation, rtol):
+    path, data = odediff.VPLinear(), Gaussian(0.3, deviation)
+    start, first, end = path.node(1.0), path.node(path.end), path.node(0.0)
+    x = data.flow(Node(0.0, 0.0, 1.0), start, noise(9, 8))
+    model = exact_model(data, path)
+    down = odediff.sample(model, noise=x, rtol=rtol)
+    assert median_ratio(down, data.flow(start, end, x), rtol) < 10
+    images = data.flow(start, first, x)
+    up = odediff.encode(model, images, solver=AdaptiveAdams(rtol=rtol)).x
+    assert median_ratio(up, x, rtol) < 20
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-4, 1e-5, 1e-6])
+def test_what_a_table_cannot_give_of_a_single_image_is_said(rtol):
+    """Below the first entry the flow to a point is no polynomial of slopes from above, plain or odd."""
+    model = exact_model(Gaussian(0.5, 1e-9), odediff.VPTable.linear())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = odediff.sample(model, (4, 8), rtol=rtol, dtype=torch.float64, return_solution=True)
+    named = [float(re.search(r"about (\S+) in", str(one.message)).group(1)) for one in said]
+    assert bool(named) == bool((found.status == Status.FLOOR).any())
+    assert median_ratio(found.x, torch.full_like(found.x, 0.5), max([rtol, *named])) < 30
+
+
+def test_close_modes_are_not_leapt_over():
+    modes = Mixture(torch.tensor([0.5, 0.5]), torch.tensor([[-0.3], [0.3]]), torch.tensor([0.2, 0.2]))
+    model, x, rtol = exact_model(modes, odediff.VPLinear()), noise(32, 1), 1e-3
+    exact = odediff.sample(model, noise=x, solver=AdaptiveAdams(rtol=1e-11))
+    assert median_ratio(odediff.sample(model, noise=x, rtol=rtol), exact, rtol) < 20
