@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -108,6 +109,15 @@ class Model:
     def passes(self) -> int:
         """Network passes for each prediction."""
         return 2 if self.guided else 1
+
+    @property
+    def amplification(self) -> float:
+        """How many times as large as a pass's errors those of a prediction are: sqrt(w^2 + (w - 1)^2), if independent.
+
+        Samples that have scales of their own share the value of w = 3: what one of them is must not depend on others.
+        """
+        w = 3.0 if isinstance(self.guidance, Tensor) else float(self.guidance)
+        return math.hypot(w, w - 1)
 
     @property
     def device(self) -> torch.device:

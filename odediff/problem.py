@@ -19,7 +19,7 @@ class ProbabilityFlow(PathODE):
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.passes = model.passes
+        self.passes, self.amplification = model.passes, model.amplification
 
     @cached_property
     def end(self) -> Node | None:  # type: ignore[override]

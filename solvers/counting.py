@@ -121,6 +121,10 @@ class CountedPathODE(CountedODE, PathODE):
     def end(self) -> Node | None:  # type: ignore[override]
         return self.ode.end
 
+    @property
+    def amplification(self) -> float:  # type: ignore[override]
+        return self.ode.amplification
+
     def coordinates(self) -> Coordinates | None:
         return self.ode.coordinates()
 

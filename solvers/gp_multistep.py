@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_whole
-from solvers.handover import LINE, Stretch, stretch
+from solvers.handover import LINE, NOWHERE, Stretch, stretch
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
 from solvers.prior import Array, Features, Prior, mean_distance
@@ -25,6 +25,8 @@ from solvers.sums import Term, advance, combine, pending, single
 FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
 MOST_POINTS = 8
+STEEP = 3.0
+"""The amplification above which no step to the data is Adams', whose formulas are stable for close nodes alone."""
 MANY_STEPS = 37
 """Above, nodes stand so close that a fifth past prediction tells more than its own error takes away."""
 
@@ -101,6 +103,10 @@ class GPMultistep(Solver):
     Where predictions are relied on down to `PathODE.end` only, as those of a network with a table, there is no state at
     the data to aim at: the data are what denoising at that end gives, and x0 there is what the last step predicts.
 
+    Classifier-free guidance, u + w (c - u), amplifies what its two passes err by (`PathODE.amplification`), and the
+    change of the field with the state as well. So towards the data the process has errors of the network that many
+    times as large, and from about w = 2.6 on the regression goes all the way.
+
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
     Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 between
     nodes that are at most 0.395 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of
@@ -169,17 +175,18 @@ class GPMultistep(Solver):
         if any(isinstance(value, np.ndarray) for node in nodes for value in node):
             raise TypeError(f"nodes: {self} plans one grid for all samples; give each node one time")
         points = self.points or (5 if len(nodes) - 1 > MANY_STEPS else 4)
-        denoised = _denoised(nodes, ode.end)
+        denoised, factor = _denoised(nodes, ode.end), ode.amplification if nodes[-1].s < nodes[0].s else 1.0
+        prior, steep = self.prior.amplified(factor), factor > STEEP
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:
             require_run(self, state, History, "history")
             if state.belief is None:
-                moves, belief = planned(self.prior, points, tuple(nodes), (), denoised)
+                moves, belief = planned(prior, points, tuple(nodes), (), denoised)
             else:
                 belief = state.belief._replace(predictions=state.belief.predictions[: points - 1])
-                moves = plan(self.prior, points, nodes, belief, denoised)
-            adams = stretch(tuple(nodes), tuple(move.calls for move in moves), state.nodes, denoised)
+                moves = plan(prior, points, nodes, belief, denoised)
+            adams = _stretch(moves, tuple(nodes), state.nodes, denoised, steep)
             return state._replace(
                 moves=_handed_over(moves, nodes, adams),
                 next=0,
@@ -188,7 +195,7 @@ class GPMultistep(Solver):
             )
         require_states(past, x)
         known = tuple(node for node, _ in past)
-        moves, belief, adams = _planned_and_handed_over(self.prior, points, tuple(nodes), known, denoised)
+        moves, belief, adams = _planned_and_handed_over(prior, points, tuple(nodes), known, denoised, steep)
         exact = past[: max(points - 1, adams.earlier - adams.first)]
         made = [(node, ode.predict(node, known)) for node, known in exact]
         predictions = tuple(single(prediction.terms(1.0, 0.0)) for _, prediction in made[: points - 1])
@@ -274,12 +281,24 @@ def plan(
 
 @lru_cache(maxsize=64)
 def _planned_and_handed_over(
-    prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...], denoised: Node | None
+    prior: Prior,
+    points: int,
+    nodes: tuple[Node, ...],
+    past: tuple[Node, ...],
+    denoised: Node | None,
+    steep: bool,
 ) -> tuple[tuple[Move, ...], Belief, Stretch]:
     """All moves between ``nodes`` of a solve that begins there, what is believed at the first, and which are Adams'."""
     moves, belief = planned(prior, points, nodes, past[: points - 1], denoised)
-    adams = stretch(nodes, tuple(move.calls for move in moves), past, denoised)
+    adams = _stretch(moves, nodes, past, denoised, steep)
     return _handed_over(moves, nodes, adams), belief, adams
+
+
+def _stretch(
+    moves: Sequence[Move], nodes: tuple[Node, ...], past: tuple[Node, ...], denoised: Node | None, steep: bool
+) -> Stretch:
+    """Which of the steps are Adams': none where slopes change too fast with the state for them."""
+    return NOWHERE if steep else stretch(nodes, tuple(move.calls for move in moves), past, denoised)
 
 
 def _denoised(nodes: Sequence[Node], end: Node | None) -> Node | None:

@@ -110,6 +110,10 @@ class PathODE(ODE):
     """The node below which predictions are not relied on, and data are what denoising there gives; None if there is
     none."""
 
+    amplification: float = 1.0
+    """How many times as large as those of a network's pass a prediction's errors are: sqrt(w^2 + (w - 1)^2) under
+    classifier-free guidance ``u + w (c - u)``, where the two passes err independently."""
+
     @abstractmethod
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """Split ``x`` at ``node`` into data and noise, by one call of the network."""

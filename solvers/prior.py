@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +100,10 @@ class Prior:
         """The constants that are not the defaults."""
         own = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
         return f"Prior({', '.join(own)})"
+
+    def amplified(self, factor: float) -> Prior:
+        """The process of predictions in which a network's errors are so many times as large."""
+        return self if factor == 1 else replace(self, error=factor * self.error)
 
     def own_noise(self, node: Node, before: Node | None) -> float:
         """The deviation of the independent error at ``node``, after a node ``before``, if there is one."""

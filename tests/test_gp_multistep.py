@@ -12,6 +12,7 @@ from scipy.interpolate import CubicSpline
 import odediff
 from benchmarks.live_memory import LiveMemory
 from odediff.defaults import default_grid, default_solver, fixed_closing
+from odediff.problem import probability_flow
 from odediff.problems import exact_model, standard
 from solvers import (
     DDIM,
@@ -35,6 +36,10 @@ from solvers.prior import DECISIONS, SCALES
 from solvers.testing import ExactODE, Gaussian
 
 TABLE = odediff.VPTable.linear()
+
+
+def draws(count: int, dimension: int) -> torch.Tensor:
+    return torch.randn(count, dimension, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def node(s: float) -> Node:
@@ -396,6 +401,59 @@ def test_the_default_leaves_less_than_the_usual_choices_on_problems_it_was_not_c
     grids = (odediff.grid.karras, odediff.grid.log_snr, odediff.grid.uniform_t)
     others = min(median(solver, grid) for solver in (DDIM(), DPMpp(2), DPMpp(3), UniPC()) for grid in grids)
     assert median(GPMultistep(), None) < 0.7 * others
+
+
+# --- guidance -------------------------------------------------------------------------------------------------------
+
+
+def guided(scale) -> odediff.Model:
+    """tanh of the state, and of half of it, as the passes with and without the condition."""
+    return odediff.Model(
+        lambda x, t, size: torch.tanh(size[:, None] * x), TABLE, "v", {"size": 1.0}, {"size": 0.5}, guidance=scale
+    )
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0, 7.5])
+def test_guidance_amplifies_the_errors_of_two_passes(scale):
+    assert guided(scale).amplification == pytest.approx(math.sqrt(scale**2 + (1 - scale) ** 2))
+    ode = probability_flow(guided(scale))
+    times = odediff.grid.plateau(TABLE, 12)
+    found = solve(ode, GPMultistep(), draws(5, 3), times, closing=None).x
+    errors = Prior().error * ode.amplification
+    ode.amplification = 1.0
+    expected = solve(ode, GPMultistep(prior=Prior(error=errors)), draws(5, 3), times, closing=None).x
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "steep"), [(1.0, False), (2.0, False), (3.0, True), (7.5, True)])
+def test_strong_guidance_keeps_adams_from_the_way_to_the_data_alone(scale, steep):
+    ode, times = probability_flow(guided(scale)), odediff.grid.plateau(TABLE, 24)
+    down = GPMultistep().start(ode, ode.nodes(times.tolist()), draws(2, 3))
+    up = GPMultistep().start(ode, ode.nodes(times.flip(0)[1:].tolist()), draws(2, 3))
+    assert all(move.belief for move in down.moves) == steep
+    assert not all(move.belief for move in up.moves)
+
+
+def test_a_sample_does_not_depend_on_the_guidance_of_its_mates():
+    x = draws(3, 3)
+    first, second = (
+        odediff.sample(guided(torch.tensor([2.0, *others])), noise=x, steps=8) for others in ([1.0, 3.0], [7.5, 0.0])
+    )
+    assert torch.equal(first[0], second[0])
+
+
+def test_strong_guidance_of_a_network_is_followed():
+    model = odediff.zoo.fashion_mnist().condition(label=torch.arange(4), guidance=7.5)
+    ode, x = probability_flow(model), torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    exact = odediff.sample(model, noise=x, solver=DPMpp(2), grid=odediff.grid.karras, steps=160)
+
+    def error(steps: int, amplification: float) -> float:
+        ode.amplification = amplification
+        end = solve(ode, GPMultistep(), x, odediff.grid.plateau(ode.model.path, steps), closing=None).x
+        return float((end - exact).square().mean().sqrt())
+
+    for steps in (6, 20):
+        assert error(steps, model.amplification) < 0.8 * error(steps, 1.0)
 
 
 def test_the_flipped_grid_inverts():
