@@ -36,18 +36,28 @@ def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: tor
     if isinstance(value, Tensor) and not value.ndim:
         return placed(value, device).expand(batch)
 
+    require_rows_for(name, value, batch)
+
     def rows(part: Any) -> Any:
         if not isinstance(part, Tensor):
             return part
         if not part.ndim:
             return placed(part, device)
-        if len(part) not in (1, batch):
-            raise ValueError(
-                f"{name} has {len(part)} rows and the batch {batch}; give one value for all, or one row each"
-            )
         return placed(part, device).expand(batch, *part.shape[1:])
 
     return nested(rows, value)
+
+
+def require_rows_for(name: str, value: Any, batch: int) -> None:
+    """Raise `ValueError` where a tensor of ``value`` has neither one row nor one for each of the samples, if any."""
+
+    def check(part: Any) -> None:
+        if _has_rows(part) and batch and len(part) not in (1, batch):
+            raise ValueError(
+                f"{name} has {len(part)} rows and the batch {batch}; give one value for all, or one row each"
+            )
+
+    nested(check, value)
 
 
 def chunks(

@@ -175,8 +175,8 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
             "infinity: give a smaller end, or use grid.angle"
         )
     law = law_of(count) if end is None else departing(count, least)
-    if law.last > least:
-        least, last_time = law.last, path.time(-math.log(law.last))
+    if (last := min(law.last, first / 2)) > least:
+        least, last_time = last, path.time(-math.log(last))
     inner = law.between(first, least, count)
     return _nodes(path, [*path.time(-np.log(above)), *path.time(-inner), last_time])
 

@@ -47,6 +47,7 @@ def class_accuracy(images: Tensor, labels: Tensor, classifier: Callable[[Tensor]
     """Share of images ``(N, ...)`` whose largest logit is that of their label ``(N,)``."""
     if labels.shape != images.shape[:1] or len(labels) == 0:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; pass one label for each of {len(images)} images")
+    _samples("images", images)
     with torch.no_grad():
         predicted = torch.cat([classifier(part).argmax(1) for part in images.split(batch)])
     return (predicted == labels).double().mean().item()

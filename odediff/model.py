@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odediff.conditions import as_tensors, chunks, expanded, selected
+from odediff.conditions import as_tensors, chunks, expanded, require_rows_for, selected
 from odediff.fingerprint import held_modules, module_of
-from odediff.overwriting import LastAnswer, share_memory
+from odediff.overwriting import LastAnswer, share_memory, written
 from odediff.prediction import FORMS, Form, predict, require_information
 from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
@@ -191,6 +191,12 @@ class Model:
             guidance=selected(self.guidance, index),
         )
 
+    def require_batch(self, batch: int) -> None:
+        """Raise `ValueError` where a condition or the guidance has neither one row nor one for each sample."""
+        given = {f"condition {name!r}": value for name, value in (*self.null.items(), *self.conditions.items())}
+        for name, value in {**given, "guidance": self.guidance}.items():
+            require_rows_for(name, value, batch)
+
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """Split ``x`` at ``node`` into data and noise: one pass of the network, or two under guidance."""
         seen, x_seen = (node, x) if self.trained_path is None else self._as_trained(node, x)
@@ -265,12 +271,16 @@ class Model:
             name: expanded(f"condition {name!r}", value, batch, x.device, clock) for name, value in conditions.items()
         }
         if self.chunk is None:
-            version = None if given.is_inference() else given._version
+            words = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
+            before = written([given, *words.values()])
             output = self._pass((given, times), keywords)
-            if version is not None and given._version != version:
+            after = written([given, *words.values()])
+            if after != before:
+                names = ["its input, which is the solver's state", *(f"the condition {name!r}" for name in words)]
+                wrong = next(name for name, one, other in zip(names, before, after, strict=True) if one != other)
                 raise ValueError(
-                    f"network {type(self.network).__name__} writes to its input, which is the solver's state; let it "
-                    "work on x.clone(), or make its first operation one that is not in place"
+                    f"network {type(self.network).__name__} writes to {wrong}; let it work on a clone, or make its "
+                    "first operation one that is not in place"
                 )
             return output if output.dtype is x.dtype else output.to(x.dtype)
         parts = [self._pass(part, words) for part, words in chunks(self.chunk, (given, times), keywords)]
@@ -289,11 +299,17 @@ class Model:
         self._last_answer.replace(output, self.network)
         return output
 
-    @cached_property
+    @property
     def _network_dtype(self) -> torch.dtype | None:
+        parameter = self._parameter
+        return None if parameter is None else parameter.dtype
+
+    @cached_property
+    def _parameter(self) -> Tensor | None:
+        """One that has the network's precision, which may change: `torch.nn.Module.half` changes it in place."""
         module = module_of(self.network)
         parameters = iter(()) if module is None else module.parameters()
-        return next((p.dtype for p in parameters if p.is_floating_point()), None)
+        return next((p for p in parameters if p.is_floating_point()), None)
 
 
 def _guided(unconditional: Tensor, conditional: Tensor, guidance: float | Tensor) -> Tensor:

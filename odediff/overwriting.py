@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ class LastAnswer:
                 " let it return a clone"
             )
         self._answer, self._version = weakref.ref(answer), answer._version
+
+
+def written(tensors: Sequence[Tensor]) -> list[int | None]:
+    """How often each has been written to; None in inference mode, which does not count."""
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:

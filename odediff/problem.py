@@ -44,6 +44,9 @@ class ProbabilityFlow(PathODE):
     def rates(self, t: Real) -> tuple[Real, Real]:
         return self.model.path.rates(t)
 
+    def require_batch(self, batch: int) -> None:
+        self.model.require_batch(batch)
+
     def rows(self, index: Tensor) -> ProbabilityFlow:
         return ProbabilityFlow(self.model.rows(index))
 

@@ -161,7 +161,7 @@ def make_times(
     if nfe is None:
         return times
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
-    while True:
+    while len(times) < 2 * nfe + 16:
         try:
             longer = _placed(place, path, len(times))
         except ValueError:  # a table has no more entries
@@ -169,6 +169,7 @@ def make_times(
         if _calls(ode, solver, longer, closing) > nfe:
             return times
         times = longer
+    return times
 
 
 def times_at_most(place: Grid, path: Schedule, steps: int) -> Tensor:
@@ -216,6 +217,11 @@ def steps_within(solver: Solver, nfe: int, closing: Closing = "denoise") -> int:
     if nfe < _most_calls(solver, steps, closing):
         raise ValueError(
             f"nfe={nfe} does not pay for one step of {solver}; the smallest is {_most_calls(solver, steps, closing)}"
+        )
+    if (paid := _most_calls(solver, 2 * nfe + 16, closing)) <= nfe:
+        raise ValueError(
+            f"nfe={nfe}: by its calls() {solver} makes {paid} calls in {2 * nfe + 16} steps; let calls(n_steps) return "
+            "what n_steps steps cost"
         )
     while _most_calls(solver, steps + 1, closing) <= nfe:
         steps += 1

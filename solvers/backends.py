@@ -247,6 +247,8 @@ class Backend(Solver):
 
     def _follow(self, ode: ODE, nodes: Sequence[Node], x: Tensor) -> list[Tensor]:
         """The states at those nodes after the first that the library reaches."""
+        if self.methods[self.method].couples and not torch.isfinite(x).all():
+            raise NonFinite  # before the library refuses to begin
         field = Field(ode, self.line, nodes, x, self.methods[self.method])
         try:
             z = self.integrate(field, None)

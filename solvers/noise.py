@@ -71,10 +71,11 @@ class NoiseStream:
 
     def __post_init__(self) -> None:
         require_whole("NoiseStream: seed", self.seed, 0, 2**64 - 1, bound="2**64 - 1")
+        object.__setattr__(self, "seed", int(self.seed))  # NumPy's whole numbers overflow
         require_whole("NoiseStream: counter", self.counter, 0, 2**32 - 1, bound="2**32 - 1")
         if self.samples is not None and len(self.samples):
             ids = np.asarray(self.samples)
-            if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**63:
+            if ids.dtype.kind not in "iu" or ids.ndim != 1 or ids.min() < 0 or ids.max() >= 2**63:
                 raise ValueError("NoiseStream: samples must be whole numbers from 0 to 2**63 - 1, one for each sample")
 
     def ids(self, batch: int) -> np.ndarray:

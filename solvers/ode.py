@@ -98,6 +98,9 @@ class ODE(ABC):
         """The same problem for the samples ``index`` alone; an ODE with data of its own per sample overrides this."""
         return self
 
+    def require_batch(self, batch: int) -> None:  # noqa: B027  most have none
+        """Raise `ValueError` unless the data of its own, if there are any, are those of so many samples."""
+
 
 class PathODE(ODE):
     """The probability-flow ODE of a path, ``dx/dt = alpha'(t) x0(x, t) + sigma'(t) eps(x, t)``.

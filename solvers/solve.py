@@ -88,6 +88,7 @@ def solve(
         if not isinstance(stream, NoiseStream):
             raise TypeError(f"stream={stream!r} is no solvers.NoiseStream; pass solvers.NoiseStream(seed)")
         stream.ids(len(x))
+    ode.require_batch(len(x))
     nodes = ode.nodes(_checked_times(times))
     closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
     wrapped = counted(ode, len(x), max_nfe)
@@ -127,7 +128,7 @@ def solve(
                 if trajectory:
                     states.append(x)
                 if callback is not None:
-                    callback(node, x)
+                    _show(callback, node, x)
     except BudgetSpent:
         spent = True
     ledger = wrapped.ledger
@@ -145,6 +146,14 @@ def solve(
     if throw and not solution.success:
         raise SolveError(solution)
     return solution
+
+
+def _show(callback: Callable[[Node, Tensor], None], node: Node, x: Tensor) -> None:
+    """Call it, and refuse what it writes to the state; in inference mode nobody counts what is written."""
+    before = None if x.is_inference() else x._version
+    callback(node, x)
+    if before is not None and x._version != before:
+        raise ValueError("callback writes to the state that is being solved; let it work on x.clone()")
 
 
 def _steps(

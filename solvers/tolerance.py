@@ -276,6 +276,9 @@ class Tolerance(Solver):
     def solve(self, ode: Any, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
         """Solve part by part; the state at a node is yielded when the last sample has passed it."""
         status, done = np.zeros(len(x), dtype=np.int64), 0
+        if ledger := getattr(ode, "ledger", None):  # a solve that ends before its first step has made none
+            none = np.zeros(0, dtype=np.int64)
+            ledger.tried(none, none, none)
         for singular, pairs in groupby(
             pairwise(nodes), key=lambda pair: bool(np.any(singular_step(self.way, ode, *pair)))
         ):

@@ -372,3 +372,13 @@ def test_no_gradient_passes_where_a_library_computes_outside_of_torch(solver):
         assert not solvers.solve(ode, solver, start, [0.5, 0.3, 0.0]).x.requires_grad
         assert solvers.solve(ode, Torchdiffeq(rtol=1e-3), start, [0.5, 0.3, 0.0]).x.requires_grad
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("solver", [Scipy(), Torchdiffeq("dopri5"), Torchdiffeq("scipy_solver")], ids=str)
+def test_a_row_that_is_not_finite_fails_alone(solver):
+    x = starting_points().clone()
+    x[1] = math.nan
+    found = solve(mild_mixture(), solver, x, [1.0, 0.5], throw=False)
+    assert found.status.tolist() == [Status.NON_FINITE if i == 1 else Status.SUCCESS for i in range(len(x))]
+    alone = solve(mild_mixture(), solver, x[:1], [1.0, 0.5]).x
+    assert torch.equal(found.x[:1], alone)

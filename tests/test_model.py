@@ -690,3 +690,48 @@ def test_conditions_may_be_arrays(options):
 def test_conditions_that_are_no_keywords_are_refused():
     with pytest.raises(TypeError, match=r"conditions=\[1\] must be keyword arguments"):
         odediff.Model(Recorded(), TABLE, conditions=[1])
+
+
+def test_a_network_that_writes_to_its_condition_is_refused():
+    def writes(x, time, size):
+        return torch.tanh(x) + size.mul_(0.5)[:, None]
+
+    model = odediff.Model(writes, TABLE, "v", {"size": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"network function writes to the condition 'size'.*clone"):
+        odediff.sample(model, (2, 3), steps=3)
+
+
+@pytest.mark.parametrize("how", [{"steps": 3}, {"rtol": 1e-2}, {"rtol": 1e-2, "solver": solvers.Adaptive()}], ids=str)
+@pytest.mark.parametrize("rows", [3, 8])
+def test_rows_of_another_batch_are_refused_before_the_first_call(how, rows):
+    def never(x, time, size):
+        raise AssertionError("the network was called")
+
+    model = odediff.Model(never, TABLE, "v", {"size": torch.ones(rows)}, {"size": 0.0})
+    with pytest.raises(ValueError, match=f"condition 'size' has {rows} rows and the batch 4"):
+        odediff.sample(model, (4, 2), **how)
+    with pytest.raises(ValueError, match=f"guidance has {rows} rows and the batch 4"):
+        odediff.sample(model.condition(size=1.0, guidance=torch.ones(rows)), (4, 2), **how)
+
+
+def test_a_network_that_changes_its_precision_is_followed():
+    network = torch.nn.Linear(3, 3)
+    model = odediff.Model(Told(network), TABLE, "v")
+    odediff.sample(model, (2, 3), steps=2)
+    network.double()
+    found, expected = (
+        odediff.sample(one, (2, 3), steps=2, dtype=torch.float64)
+        for one in (model, odediff.Model(Told(network), TABLE, "v"))
+    )
+    assert torch.equal(found, expected)
+
+
+class Told(torch.nn.Module):
+    """A module of the state, as a network of state and time."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x, time):
+        return self.module(x)

@@ -168,3 +168,14 @@ def test_ids_may_be_an_array_or_a_tensor():
     expected = draw(NoiseStream(1, (7, 3)), 2)
     assert torch.equal(draw(NoiseStream(1, np.array([7, 3])), 2), expected)
     assert torch.equal(draw(NoiseStream(1, torch.tensor([7, 3])), 2), expected)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int32, np.uint32, np.uint64])
+def test_a_seed_of_numpy_is_that_of_python(kind):
+    like = torch.empty(3, 4)
+    assert torch.equal(NoiseStream(kind(7)).draw(like)[0], NoiseStream(7).draw(like)[0])
+
+
+def test_ids_in_rows_and_columns_are_refused():
+    with pytest.raises(ValueError, match="samples must be whole numbers.*one for each sample"):
+        NoiseStream(0, np.arange(8).reshape(4, 2))

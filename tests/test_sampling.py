@@ -540,3 +540,30 @@ def test_a_network_of_whole_times_follows_no_tolerance():
     model = odediff.Model(_tanh, TABLE, integer_time=True)
     with pytest.raises(ValueError, match="integer_time=True.*give steps or nfe"):
         odediff.sample(model, (2, 3), rtol=1e-2)
+
+
+@dataclass(frozen=True)
+class Miscounted(Solver):
+    """DDIM by an author who took calls for those of one step."""
+
+    order: ClassVar[int] = 1
+
+    def calls(self, n_steps: int) -> int:
+        return 1
+
+    def step(self, ode, a, b, x, state=None):
+        return DDIM().step(ode, a, b, x)
+
+
+def test_calls_that_do_not_grow_with_the_steps_are_named():
+    model = odediff.Model(lambda x, t: torch.tanh(x), odediff.VPLinear(), "v")
+    with pytest.raises(ValueError, match=r"Miscounted\(\) makes \d+ calls in 36 steps; let calls\(n_steps\)"):
+        odediff.sample(model, (2, 3), nfe=10, solver=Miscounted())
+
+
+@pytest.mark.parametrize("loudest", [0.3, 0.5, 1.0, 1.9, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
+def test_the_defaults_nodes_descend_on_paths_that_begin_near_the_data(loudest, steps):
+    path = odediff.VE(0.01, loudest)
+    levels = [path.node(float(t)).s for t in odediff.grid.plateau(path, steps)]
+    assert levels == sorted(set(levels), reverse=True)

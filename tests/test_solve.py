@@ -694,3 +694,14 @@ def test_a_step_that_writes_to_its_state_is_found_out():
 def test_a_step_that_returns_a_bare_tensor_is_told_what_to_return():
     with pytest.raises(TypeError, match=r"step returned a Tensor; let it return solvers\.Step\(x\)"):
         solved(Bare())
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun(), solvers.UniPC(), solvers.AdaptiveAdams()], ids=str)
+def test_a_callback_that_writes_to_the_state_is_refused(solver):
+    with pytest.raises(ValueError, match="callback writes to the state.*clone"):
+        solved(solver, times=TO_THE_DATA, callback=lambda node, x: x.clamp_(-1, 1))
+
+
+def test_a_solve_that_ends_before_its_first_step_has_accepted_none():
+    solution = solved(solvers.AdaptiveAdams(), times=TO_THE_DATA, max_nfe=1, throw=False)
+    assert solution.stats.accepted.tolist() == solution.stats.rejected.tolist() == [0] * len(starting_points())
