@@ -26,7 +26,8 @@ FAR = 70.0
 """Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
 MOST_POINTS = 8
 STEEP = 3.0
-"""The amplification above which no step to the data is Adams', whose formulas are stable for close nodes alone."""
+"""The amplification above which the way to the data is one of larger errors, and none of Adams' formulas, which are
+stable for close nodes alone. At guidance 2, below it, either change costs as often as it helps."""
 MANY_STEPS = 37
 """Above, nodes stand so close that a fifth past prediction tells more than its own error takes away."""
 
@@ -103,9 +104,9 @@ class GPMultistep(Solver):
     Where predictions are relied on down to `PathODE.end` only, as those of a network with a table, there is no state at
     the data to aim at: the data are what denoising at that end gives, and x0 there is what the last step predicts.
 
-    Classifier-free guidance, u + w (c - u), amplifies what its two passes err by (`PathODE.amplification`), and the
-    change of the field with the state as well. So towards the data the process has errors of the network that many
-    times as large, and from about w = 2.6 on the regression goes all the way.
+    Strong classifier-free guidance, u + w (c - u) from about w = 2.6 on, amplifies what its two passes err by
+    (`PathODE.amplification`), and the change of the field with the state as well. There the process has errors of the
+    network that many times as large on the way to the data, and the regression goes all the way.
 
     Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
     Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 between
@@ -175,8 +176,8 @@ class GPMultistep(Solver):
         if any(isinstance(value, np.ndarray) for node in nodes for value in node):
             raise TypeError(f"nodes: {self} plans one grid for all samples; give each node one time")
         points = self.points or (5 if len(nodes) - 1 > MANY_STEPS else 4)
-        denoised, factor = _denoised(nodes, ode.end), ode.amplification if nodes[-1].s < nodes[0].s else 1.0
-        prior, steep = self.prior.amplified(factor), factor > STEEP
+        denoised, steep = _denoised(nodes, ode.end), ode.amplification > STEEP and bool(nodes[-1].s < nodes[0].s)
+        prior = self.prior.amplified(ode.amplification) if steep else self.prior
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         if state is not None:

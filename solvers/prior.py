@@ -103,7 +103,7 @@ class Prior:
 
     def amplified(self, factor: float) -> Prior:
         """The process of predictions in which a network's errors are so many times as large."""
-        return self if factor == 1 else replace(self, error=factor * self.error)
+        return replace(self, error=factor * self.error)
 
     def own_noise(self, node: Node, before: Node | None) -> float:
         """The deviation of the independent error at ``node``, after a node ``before``, if there is one."""
