@@ -26,7 +26,7 @@ from solvers.solver import Solver
 from solvers.sums import accumulate, combine
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
-SAFETY = 0.57
+SAFETY = 0.59
 """Of the step that would just meet the tolerance; at order k the error then aimed at is SAFETY^(k + 1) of it."""
 GROWTH = 2.5
 START_GROWTH = 8.0
@@ -43,7 +43,7 @@ LEAST_START = 1e-9
 """Of the span: where a state is next to nothing its size says little of the solution's scale."""
 CLOSEST = 1e-3
 """Of a step: no call is made nearer to the place of another one."""
-MISS, MISS_ON_ROTATION = 0.5, 0.12
+MISS, MISS_ON_ROTATION = 0.5, 0.1
 """Of the predictor's miss: the least that a step is taken to err by.
 
 A step that leaps over a bend of the solution sees it in the newest slope alone, of which the change from one order to
