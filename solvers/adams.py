@@ -26,7 +26,7 @@ from solvers.solver import Solver
 from solvers.sums import accumulate, combine
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
-SAFETY = 0.59
+SAFETY = 0.61
 """Of the step that would just meet the tolerance; at order k the error then aimed at is SAFETY^(k + 1) of it."""
 GROWTH = 2.5
 START_GROWTH = 8.0
