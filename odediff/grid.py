@@ -49,18 +49,20 @@ def uniform_t(
 ) -> torch.Tensor:
     """Uniform in t, in one of the three ways that diffusers distinguishes (Lin et al. 2023, table 2).
 
-    On a table of T entries the nodes are entries, the very timesteps n - 1 of diffusers, as t = n/T:
+    On a table of T entries the nodes are entries, the very timesteps n - 1 of DDIM and DDPM in diffusers, as t = n/T:
 
     - "linspace": from the last entry to the first, rounded;
-    - "leading": every (T // steps)-th entry counted from the first. It starts below the noise end, at
-      n = 1 + (steps - 1) (T // steps), and never visits t = 1;
+    - "leading": every (T // steps)-th entry counted from the first, or every ((T + 1 - n) // steps)-th from the entry n
+      that is the `end`. It starts below the noise end, at n = 1 + (steps - 1) (T // steps), and never visits t = 1;
     - "trailing": every (T / steps)-th entry counted from the last, rounded. Its last node is T/steps, not `end`, so
       that an inversion begins by doubling sigma/alpha, where "linspace" multiplies it many times over.
 
     Elsewhere [end, start] is cut into steps - 1 parts ("linspace") or into steps parts of which the lower ends are
     taken ("leading"), and [0, start] into steps parts of which the upper ends are taken ("trailing").
 
-    One step is [start, 0] in all three (diffusers takes the least noisy entry in the first two).
+    One step is [start, 0] in all three (diffusers takes the least noisy entry in the first two). The schedulers of
+    DPM-Solver, UniPC, DEIS and SA-Solver there space steps + 1 timesteps in the first two and leave the last one out,
+    and ``steps_offset`` moves all of them: `subsequence` visits whatever a scheduler does.
 
     Raises:
         ValueError: on a table, more steps than entries or an `end` between entries; `end` with "trailing".

@@ -28,7 +28,8 @@ class DynamicThreshold:
     """Clip each sample's x0 at its own quantile of |x0|, at least ``limit``, and scale it back to ``limit``.
 
     Saharia et al. 2022 ("Imagen"), section 2.3 and appendix figure A.10: ``s = max(quantile(|x0|), limit)``, then
-    ``x0 = clip(x0, -s, s) limit / s``.
+    ``x0 = clip(x0, -s, s) limit / s``. diffusers bounds s by ``sample_max_value``, by default at 1, which makes its
+    thresholding `StaticThreshold`.
     """
 
     quantile: float = 0.995
@@ -55,7 +56,9 @@ Threshold = StaticThreshold | DynamicThreshold
 def threshold_prediction(threshold: Threshold, node: Node, prediction: Prediction) -> Prediction:
     """Threshold x0, and let eps follow so that the two still make up the state.
 
-    ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was cut, eps stays as it was.
+    ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was cut, eps stays as it was. So does
+    DDIM of diffusers with ``use_clipped_model_output``; without it, eps is the network's still, and no longer that of
+    the state.
     """
     x0 = threshold(prediction.x0)
     ratio = native(np.where(np.equal(node.sigma, 0), 0.0, divide(node.alpha, node.sigma)))

@@ -101,7 +101,7 @@ class RungeKutta(Staged):
 
 @dataclass(frozen=True)
 class Euler(RungeKutta):
-    """Order 1 (Euler 1768). On the noise line it is DDIM; on x(t) of a rectified flow too."""
+    """Order 1 (Euler 1768). On the noise line it is DDIM; on x(t) of a rectified flow without a shift too."""
 
     order: ClassVar[int] = 1
     tableau: ClassVar[Tableau] = Tableau((0.0,), ((),), (1.0,))

@@ -183,9 +183,10 @@ def _validate(table: Array) -> None:
     rising = np.diff(table) >= 0.0
     if rising.any():
         i = int(rising.argmax())
+        last = " (2**-24, which diffusers puts there for a last 0? Put the 0 back)" if table[i + 1] == 2.0**-24 else ""
         raise ValueError(
             f"alphas_cumprod[{i + 1}] = {table[i + 1]} is not below alphas_cumprod[{i}] = {table[i]}: "
-            "give a strictly decreasing table, least noise first"
+            f"give a strictly decreasing table, least noise first{last}"
         )
 
 
