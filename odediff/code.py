@@ -238,7 +238,7 @@ def _copied(value: Any) -> Any:
 def grid_nodes(model: Model, times: Tensor) -> Tensor:
     """Time, alpha, sigma and the network's time at ``times``, ``(N + 1, 4)`` in float64."""
     nodes = model.path.nodes(times.tolist())
-    return torch.tensor([(*node, model.told_at(node)) for node in nodes], dtype=torch.float64)
+    return torch.tensor([(*node, model.told_at(node)) for node in nodes], dtype=torch.float64, device="cpu")
 
 
 def written(value: Any) -> Any:

@@ -313,7 +313,7 @@ def _descending(path: Schedule, times: Array) -> torch.Tensor:
             f"times contains {positive[-1]}, below the first time that the network knows, {path.first_defined:g}: "
             "go from there to 0 directly"
         )
-    return torch.tensor(times, dtype=torch.float64)
+    return torch.tensor(times, dtype=torch.float64, device="cpu")
 
 
 def _count(path: Schedule, steps: int) -> int:

@@ -221,7 +221,7 @@ def _quadratic_forms(z: Tensor, signs: Tensor) -> Tensor:
     All columns go through one product, strip by strip of D. It is symmetric: of each strip, what lies right of the
     diagonal is never formed, and what lies left of it counts twice.
     """
-    found = torch.zeros(signs.shape[1], dtype=torch.float64)
+    found = torch.zeros(signs.shape[1], dtype=torch.float64, device="cpu")
     for first in range(0, len(z), STRIP):
         strip = _distances(z[first : first + STRIP], z[: first + STRIP])
         strip[:, :first] *= 2

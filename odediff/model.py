@@ -87,7 +87,7 @@ class Model:
             raise TypeError(f"guidance={self.guidance!r} must be a number, or a tensor with one for each sample")
         if isinstance(self.guidance, Tensor) and self.guidance.ndim > 1:
             raise ValueError(f"guidance has shape {tuple(self.guidance.shape)}; give one number for each sample, (B,)")
-        if not torch.isfinite(torch.as_tensor(self.guidance)).all():
+        if not np.isfinite(self.guidance.detach().cpu() if isinstance(self.guidance, Tensor) else self.guidance).all():
             raise ValueError(f"guidance={self.guidance!r} must be finite; 1 is the conditional prediction")
         for name in ("conditions", "null"):
             given = getattr(self, name)
@@ -266,7 +266,7 @@ class Model:
         elif isinstance(time, int | float):
             times = torch.full((batch,), time, dtype=clock, device=x.device)
         else:
-            times = placed(torch.as_tensor(time), x.device, clock).expand(batch)
+            times = placed(torch.from_numpy(np.asarray(time)), x.device, clock).expand(batch)
         keywords = {
             name: expanded(f"condition {name!r}", value, batch, x.device, clock) for name, value in conditions.items()
         }

@@ -93,7 +93,7 @@ def shared_null(
             _, found = _loss_and_gradient(model, a, b, pivot[i], pivot[i + 1], wanted[i], nulls)
             gradients = {name: gradients[name] + found[name] for name in nulls}
             passes += 1
-        nulls = adam.step(nulls, gradients, torch.arange(len(images)), learning_rate)
+        nulls = adam.step(nulls, gradients, torch.arange(len(images), device="cpu"), learning_rate)
     rows = {name: value[None] for name, value in nulls.items()}
     calls = 2 * (len(nodes) - 1)
     optimised = torch.cat([value.flatten(1).to(pivot) for value in nulls.values()], dim=1)
@@ -131,7 +131,7 @@ class _Adam:
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         self.first = {name: torch.zeros_like(value) for name, value in values.items()}
         self.second = {name: torch.zeros_like(value) for name, value in values.items()}
-        self.count = torch.zeros(len(next(iter(values.values()))), dtype=torch.float64)
+        self.count = torch.zeros(len(next(iter(values.values()))), dtype=torch.float64, device="cpu")
 
     def step(
         self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rows: Tensor, rate: float
@@ -191,7 +191,7 @@ def _optimise(
     with torch.no_grad():
         wanted = _landing(_conditional(model), a, b, x)
     adam, values = _Adam(nulls), dict(nulls)
-    active, passes = torch.arange(len(x)), 1
+    active, passes = torch.arange(len(x), device="cpu"), 1
     for _ in range(iterations):
         at = active.to(x.device)
         some = {name: value[active.to(value.device)] for name, value in values.items()}
@@ -247,7 +247,7 @@ def _code(
         grid_nodes(model, times),
         x=x,
         solver=DDIM(),
-        stats=Stats(calls, passes, torch.full((len(x),), calls), len(times) - 1),
+        stats=Stats(calls, passes, torch.full((len(x),), calls, device="cpu"), len(times) - 1),
         status=status,
         nulls=nulls,
     )

@@ -40,7 +40,7 @@ class SlicedWasserstein:
         if projections < 1:
             raise ValueError(f"projections={projections} must be at least 1")
         generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(self.y.shape[1], projections, generator=generator, dtype=torch.float64)
+        directions = torch.randn(self.y.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu")
         self._directions = directions / directions.norm(dim=0)
         self._sorted = self._project(self.y)
 

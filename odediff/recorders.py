@@ -127,7 +127,7 @@ def _record(
             offsets.append(target - mean)
             # From the state that decoding will be in, rounding included, and not from the target.
             x = mean + offsets[-1]
-    before = climbing or Stats(0, 0, torch.zeros(len(first), dtype=torch.int64), 0)
+    before = climbing or Stats(0, 0, torch.zeros(len(first), dtype=torch.int64, device="cpu"), 0)
     here = ode.ledger
     return Code.of(
         model,

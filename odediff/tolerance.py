@@ -87,7 +87,7 @@ def tolerance_span(model: Model, solver: Solver, closing: AutoClosing, grid: obj
         return grids.custom(path, grid), closing
     times = (path.start, 0.0) if closing is None else (path.start, path.end, 0.0)
     _require_regular(model, solver, times[:2])
-    return torch.tensor(times, dtype=torch.float64), closing
+    return torch.tensor(times, dtype=torch.float64, device="cpu"), closing
 
 
 def _reaches_data(model: Model, solver: Solver) -> bool:

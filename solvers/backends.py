@@ -213,12 +213,14 @@ class Backend(Solver):
         """Solve each part of the batch over all nodes, then yield the states node by node."""
         together = self.batched or not self.methods[self.method].couples
         if not len(x):
-            yield from (Step(x, status=torch.zeros(0, dtype=torch.int64)) for _ in nodes[1:])
+            yield from (Step(x, status=torch.zeros(0, dtype=torch.int64, device="cpu")) for _ in nodes[1:])
             return
         rows = torch.arange(len(x), device=x.device)
         parts = (rows,) if together else rows.split(1)
         solved = [self._solve_part(ode if together else ode.rows(part), nodes, x[part]) for part in parts]
-        failed = torch.tensor([status for part, (_, status) in zip(parts, solved, strict=True) for _ in part])
+        failed = torch.tensor(
+            [status for part, (_, status) in zip(parts, solved, strict=True) for _ in part], device="cpu"
+        )
         for states in zip(*(states for states, _ in solved), strict=True):
             yield Step(torch.cat(states), status=failed)
 

@@ -48,7 +48,7 @@ class Ledger:
         self.passes = ode.passes
         self.budget = math.inf if budget is None else budget
         self.batch_calls = 0
-        self.row_calls = torch.zeros(batch, dtype=torch.int64)
+        self.row_calls = torch.zeros(batch, dtype=torch.int64, device="cpu")
         self.first: list[Recorded] | None = None
         self.denoises = False
         self.extrapolate = False

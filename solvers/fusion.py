@@ -39,7 +39,7 @@ def fused(coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]) ->
     results = [result for _ in rows if (result := spare(flat)) is not None]
     # Numbers of their own would be compiled in, and every step would wait for the compiler; so would every new shape.
     wide = torch.promote_types(first.dtype, torch.float32)
-    weights = [placed(torch.tensor(row, dtype=wide), first.device) for row in rows]
+    weights = [placed(torch.tensor(row, dtype=wide, device="cpu"), first.device) for row in rows]
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), bool(results)
     found = _kernel(tuple(map(len, rows)), first.dtype, first.device, modes)(weights, flat, results)
     return [one.reshape(first.shape) for one in found]
@@ -96,7 +96,7 @@ def _kernel(
 def require_compiler() -> None:
     """Raise `ValueError` where `torch.compile` finds no compiler that works."""
     try:
-        fused([(1.0, 1.0)], (torch.zeros(2), torch.zeros(2)))
+        fused([(1.0, 1.0)], (torch.zeros(2, device="cpu"), torch.zeros(2, device="cpu")))
     except Exception as error:  # what is missing decides which of torch's many errors it is
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -116,11 +116,11 @@ class GaussLegendre(Solver):
         require_run(self, state, Tensor)
         if state is not None and state.shape != (len(x),):
             raise ValueError(f"state: it belongs to {len(state)} samples and x has {len(x)}; carry on the same samples")
-        return torch.zeros(len(x), dtype=torch.int64) if state is None else state
+        return torch.zeros(len(x), dtype=torch.int64, device="cpu") if state is None else state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Iterate for the samples that are left, then combine their slopes."""
-        status = torch.zeros(len(x), dtype=torch.int64) if state is None else state.clone()
+        status = torch.zeros(len(x), dtype=torch.int64, device="cpu") if state is None else state.clone()
         singular = np.broadcast_to(singular_step(self.line, ode, a, b), len(x))
         end = torch.full_like(x, math.nan)
         left = (status == Status.SUCCESS).numpy()

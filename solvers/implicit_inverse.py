@@ -134,8 +134,8 @@ class ImplicitInverse(ReversibleSolver):
         if isinstance(state, Effort):
             return state
         require_digits(self, x)
-        none = torch.zeros(len(x), dtype=torch.int64)
-        return Effort(torch.zeros(len(x), dtype=torch.float64), none, none)
+        none = torch.zeros(len(x), dtype=torch.int64, device="cpu")
+        return Effort(torch.zeros(len(x), dtype=torch.float64, device="cpu"), none, none)
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Effort | None = None) -> Step:
         """Solve for the state at b."""
@@ -220,9 +220,14 @@ class FixedPoint(ImplicitInverse):
         defect, relative, bound = self.defect(ode, a, b, x), self.relative(a, b, x), self.bound(x)
         if self.max_iterations == 0:
             everyone = torch.arange(len(x), device=x.device)
-            unknown = torch.full((len(x),), float("nan"), dtype=torch.float64)
+            unknown = torch.full((len(x),), float("nan"), dtype=torch.float64, device="cpu")
             first = x + defect(x, everyone)
-            return first, unknown, torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), dtype=torch.bool)
+            return (
+                first,
+                unknown,
+                torch.zeros(len(x), dtype=torch.int64, device="cpu"),
+                torch.ones(len(x), dtype=torch.bool, device="cpu"),
+            )
         return anderson(defect, x, relative, bound, self.max_iterations, self.damping, self.history)
 
 
@@ -270,8 +275,8 @@ class NewtonKrylov(ImplicitInverse):
         rows = torch.arange(len(x), device=x.device)
         value = defect(z, rows)
         residual = largest(value) * relative
-        iterations = torch.zeros(len(x), dtype=torch.int64)
-        stuck = torch.zeros(len(x), dtype=torch.bool)
+        iterations = torch.zeros(len(x), dtype=torch.int64, device="cpu")
+        stuck = torch.zeros(len(x), dtype=torch.bool, device="cpu")
         while True:
             active = torch.nonzero((residual > bound) & ~stuck & (iterations < self.max_iterations)).ravel()
             if not len(active):
@@ -292,7 +297,7 @@ class NewtonKrylov(ImplicitInverse):
         active: Tensor,
     ) -> Tensor:
         """Take each sample's step, halved until it lowers the defect's norm; in place. Whether one was found."""
-        taken = torch.zeros(len(active), dtype=torch.bool)
+        taken = torch.zeros(len(active), dtype=torch.bool, device="cpu")
         for halving in range(HALVINGS + 1):
             left = torch.nonzero(~taken).ravel()
             if not len(left):

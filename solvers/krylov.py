@@ -33,9 +33,9 @@ def anderson(
         The values, their residuals, the iterations, and whether the bound was met, by sample.
     """
     z = x.clone()
-    residual = torch.full((len(x),), float("inf"), dtype=torch.float64)
-    iterations = torch.zeros(len(x), dtype=torch.int64)
-    active = torch.arange(len(x))
+    residual = torch.full((len(x),), float("inf"), dtype=torch.float64, device="cpu")
+    iterations = torch.zeros(len(x), dtype=torch.int64, device="cpu")
+    active = torch.arange(len(x), device="cpu")
     values: list[Tensor] = []
     defects: list[Tensor] = []
     for k in range(most + 1):

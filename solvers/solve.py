@@ -198,7 +198,7 @@ def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> St
 
 def _extrapolate(end: Node, recent: Sequence[Recorded], x: Tensor, failed: Tensor | None) -> Step:
     """The extrapolated data; samples that were lost stay as they are."""
-    left = torch.arange(len(x)) if failed is None else torch.nonzero(failed == Status.SUCCESS).ravel()
+    left = torch.arange(len(x), device="cpu") if failed is None else torch.nonzero(failed == Status.SUCCESS).ravel()
     reached = extrapolate_data(end, [(record.node, record.data(left)) for record in recent])
     return Step(reached if len(left) == len(x) else x.index_copy(0, left.to(x.device), reached), status=failed)
 

@@ -128,9 +128,9 @@ class TrajectoryInverse(ReversibleSolver):
         for a, b in pairwise(nodes):
             way.append(DDIM().step(ode, a, b, way[-1]).x)
         bound = 100 * torch.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
-        residual = torch.full((len(x),), float("inf"), dtype=torch.float64)
-        iterations = torch.zeros(len(x), dtype=torch.int64)
-        active = torch.arange(len(x))
+        residual = torch.full((len(x),), float("inf"), dtype=torch.float64, device="cpu")
+        iterations = torch.zeros(len(x), dtype=torch.int64, device="cpu")
+        active = torch.arange(len(x), device="cpu")
         for sweep in range(self.max_iterations + 1):
             rows = active.to(x.device)
             some = [state[rows] for state in way]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odediff
+import solvers
 from odediff.defaults import default_grid
 from odediff.doctor import diagnose
 from odediff.problems import exact_model
@@ -567,3 +568,20 @@ def test_the_defaults_nodes_descend_on_paths_that_begin_near_the_data(loudest, s
     path = odediff.VE(0.01, loudest)
     levels = [path.node(float(t)).s for t in odediff.grid.plateau(path, steps)]
     assert levels == sorted(set(levels), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"solver": solvers.UniPC()}, {"rtol": 1e-2}, {"solver": solvers.RK4(line=solvers.Rotation())}], ids=str
+)
+def test_torchs_default_device_is_none_of_the_hosts_business(how):
+    """Times, statuses and counts stay on the host where new tensors go elsewhere; there is no arithmetic on "meta"."""
+    model = odediff.Model(
+        lambda x, t, label: torch.tanh(x) + 0.1 * label[:, None], odediff.VPTable.linear(), "v", {"label": 1.0}
+    )
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    expected = odediff.sample(model, noise=x, **how)
+    images = expected.clone()
+    code = odediff.encode(model, images, steps=4).x
+    with torch.device("meta"):
+        assert torch.equal(odediff.sample(model, noise=x, **how), expected)
+        assert torch.equal(odediff.encode(model, images, steps=4).x, code)

@@ -68,7 +68,7 @@ def diagnose(
     if images.ndim < 2 or len(images) < 4:
         raise ValueError(f"images of shape {tuple(images.shape)}: give at least 4 of them, (N, ...)")
     _require_rows(model, len(images))
-    index = torch.linspace(0, len(images) - 1, min(samples, len(images))).round().long()
+    index = torch.linspace(0, len(images) - 1, min(samples, len(images)), device="cpu").round().long()
     chosen = images[index.to(images.device)].to(_device(model))
     data = chosen if chosen.dtype == torch.float64 else chosen.float()
     if not torch.isfinite(data).all():
@@ -134,13 +134,15 @@ def _require_rows(model: Model, count: int) -> None:
 
 def _device(model: Model) -> torch.device:
     parameters = model.network.parameters() if isinstance(model.network, nn.Module) else iter(())
-    return next(parameters, torch.empty(0)).device
+    return next(parameters, torch.empty(0, device="cpu")).device
 
 
 def _check_noise_end(model: Model, answer: Answer) -> Finding:
     """How much of the noise is in the output, and in each form; x0 looks like v there, and epsilon like flow."""
     share = float((answer.output * answer.noise).double().sum() / answer.noise.double().square().sum())
-    noise = Prediction(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    noise = Prediction(
+        torch.zeros(1, dtype=torch.float64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
+    )
     shares = {reading: reading.sign * float(native(reading.form, answer.node, noise)) for reading in READINGS}
     likely = [str(r) for r, ideal in shares.items() if abs(share - ideal) <= 0.2 * max(abs(ideal), abs(share), 0.1)]
     measured = f"{share:.3g} of pure noise returned, as {' or '.join(likely) or 'no form'} would"

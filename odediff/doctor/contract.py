@@ -41,7 +41,7 @@ def check_contract(declared: Hypothesis, probe: Probe) -> Generator[Finding, Non
     yield _small("repeatable", again, tolerance, remedy)
     remedy = "the rows of a batch see each other: put batch normalisation into eval mode"
     try:
-        alone = ask(declared.model.rows(torch.arange(1)), node, x[:1])
+        alone = ask(declared.model.rows(torch.arange(1, device="cpu")), node, x[:1])
     except Exception as error:
         yield Finding("rows alone", "wrong", f"one row was refused, {_one_line(error)}", remedy)
         return False

@@ -38,7 +38,7 @@ def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Findin
     if verdict.best != verdict.declared:
         yield Finding("time offset", "cannot tell", "not tested", "mend what is wrong above, and ask again")
         return
-    repeated = torch.arange(len(images)).repeat(math.ceil(LEAST_ROWS / len(images)))
+    repeated = torch.arange(len(images), device="cpu").repeat(math.ceil(LEAST_ROWS / len(images)))
     data, rows = images[repeated.to(images.device)], model.rows(repeated)
     stream = NoiseStream(seed, counter=LEVELS)
     entries = _sensitive_entries(path)
