@@ -57,8 +57,9 @@ def sample(
         rtol: a tolerance instead of ``steps`` or ``nfe``: the relative error allowed to each step of each sample. The
             solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed. Each sample takes steps of
             its own, so that the network is told another time in every row.
-        seed: fixes every sample, whatever the batch size, its order, or how work is sharded; to the last bit, if the
-            network's rows do not depend on each other, or with `Model.chunk`.
+        seed: fixes every sample, whatever the batch size, its order, or how work is sharded; to the last bit in float32
+            and float64, if the network's rows do not depend on each other, or with `Model.chunk`. (Sums in half
+            precision round by a row's place in memory.)
         samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
         dtype: of the state that is drawn, float32 unless given; float64 with a float32 network is a supported setting.
         device: of the state that is drawn, that of the network's parameters unless given.

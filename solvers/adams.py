@@ -271,8 +271,11 @@ class AdamsRun(Run):
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """The integral of the last step's own polynomial: of the step's order."""
         last, index = self.last, torch.from_numpy(rows).to(self.z.device)
-        known = last.nodes[:, rows], last.used[rows], last.q[rows], q
-        weights = np.where(last.odd[rows], _weights(*known, odd=True), _weights(*known, odd=False))
+        weights = np.zeros((len(last.nodes), len(rows)))
+        for odd in (False, True):
+            of = np.flatnonzero(last.odd[rows] == odd)
+            some = rows[of]
+            weights[:, of] = _weights(last.nodes[:, some], last.used[some], last.q[some], q[of], odd)
         return accumulate(last.z[index], self._by_slot(weights, last.slots[:, rows]), self.slopes[:, index])
 
     def piece(self, row: int) -> "AdamsPiece":

@@ -83,6 +83,19 @@ def test_check_wants_an_order():
         check(Orderless())
 
 
+def test_check_finds_a_division_by_alpha():
+    @dataclass(frozen=True)
+    class Divided(Solver):
+        order: ClassVar[int] = 1
+
+        def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+            eps = ode.predict(a, x).eps
+            return Step(solvers.combine((b.alpha / a.alpha, x), (b.sigma - a.sigma * b.alpha / a.alpha, eps)))
+
+    with pytest.raises(AssertionError, match="Divided.*divides by alpha = 0 at pure noise"):
+        check(Divided())
+
+
 # The measuring itself
 
 
