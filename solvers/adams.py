@@ -251,18 +251,21 @@ class AdamsRun(Run):
         The last term says little where steps grow, of which the last is the longest; what the newest slope changes is
         of the size of the error, and often more.
         """
-        nodes, k = self.past[:most], self.k
-        if odd:
-            integrals, differences = _odd_terms(nodes, self.q, end, self.odd_gauss)
-        else:
-            integrals, differences = newton_integrals(nodes, self.q, end), self.differences[:most, :most]
+        k = self.k
+        integrals, differences = self._terms(self.past[:most], end, odd)
         ended = self._combine(newton_weights(integrals, differences, k), self.age, self.z)
         scale = error_scale(self.span, self.solver.tolerances, self.span.node(end), ended)
         last = integrals[k - 1, np.arange(len(k))] * differences[k - 1, :, np.arange(len(k))].T
         error = row_norm(self._combine(last, self.age).mul_(scale))
-        without = _weights(self.past[1 : most + 1], k, self.q, end, odd)
+        without = newton_weights(*self._terms(self.past[1 : most + 1], end, odd), k)
         older = row_norm((ended - self._combine(without, self.age[1:], self.z)).mul_(scale))
         return ended, np.where(self.known > k, np.maximum(error, OLDER * older), error)
+
+    def _terms(self, nodes: np.ndarray, end: np.ndarray, odd: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Integrals to ``end`` and divided differences; by rules of one size, so that batch mates change no bit."""
+        if odd:
+            return _odd_terms(nodes, self.q, end, self.odd_gauss)
+        return step_integrals(nodes, self.q, end, self.gauss)[0], divided_differences(nodes)
 
     def closing_errors(self, rows: np.ndarray) -> np.ndarray:
         """How far the two highest orders disagreed at the end."""

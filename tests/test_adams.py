@@ -305,3 +305,23 @@ def test_close_modes_are_not_leapt_over():
     model, x, rtol = exact_model(modes, odediff.VPLinear()), noise(32, 1), 1e-3
     exact = odediff.sample(model, noise=x, solver=AdaptiveAdams(rtol=1e-11))
     assert median_ratio(odediff.sample(model, noise=x, rtol=rtol), exact, rtol) < 20
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
+@pytest.mark.parametrize("deviation", [1e-9, 0.02, 0.6])
+def test_a_table_is_closed_by_the_same_bits_whoever_the_mates_are(deviation, rtol):
+    """Mates of other scales end with other orders, and so with other numbers of slopes in the batch's arrays."""
+    scales = torch.tensor([deviation, 1.0, 5.0, 30.0], dtype=torch.float64)[:, None]
+
+    def network(x, n, scale):
+        node = path.node((n.double().numpy() + 1) / path.T)
+        alpha, sigma = (torch.from_numpy(value)[:, None] for value in (node.alpha, node.sigma))
+        return x * sigma / (alpha**2 * scale**2 + sigma**2)
+
+    path = odediff.VPTable.linear()
+    model, x = odediff.Model(network, path, conditions={"scale": scales}), noise(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = odediff.sample(model, noise=x, rtol=rtol)
+        alone = odediff.sample(model.condition(scale=scales[:1]), noise=x[:1], rtol=rtol)
+    assert torch.equal(together[:1], alone)
