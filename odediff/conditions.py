@@ -36,13 +36,12 @@ def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: tor
     if isinstance(value, Tensor) and not value.ndim:
         return placed(value, device).expand(batch)
 
-    require_rows_for(name, value, batch)
-
     def rows(part: Any) -> Any:
         if not isinstance(part, Tensor):
             return part
         if not part.ndim:
             return placed(part, device)
+        _require_rows(name, part, batch)
         return placed(part, device).expand(batch, *part.shape[1:])
 
     return nested(rows, value)
@@ -50,14 +49,12 @@ def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: tor
 
 def require_rows_for(name: str, value: Any, batch: int) -> None:
     """Raise `ValueError` where a tensor of ``value`` has neither one row nor one for each of the samples, if any."""
+    nested(lambda part: _require_rows(name, part, batch) if batch and _has_rows(part) else None, value)
 
-    def check(part: Any) -> None:
-        if _has_rows(part) and batch and len(part) not in (1, batch):
-            raise ValueError(
-                f"{name} has {len(part)} rows and the batch {batch}; give one value for all, or one row each"
-            )
 
-    nested(check, value)
+def _require_rows(name: str, part: Tensor, batch: int) -> None:
+    if len(part) not in (1, batch):
+        raise ValueError(f"{name} has {len(part)} rows and the batch {batch}; give one value for all, or one row each")
 
 
 def chunks(

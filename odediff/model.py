@@ -271,12 +271,15 @@ class Model:
             name: expanded(f"condition {name!r}", value, batch, x.device, clock) for name, value in conditions.items()
         }
         if self.chunk is None:
-            words = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
-            before = written([given, *words.values()])
+            watched = (
+                [given, *(value for value in keywords.values() if isinstance(value, Tensor))] if keywords else [given]
+            )
+            before = written(watched)
             output = self._pass((given, times), keywords)
-            after = written([given, *words.values()])
+            after = written(watched)
             if after != before:
-                names = ["its input, which is the solver's state", *(f"the condition {name!r}" for name in words)]
+                words = (f"the condition {name!r}" for name, value in keywords.items() if isinstance(value, Tensor))
+                names = ["its input, which is the solver's state", *words]
                 wrong = next(name for name, one, other in zip(names, before, after, strict=True) if one != other)
                 raise ValueError(
                     f"network {type(self.network).__name__} writes to {wrong}; let it work on a clone, or make its "

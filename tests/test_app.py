@@ -374,10 +374,15 @@ def test_the_doctor_of_a_sweep_goes_on_after_a_network_with_faults(monkeypatch, 
     assert run(monkeypatch, tmp_path, *words, "model.prediction=v") == 1
 
 
-def test_whatever_a_network_raises_is_one_line_with_its_place(monkeypatch, tmp_path, capsys):
+def without_wishes(monkeypatch) -> None:
+    """No word in the environment on tracebacks; what the application puts there goes with the test."""
     for name in ("HYDRA_FULL_ERROR", "ODEDIFF_ONE_LINE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+def test_whatever_a_network_raises_is_one_line_with_its_place(monkeypatch, tmp_path, capsys):
+    without_wishes(monkeypatch)
     words = ["task=sample", "steps=2", *coloured(monkeypatch, tmp_path), "model.factory=keyed.Net"]
     (tmp_path / "keyed.py").write_text(
         "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x, time):\n        return {}['x']\n"
@@ -617,9 +622,7 @@ def test_a_tolerance_without_a_solver_takes_the_librarys(monkeypatch, tmp_path, 
 
 
 def test_what_fails_in_a_network_of_ones_own_is_placed_and_shown_whole_at_wish(monkeypatch, tmp_path, capsys):
-    for name in ("HYDRA_FULL_ERROR", "ODEDIFF_ONE_LINE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    without_wishes(monkeypatch)
     words = ["task=sample", "steps=2", *coloured(monkeypatch, tmp_path), "model.factory=mismatched.Net"]
     (tmp_path / "mismatched.py").write_text(
         "import torch\n\n\nclass Net(torch.nn.Module):\n    def forward(self, x, time):\n"
