@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 
+from odediff.device import available
 from odediff.model import Model
 from odediff.prediction import Form
 from odediff.schedule import Schedule, VPTable
@@ -85,6 +86,9 @@ def load(
             raise TypeError(f"{name}={value!r} must be keyword arguments of the network, such as {{'label': 3}}")
     if not isinstance(learned_variance, bool):
         raise TypeError(f"learned_variance={learned_variance!r} must be True or False")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype={dtype!r} is no precision of a network; use torch.float32, or torch.float16 on a GPU")
+    place = available(device)
     # The declaration is checked before the network, which may take minutes to build.
     declared = Model(
         nn.Identity(),
@@ -104,7 +108,7 @@ def load(
         load_weights(network, weights)
     if output is not None or learned_variance:
         network = Selected(network, output, learned_variance)
-    return replace(declared, network=network.to(device, dtype).eval().requires_grad_(False))
+    return replace(declared, network=network.to(place, dtype).eval().requires_grad_(False))
 
 
 def build(factory: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -90,8 +91,7 @@ def decode(
         solvers.SolveError: samples became infinite or NaN.
     """
     probability_flow(model)
-    if not isinstance(code, Code):
-        raise TypeError(f"code is a {type(code).__name__}, no odediff.Code; pass what odediff.encode returned")
+    _require_code(code)
     code.require_model(model, edit)
     if throw and bool(code.status.any()):
         failed = torch.nonzero(code.status).ravel().tolist()
@@ -180,6 +180,7 @@ def mix_codes(one: Code, other: Code, weight: float) -> Code:
         ValueError: the codes differ in grid, solver or model, or carry more than their states.
     """
     for code in (one, other):
+        _require_code(code)
         if code.state is not None or code.offsets is not None or code.nulls:
             raise ValueError(f"code: a code of {code.solver} carries more than its states; encode with a plain solver")
     same = replace(one, conditions=other.conditions, guidance=other.guidance, digest="")
@@ -193,6 +194,8 @@ def slerp(x: Tensor, y: Tensor, weight: float) -> Tensor:
 
     Where x and y are nearly parallel, and sin(theta) has no digits left, it is the straight line.
     """
+    if not math.isfinite(weight):
+        raise ValueError(f"weight={weight!r} must be a finite number: 0 gives the first of the two, 1 the second")
     if x.shape != y.shape or x.ndim < 2:
         raise ValueError(f"y has shape {tuple(y.shape)}; pass that of x, {tuple(x.shape)}, (B, ...)")
     flat_x, flat_y = x.double().flatten(1), y.double().flatten(1)
@@ -204,6 +207,11 @@ def slerp(x: Tensor, y: Tensor, weight: float) -> Tensor:
     of_x = torch.where(straight, 1 - weight, torch.sin((1 - weight) * theta) / safe)
     of_y = torch.where(straight, weight, torch.sin(weight * theta) / safe)
     return (of_x * flat_x + of_y * flat_y).reshape(x.shape).to(x.dtype)
+
+
+def _require_code(code: object) -> None:
+    if not isinstance(code, Code):
+        raise TypeError(f"code is a {type(code).__name__}, no odediff.Code; pass what odediff.encode returned")
 
 
 def _require_reversible(solver: ReversibleSolver, ode: ProbabilityFlow, times: Tensor) -> None:

@@ -292,12 +292,12 @@ class Model:
     def _pass(self, arguments: tuple[Tensor, ...], keywords: Mapping[str, Any]) -> Tensor:
         """One pass of the network, with its output's shape checked."""
         output, x = self.network(*arguments, **keywords), arguments[0]
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
+            got = f"{tuple(output.shape)} of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"network returned {got} for a state of {tuple(x.shape)}; it must return a tensor of that "
-                'shape (odediff.custom.Selected(network, "sample") selects a part of it, learned_variance=True drops '
-                "the variances)"
+                f"network returned {got} for a state of {tuple(x.shape)}; it must return a tensor of that shape, real "
+                'and floating-point (odediff.custom.Selected(network, "sample") selects a part of it, '
+                "learned_variance=True drops the variances)"
             )
         self._last_answer.replace(output, self.network)
         return output

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from odediff.defaults import AutoClosing, Grid
+from odediff.device import available
 from odediff.files import write_json
 from odediff.fingerprint import fingerprint
 from odediff.model import Model
@@ -126,7 +127,7 @@ def build(config: DictConfig) -> Run:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
-    device = _device(config.device)
+    device = available(config.device)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if in_the_way := [path for path in folder.glob("*.*") if path.suffix in WRITTEN and path.is_dir()]:
         raise ValueError(f"{in_the_way[0]} is a folder; choose another place with hydra.run.dir=FOLDER")
@@ -211,18 +212,6 @@ def _on_schedule(model: Model, config: DictConfig) -> Model:
             "the model: leave schedule out, or add remap=snr to ask the network at equal signal-to-noise ratio"
         )
     return model.remap(path)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name} is unknown; use cpu, cuda, cuda:0 or mps") from None
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.type, False):
-        found = ", ".join(kind for kind, there in available.items() if there)
-        raise ValueError(f"device={name} is not available on this machine; found: {found}")
-    return device
 
 
 def _plain(condition: DictConfig | ListConfig | Mapping[str, Any]) -> dict[str, Any]:

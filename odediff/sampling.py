@@ -12,6 +12,7 @@ from torch import Tensor
 
 from odediff import grid as grids
 from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing
+from odediff.device import available
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.schedule import Schedule, VPTable
@@ -99,7 +100,8 @@ def sample(
         dtype = torch.float32 if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype!r} does not hold a state; use torch.float32 or torch.float64")
-        state = torch.empty(_checked_shape(shape), dtype=dtype, device=device or model.device)  # type: ignore[arg-type]
+        place = model.device if device is None else available(device)
+        state = torch.empty(_checked_shape(shape), dtype=dtype, device=place)  # type: ignore[arg-type]
         start = model.path.node(float(times[0]))
         drawn, stream = stream.draw(state)
         noise = drawn.mul_(initial_deviation(start))

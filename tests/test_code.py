@@ -222,6 +222,10 @@ def test_codes_are_mixed_when_they_are_alike():
         odediff.mix_codes(first, odediff.encode(model(), images(), solver=DDIM(), steps=9), 0.5)
     with pytest.raises(ValueError, match="carries more than its states"):
         odediff.mix_codes(first, odediff.encode(model(), images(), solver=BDIA(), steps=8), 0.5)
+    with pytest.raises(TypeError, match="code is a Tensor, no odediff.Code"):
+        odediff.mix_codes(first, second.x, 0.5)
+    with pytest.raises(ValueError, match="weight=nan must be a finite number"):
+        odediff.mix_codes(first, second, float("nan"))
 
 
 # --- every solver, and what a file must hold ----------------------------------------------------------------------

@@ -263,6 +263,10 @@ def test_missing_and_truncated_files_are_named(tmp_path):
         ({"time_offset": 1.0}, ValueError, "time_offset=1.0 needs time_scale"),
         ({"time_scale": 0.0}, ValueError, "time_scale=0.0"),
         ({"time_scale": float("nan")}, ValueError, "time_scale=nan"),
+        ({"device": "gpu"}, ValueError, "device=gpu is unknown; use cpu"),
+        ({"device": "xpu"}, ValueError, "device=xpu is not available on this machine; found: cpu"),
+        ({"dtype": "float32"}, TypeError, "dtype='float32' is no precision.*torch.float32"),
+        ({"dtype": torch.int8}, TypeError, "dtype=torch.int8 is no precision"),
     ],
 )
 def test_a_wrong_declaration_is_refused_before_the_network_is_built(options, error, message):

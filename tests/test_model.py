@@ -504,8 +504,10 @@ def test_a_remapped_table_model_is_not_asked_below_its_first_entry():
         (lambda x, t: x.sum(), r"\(\)"),
         (lambda x, t: None, "NoneType"),
         (lambda x, t: (x, x), "tuple"),
+        (lambda x, t: x.to(torch.complex128), r"\(3, 2, 3\) of torch.complex128|\(2, 2, 3\) of torch.complex128"),
+        (lambda x, t: x.long(), r"\(3, 2, 3\) of torch.int64|\(2, 2, 3\) of torch.int64"),
     ],
-    ids=["fewer channels", "learned variances", "scalar", "None", "tuple"],
+    ids=["fewer channels", "learned variances", "scalar", "None", "tuple", "complex numbers", "whole numbers"],
 )
 def test_a_network_that_returns_something_else_is_named_with_both_shapes(output, named, chunk):
     model = odediff.Model(output, TABLE, chunk=chunk)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odediff.device import available
 from odediff.model import Model
 from odediff.schedule import VPTable
 from odediff.zoo.assets import load_network, read
@@ -22,9 +23,10 @@ def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch
     It is unconditional until ``model.condition(label=3, guidance=2.0)``, labels being indices into `LABELS`. The
     weights were trained in float32 and rounded to float16; every ``dtype`` computes with those rounded values.
     """
+    place = available(device)
     network: Any = load_network(UNet, "network.safetensors")
     # Convolutions on a CPU take a sixth less time so, and on hundreds of images a third.
-    network.to(device, dtype, memory_format=torch.channels_last)
+    network.to(place, dtype, memory_format=torch.channels_last)
     none = {"label": NULL_LABEL}
     return ClassConditional(network, VPTable.linear(), prediction="epsilon", conditions=none, null=none)
 
@@ -59,7 +61,7 @@ class ClassConditional(Model):
 
 def classifier(device: str | torch.device = "cpu") -> Classifier:
     """Return the embedded classifier: ``logits = network(images)``, ``features = network.features(images)``."""
-    return load_network(Classifier, "classifier.safetensors").to(device)
+    return load_network(Classifier, "classifier.safetensors").to(available(device))
 
 
 def test_images() -> tuple[Tensor, Tensor]:
