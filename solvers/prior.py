@@ -56,8 +56,9 @@ class Prior:
       apart in log s, and at most that of the constant, which is reproduced;
     - *an error of the network*: eps differs by a smooth bump in log s, exp(-(log s - c)^2/(2 w^2)), and then
       y = integral_{s_o}^s eps du, x0 = y - s eps, where s_o is the level at which the solve begins: until then it has
-      moved nothing. A network's error is about as large in eps at all levels, so that in x0 it grows with s. Without
-      this part the process suits exact scores, and no trained network.
+      moved nothing. A network's error is about as large in eps at low and middle levels, so that in x0 it grows with s;
+      far above the data, and in networks that predict x0, v or a flow, it grows no more: a bump at the level b = exp(c)
+      is 1/sqrt(1 + (b/bounded)^2) as high. Without this part the process suits exact scores, and no trained network.
 
     What a sum of these cannot follow is independent from one prediction to the next, of deviation
     noise max(floor, min(1, h/spacing)^smoothness) at a distance h in log s from the node before: between close nodes a
@@ -72,6 +73,7 @@ class Prior:
         decision_variance: of the coefficients of all decisions together; that of all Gaussian scales is 1.
         error: the deviation of eps that the network's smooth errors make.
         error_width: w, the correlation length of these errors in log s.
+        error_bounded: the level s above which they are bounded in x0.
         noise: the deviation of the independent error of a prediction of x0.
         spacing: the distance in log s below which nodes are close.
         smoothness: the power of the distance with which that deviation falls between close nodes.
@@ -88,6 +90,7 @@ class Prior:
     decision_variance: float = 0.065
     error: float = 0.008
     error_width: float = 1.1
+    error_bounded: float = 30.0
     noise: float = 0.012
     spacing: float = 0.55
     smoothness: float = 2.5
@@ -143,7 +146,9 @@ class Prior:
         width = self.error_width
         centres = np.arange(math.log(LEAST_LEVEL), math.log(LARGEST_LEVEL) + 2 * width, SPACING * width)
         # Squares of bumps that stand this close add up to the same sum everywhere.
-        deviation = self.error * math.sqrt(SPACING / math.sqrt(math.pi))
+        deviations = (
+            self.error * math.sqrt(SPACING / math.sqrt(math.pi)) / np.hypot(1, np.exp(centres) / self.error_bounded)
+        )
         with np.errstate(divide="ignore"):
             level, beginning = np.log(sigma) - np.log(alpha), np.log(origin)
         eps = np.exp(-(((level - centres) / width) ** 2) / 2)
@@ -151,7 +156,7 @@ class Prior:
         y = whole * (ndtr((level - centres) / width - width) - ndtr((beginning - centres) / width - width))
         with np.errstate(divide="ignore", invalid="ignore"):
             data = np.where(alpha > 0, y - sigma / alpha * eps, 0.0)
-        return deviation * alpha * y, deviation * data
+        return deviations * alpha * y, deviations * data
 
 
 def mean_distance(nodes: Sequence[Node]) -> float:

@@ -388,6 +388,19 @@ def test_more_calls_are_better_from_one_to_fifty():
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.parametrize(
+    "path", [odediff.RectifiedFlow(), odediff.RectifiedFlow(3.0), odediff.VPCosine(start=1.0)], ids=repr
+)
+@pytest.mark.parametrize("nfe", [30, 50])
+def test_what_the_first_step_misses_of_a_mean_is_made_good(path, nfe):
+    # Where s is infinite at the start the first node lies at s = 156 to 213, and the state there is off by mean/s.
+    data = Gaussian(mean=3.0, deviation=1.0)
+    start, x = path.node(path.start), draws(16, 8)
+    found = odediff.sample(exact_model(data, path, "v"), noise=x, nfe=nfe)
+    error = found - data.flow(start, path.node(0.0), x)
+    assert float(error.square().mean().sqrt()) < 2e-4
+
+
 @pytest.mark.parametrize("name", ["mixture_2_held_out", "mixture_16_held_out", "mixture_64_held_out"])
 @pytest.mark.parametrize("nfe", [6, 10, 15])
 def test_the_default_leaves_less_than_the_usual_choices_on_problems_it_was_not_chosen_on(name, nfe):
