@@ -32,7 +32,7 @@ def encode(
     steps: int | None = None,
     nfe: int | None = None,
     rtol: float | None = None,
-    callback: Callable[[Node, Tensor], None] | None = None,
+    callback: Callable[[Node, Tensor], object] | None = None,
     progress: bool = False,
     throw: bool = True,
 ) -> Code:
@@ -76,7 +76,7 @@ def decode(
     code: Code,
     *,
     edit: bool = False,
-    callback: Callable[[Node, Tensor], None] | None = None,
+    callback: Callable[[Node, Tensor], object] | None = None,
     progress: bool = False,
     throw: bool = True,
 ) -> Tensor:
@@ -157,7 +157,7 @@ def climb(
     images: Tensor,
     times: Tensor,
     *,
-    callback: Callable[[Node, Tensor], None] | None = None,
+    callback: Callable[[Node, Tensor], object] | None = None,
     progress: bool = False,
     throw: bool = True,
     trajectory: bool = False,

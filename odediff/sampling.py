@@ -39,7 +39,7 @@ def sample(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     closing: AutoClosing = "auto",
-    callback: Callable[[Node, Tensor], None] | None = None,
+    callback: Callable[[Node, Tensor], object] | None = None,
     progress: bool = False,
     trajectory: bool = False,
     return_solution: bool = False,

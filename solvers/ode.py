@@ -83,7 +83,7 @@ class ODE(ABC):
         """Return dx/dt in the shape of ``x``, ``(B, ...)``.
 
         ``t`` is a float or, from methods whose samples keep their own times, what `PathODE` works with, a ``(B,)``
-        array; any other ODE gets a tensor ``(B, 1, ...)`` that broadcasts against ``x``.
+        array; any other ODE gets a tensor ``(B, 1, ...)`` in the dtype of ``x`` that broadcasts against it.
         """
 
     def node(self, t: Real) -> Node:

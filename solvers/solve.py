@@ -38,7 +38,7 @@ def solve(
     stream: NoiseStream | None = None,
     past: Past = (),
     state: Any = None,
-    callback: Callable[[Node, Tensor], None] | None = None,
+    callback: Callable[[Node, Tensor], object] | None = None,
     progress: bool = False,
     throw: bool = True,
     max_nfe: int | None = None,
@@ -148,12 +148,17 @@ def solve(
     return solution
 
 
-def _show(callback: Callable[[Node, Tensor], None], node: Node, x: Tensor) -> None:
+def _show(callback: Callable[[Node, Tensor], object], node: Node, x: Tensor) -> None:
     """Call it, and refuse what it writes to the state; in inference mode nobody counts what is written."""
     before = None if x.is_inference() else x._version
-    callback(node, x)
+    answer = callback(node, x)
     if before is not None and x._version != before:
         raise ValueError("callback writes to the state that is being solved; let it work on x.clone()")
+    if isinstance(answer, Tensor):
+        raise ValueError(
+            "callback returns a tensor, which nothing reads; let it return None. What steers a solve is its field: the "
+            "network of a model may be any function"
+        )
 
 
 def _steps(
@@ -169,7 +174,7 @@ def _steps(
     """The solver's steps over ``body``, then the closing step if ``nodes`` has one more."""
     failed = None
     if len(body) > 1:
-        for step in solver.solve(ode, body, x, state):
+        for step in _kept(solver, solver.solve(ode, body, x, state), len(body) - 1, x):
             x, state, failed = step.x, step.state, step.status
             if ode.ledger.first is not None:
                 recent.extend(ode.ledger.first)
@@ -182,6 +187,35 @@ def _steps(
             yield _extrapolate(nodes[-1], usable, x, failed)._replace(state=state)
         else:
             yield _denoise(ode, nodes[-2], nodes[-1], x, failed)._replace(state=state)
+
+
+def _kept(solver: Solver, steps: Iterator[Step], wanted: int, x: Tensor) -> Iterator[Step]:
+    """The steps of a method that keeps the contract; any other is refused at the first that breaks it."""
+    own = "step" if type(solver).solve is Solver.solve else "solve"
+    for made in range(wanted):
+        version = None if x.is_inference() else x._version
+        step = next(steps, None)
+        if step is None:
+            raise ValueError(
+                f"{solver}.solve ended after {made} of {wanted} steps; let it yield one for every interval"
+            )
+        if not isinstance(step, Step):
+            verb = "returned" if own == "step" else "yielded"
+            raise TypeError(f"{solver}.{own} {verb} a {type(step).__name__}; let it {verb[:-2]} solvers.Step(x)")
+        if version is not None and x._version != version:
+            raise ValueError(
+                f"{solver}.{own} writes to the state x that it is given, which belongs to the caller; let it compute "
+                "a new tensor, as solvers.combine does"
+            )
+        if step.x.shape != x.shape or step.x.dtype is not x.dtype:
+            raise ValueError(
+                f"{solver}.{own}: a {x.dtype} state came back as {step.x.dtype}, and {tuple(x.shape)} as "
+                f"{tuple(step.x.shape)}; let it keep both"
+            )
+        x = step.x
+        yield step
+    if next(steps, None) is not None:
+        raise ValueError(f"{solver}.solve goes on after {wanted} steps; let it yield one for every interval")
 
 
 def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> Step:

@@ -17,13 +17,12 @@ Past = Sequence[tuple[Node, Tensor]]
 
 
 class Step(NamedTuple):
-    """What one step returns: the state at ``b``, an estimate of its local error if there is one, the run's state.
+    """What one step returns: the state at ``b``, and the run's state.
 
     A method that can lose single samples reports them in ``status``, int64 ``(B,)`` with the values of `Status`.
     """
 
     x: Tensor
-    error: Tensor | None = None
     state: Any = None
     status: Tensor | None = None
 
@@ -35,8 +34,9 @@ class Solver(ABC):
     1. **Make it a frozen dataclass.** Its fields are its settings; nothing of a run is stored on it.
 
     2. **Write** `step` **from node a to node b.** On a path it may call ``ode.predict(a, x)``, which gives ``x0`` and
-       ``eps`` (one network call), and put them together with `combine`; on any ODE it may call ``ode(t, x)``. ``b``
-       may lie after or before ``a``: never negate a time, never assume a direction::
+       ``eps`` (one network call), and put them together with `combine`; on any ODE it may call ``ode(t, x)``. What it
+       is given and what the ODE answers it reads, and never writes to. ``b`` may lie after or before ``a``: never
+       negate a time, never assume a direction::
 
             @dataclass(frozen=True)
             class MyDDIM(Solver):
@@ -124,22 +124,9 @@ class Solver(ABC):
     def solve(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
         """Yield one `Step` for every node after the first."""
         for a, b in pairwise(nodes):
-            version = None if x.is_inference() else x._version
             step = self.step(ode, a, b, x, state)
-            if not isinstance(step, Step):
-                raise TypeError(f"{self}.step returned a {type(step).__name__}; let it return solvers.Step(x)")
-            if version is not None and x._version != version:
-                raise ValueError(
-                    f"{self}.step writes to the state x that it is given, which belongs to the caller; let it compute "
-                    "a new tensor, as solvers.combine does"
-                )
-            if step.x.shape != x.shape or step.x.dtype is not x.dtype:
-                raise ValueError(
-                    f"{self}.step: a {x.dtype} state came back as {step.x.dtype}, and {tuple(x.shape)} as "
-                    f"{tuple(step.x.shape)}; let it keep both"
-                )
-            x, state = step.x, step.state
             yield step
+            x, state = step.x, step.state
 
     def calls(self, n_steps: int) -> int:
         """Evaluations that ``n_steps`` steps cost at most."""

@@ -401,6 +401,18 @@ def test_what_the_first_step_misses_of_a_mean_is_made_good(path, nfe):
     assert float(error.square().mean().sqrt()) < 2e-4
 
 
+@pytest.mark.parametrize("nfe", [8, 12, 20])
+def test_a_schedule_that_begins_in_little_noise_is_solved_better_than_by_a_polynomial(nfe):
+    model = exact_model(standard("mixture_16_held_out").distribution, odediff.VE(0.002, 3.0))
+    noise = 3 * draws(64, 16)
+    exact = odediff.sample(model, noise=noise, rtol=1e-9)
+    ours, others = (
+        float((odediff.sample(model, noise=noise, nfe=nfe, solver=solver) - exact).norm(dim=1).median())
+        for solver in (None, DPMpp(2))
+    )
+    assert ours < 0.3 * others
+
+
 @pytest.mark.parametrize("name", ["mixture_2_held_out", "mixture_16_held_out", "mixture_64_held_out"])
 @pytest.mark.parametrize("nfe", [6, 10, 15])
 def test_the_default_leaves_less_than_the_usual_choices_on_problems_it_was_not_chosen_on(name, nfe):
@@ -486,8 +498,9 @@ def test_the_flipped_grid_inverts():
 
 
 def test_the_default_steps_aside_for_schedules_that_do_not_begin_in_noise():
-    path = odediff.VE(0.002, 3.0)
-    with pytest.warns(UserWarning, match=r"begins at sigma/alpha = 3.*DPMpp\(order=2"):
+    assert default_solver(odediff.VE(0.002, 3.0)) == GPMultistep()
+    path = odediff.VE(0.002, 1.5)
+    with pytest.warns(UserWarning, match=r"begins at sigma/alpha = 1.5.*DPMpp\(order=2"):
         assert default_solver(path) == DPMpp(2)
     with pytest.warns(UserWarning, match="name a solver"):
         odediff.sample(exact_model(Gaussian(), path), (2, 3), nfe=5)

@@ -1,7 +1,7 @@
 """Every exported solver does what it declares; and `solvers.testing.check` finds out those that do not."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from inspect import isabstract
 from typing import Any, ClassVar
 
@@ -16,12 +16,15 @@ from solvers.testing import (
     CHECKS,
     SPAN,
     check,
+    check_alternating_steps,
+    check_answers_stay,
     check_both_ends,
     check_calls,
     check_carry_on,
     check_dtype,
     check_independence,
     check_law,
+    check_runs_apart,
     departures,
     measured_order,
     mild_mixture,
@@ -324,10 +327,142 @@ class Forgetful(DDIM):
         return super().start(ode, nodes, x, stream=stream or solvers.NoiseStream(0), past=past)
 
 
+@dataclass(frozen=True)
+class Promising(DDIM):
+    """It declares five calls a step and makes one."""
+
+    def calls(self, n_steps: int) -> int:
+        return 5 * n_steps
+
+
+@dataclass(frozen=True)
+class Equal(Solver):
+    """Adams-Bashforth on the noise line with the weights of equal steps, whatever the nodes are."""
+
+    order: ClassVar[int] = 2
+
+    @property
+    def one_step(self) -> bool:
+        return False
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        eps = ode.predict(a, x).eps
+        if a.alpha == 0 or b.sigma == 0:
+            return Step(DDIM().step(ode, a, b, x).x)
+        h, before = b.s - a.s, eps if state is None else state
+        return Step(combine((b.alpha / a.alpha, x), (1.5 * b.alpha * h, eps), (-0.5 * b.alpha * h, before)), state=eps)
+
+
+@dataclass(frozen=True)
+class Remembering(Equal):
+    """Its history lives on the instance; a new solve clears it."""
+
+    memory: dict = field(default_factory=dict, hash=False, compare=False, repr=False)
+
+    @property
+    def carries_on(self) -> bool:
+        return False
+
+    def start(self, ode: Any, nodes: Any, x: torch.Tensor, **history: Any) -> None:
+        self.memory.clear()
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        step = super().step(ode, a, b, x, self.memory.get("eps"))
+        self.memory["eps"] = step.state
+        return Step(step.x)
+
+
+@dataclass(frozen=True)
+class Appending(Equal):
+    """Its state is a list that it appends to."""
+
+    def start(self, ode: Any, nodes: Any, x: torch.Tensor, *, stream: Any = None, past: Any = (), state: Any = None):
+        return [] if state is None else state
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        step = super().step(ode, a, b, x, state[-1] if state else None)
+        state.append(step.state)
+        return Step(step.x, state=state)
+
+
+@dataclass(frozen=True)
+class Overwriting(Solver):
+    """DDIM in the memory of a prediction."""
+
+    order: ClassVar[int] = 1
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        prediction = ode.predict(a, x)
+        return Step(prediction.x0.mul_(b.alpha).add_(prediction.eps, alpha=b.sigma))
+
+
+@dataclass(frozen=True)
+class Ending(DDIM):
+    """Its own stepping misses the last interval."""
+
+    def solve(self, ode: Any, nodes: Any, x: torch.Tensor, state: Any):
+        yield from super().solve(ode, nodes[:-1], x, state)
+
+
+@dataclass(frozen=True)
+class GoingOn(DDIM):
+    """Its own stepping yields the end twice."""
+
+    def solve(self, ode: Any, nodes: Any, x: torch.Tensor, state: Any):
+        for step in super().solve(ode, nodes, x, state):
+            yield step
+        yield step
+
+
+@dataclass(frozen=True)
+class InPlace(DDIM):
+    """Its own stepping writes to what it is given."""
+
+    def solve(self, ode: Any, nodes: Any, x: torch.Tensor, state: Any):
+        for step in super().solve(ode, nodes, x.clone(), state):
+            x.copy_(step.x)
+            yield step
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (Ending(), r"Ending\(eta=0.0\).solve ended after 4 of 5 steps"),
+        (GoingOn(), r"GoingOn\(eta=0.0\).solve goes on after 5 steps"),
+        (InPlace(), r"InPlace\(eta=0.0\).solve writes to the state x"),
+    ],
+    ids=str,
+)
+def test_stepping_of_its_own_that_breaks_the_contract_is_refused(solver, message):
+    x = departures(*SPAN).clone()
+    with pytest.raises(ValueError, match=message):
+        solvers.solve(mild_mixture(), solver, x, uneven_times(*SPAN, 5))
+    with pytest.raises(ValueError, match=message.replace("5 steps", r"\d+ steps").replace("4 of", r"\d+ of")):
+        check(solver)
+
+
+@dataclass(frozen=True)
+class Lost(DDIM):
+    """Its steps are not finite."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(super().step(ode, a, b, x).x * math.inf)
+
+
+def test_a_failure_in_the_midst_of_a_check_names_the_solver():
+    with pytest.raises(AssertionError, match=r"^Lost\(eta=0.0\): SolveError: .*NON_FINITE"):
+        check(Lost())
+
+
 @pytest.mark.parametrize(
     "part, solver, message",
     [
         (check_calls, Careless(), "6 steps made 12 calls, declared 6"),
+        (check_calls, Promising(), "6 steps made 6 calls, declared 30; nfe= would take fewer"),
+        (check_alternating_steps, Equal(), "order 1.0.* distances alternate, declared 2; let the weights follow"),
+        (check_runs_apart, Remembering(), "in the midst of another ends elsewhere.*never on the instance"),
+        (check_runs_apart, Appending(), "changes the state that it is given; let it return a new one"),
+        (check_answers_stay, Overwriting(), "writes to a prediction"),
         (check_independence, Coupled(), "apart from the others"),
         (check_independence, Positional(), "apart from the others"),
         (check_dtype, Widening(), "float64"),

@@ -2,182 +2,22 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from solvers.noise import NoiseStream
-from solvers.ode import Node
+from solvers.ode import Node, PathODE, Prediction
 from solvers.real import Real, native
-from solvers.solution import Status
 from solvers.solve import solve
 from solvers.solver import Solver
-from solvers.testing.distributions import ExactODE, Gaussian, Trigonometric
-from solvers.testing.problem import (
-    CHECKPOINTS,
-    HISTORY,
-    SPAN,
-    across,
-    departures,
-    mild_mixture,
-    opening,
-    reference,
-    starting_points,
-    uneven_times,
-)
+from solvers.testing.distributions import ExactODE, Trigonometric
+from solvers.testing.laws import check_alternating_steps, check_law
+from solvers.testing.problem import SPAN, across, mild_mixture, starting_points, uneven_times
 
-MOST_STEPS = 1280
-ROUND_OFF = float(np.finfo(np.float64).eps)
-"""Of a state of size 1."""
-BOUND = 0.05
-"""The largest error of a method without an order, from 20 steps on."""
 ERROR_AT_THE_ENDS = 0.5
 """Twice what DDIM leaves after 12 steps over the whole path."""
-MOST_CALLS = 150
-TOLERANCE_FACTOR = 200
-"""Pairs of low order with a small error constant, such as torchdiffeq's fehlberg2, come near it."""
-
-
-def error_on_the_way(solver: Solver, start: float, end: float, steps: int, exact_history: bool = False) -> float:
-    """The root mean square error of one solve of the mild mixture, over all samples and checkpoints.
-
-    At one time and for one sample the leading term of an error may happen to vanish, and a wrong order shows. With
-    ``exact_history`` the first nodes of the grid, as far as the first checkpoint at most, are the exact past of the
-    solve, which begins at the last of them.
-    """
-    times, stride = uneven_times(start, end, steps), steps // CHECKPOINTS
-    known = min(HISTORY, stride) if exact_history else 0
-    x = (opening(start, end, steps)[known] if known else departures(start, end)).clone()
-    problem = mild_mixture().watching(x, (start, end))
-    past = [(problem.node(float(times[i])), opening(start, end, steps)[i]) for i in reversed(range(known))]
-    found = solve(problem, solver, x, times[known:], past=past, trajectory=True).trajectory
-    assert found is not None
-    ahead = [i for i in range(CHECKPOINTS) if (i + 1) * stride > known]
-    reached = found[[(i + 1) * stride - known for i in ahead]]
-    return float((reached - reference(start, end)[ahead]).square().mean().sqrt())
-
-
-def measured_order(error: Callable[[int], float]) -> float:
-    """The slope of the error over the last two doublings of the steps above 100 times round-off."""
-    errors: list[float] = []
-    steps = CHECKPOINTS
-    while steps <= MOST_STEPS:
-        errors.append(error(steps))
-        if errors[-1] < 100 * ROUND_OFF:
-            errors.pop()
-            break
-        steps *= 2
-    if len(errors) < 3:
-        raise AssertionError(f"only {len(errors)} errors above round-off: {errors}")
-    return math.log2(errors[-3] / errors[-1]) / 2
-
-
-def check_order(solver: Solver) -> None:
-    """The declared orders, from noise to data and from data to noise.
-
-    From its own start a method measures an order between `own_start_order` and `order`: where the start hardly matters,
-    its error falls faster than it will in the end. In one of the directions it is `own_start_order`.
-    """
-    own, order = solver.own_start_order, solver.order
-    slopes = {}
-    for span in (SPAN, SPAN[::-1]):
-        slopes[span] = measured_order(partial(error_on_the_way, solver, *span))
-        if not own - 0.2 < slopes[span] < order + 0.2:
-            raise AssertionError(f"{_measured(solver, slopes[span], span)}, declared {_from_own_start(own, order)}")
-    slowest = min(slopes, key=lambda span: slopes[span])
-    if not slopes[slowest] < own + 0.2:
-        raise AssertionError(f"{_measured(solver, slopes[slowest], slowest)}, declared {_from_own_start(own, order)}")
-    if own == order:
-        return
-    for span in (SPAN, SPAN[::-1]):
-        slope = measured_order(partial(error_on_the_way, solver, *span, exact_history=True))
-        if not abs(slope - order) < 0.2:
-            raise AssertionError(f"{_measured(solver, slope, span)} with exact history, declared {order}")
-
-
-def _measured(solver: Solver, slope: float, span: Sequence[float]) -> str:
-    return f"{solver}: measured order {slope:.2f} from t={span[0]} to t={span[1]}"
-
-
-def _from_own_start(own: int, order: int) -> str:
-    return str(order) if own == order else f"{own} from its own start, {order} with exact history"
-
-
-def check_bounded(solver: Solver) -> None:
-    """An error without an order stays small, from noise to data and from data to noise."""
-    for start, end in (SPAN, SPAN[::-1]):
-        for steps in (20, 40, 80, 160):
-            error = error_on_the_way(solver, start, end, steps)
-            if not error < BOUND:
-                raise AssertionError(f"{solver}: error {error:.1e} of {steps} steps from t={start} to t={end}")
-
-
-@dataclass(frozen=True)
-class Impulses(NoiseStream):
-    """A stream whose draw number k is 1 in row k + 1 and 0 elsewhere: it reads off a linear solve's response."""
-
-    def draw(self, like: Tensor) -> tuple[Tensor, NoiseStream]:
-        """The k-th unit impulse."""
-        noise = torch.zeros_like(like)
-        if self.counter + 1 < len(like):
-            noise[self.counter + 1] = 1
-        return noise, replace(self, counter=self.counter + 1)
-
-
-def marginal_variance(solver: Solver, times: Tensor, ode: ExactODE, variance: float, draws: int) -> float:
-    """The variance that ``solver`` gives on a centred Gaussian problem, without sampling error.
-
-    There a solve is linear: x_end = c x_start + sum c_k z_k. Row 0 starts at 1 without noise, row k + 1 starts at 0 and
-    receives draw k alone, so one solve shows every coefficient.
-    """
-    x = torch.zeros(draws + 1, 1, dtype=torch.float64)
-    x[0] = 1
-    response = solve(ode, solver, x, times, stream=Impulses(0)).x.square().ravel()
-    return float(variance * response[0] + response[1:].sum())
-
-
-def check_weak_order(solver: Solver) -> None:
-    """The declared weak order: the variance of a Gaussian problem converges at that rate."""
-    problem = ExactODE(Gaussian(mean=0.0))
-    nodes = (problem.node(t) for t in SPAN)
-    first, last = (float((node.alpha * Gaussian.deviation) ** 2 + node.sigma**2) for node in nodes)
-    slope = measured_order(
-        lambda n: abs(marginal_variance(solver, uneven_times(*SPAN, n), problem, first, solver.calls(n) + 1) - last)
-    )
-    if not abs(slope - solver.order) < 0.2:
-        raise AssertionError(f"{solver}: measured weak order {slope:.2f}, declared {solver.order}")
-
-
-def check_tolerance(solver: Solver) -> None:
-    """The error follows the tolerance, from noise to data and from data to noise.
-
-    For rtol = atol = 1e-3, 1e-4, ... 1e-8, as far as `MOST_CALLS` evaluations reach, the error of the mild mixture is
-    at most `TOLERANCE_FACTOR` times the tolerance, and from the first to the last tolerance it falls like the tolerance
-    to a power between 0.5 and 1.5. The solver is a dataclass with the fields ``rtol`` and ``atol``.
-    """
-    for start, end in (SPAN, SPAN[::-1]):
-        x, errors = departures(start, end)[:2].clone(), {}
-        for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
-            one = replace(solver, rtol=tolerance, atol=tolerance)  # type: ignore[call-arg]
-            problem = mild_mixture().watching(x, (start, end))
-            found = solve(problem, one, x, (start, end), throw=False, max_nfe=MOST_CALLS)
-            if bool((found.status == Status.BUDGET).any()):
-                break
-            errors[tolerance] = float((found.x - reference(start, end)[-1, : len(x)]).abs().max())
-        if len(errors) < 3:
-            raise AssertionError(f"{solver}: more than {MOST_CALLS} evaluations for a tolerance of 1e-5")
-        for tolerance, error in errors.items():
-            # The comparison is written so that a NaN fails it.
-            if not error <= TOLERANCE_FACTOR * tolerance:
-                raise AssertionError(f"{solver}: error {error:.1e} at rtol={tolerance} from t={start} to t={end}")
-        power = math.log(errors[1e-3] / error) / math.log(1e-3 / tolerance)
-        if not 0.5 <= power <= 1.5:
-            raise AssertionError(
-                f"{solver}: from rtol=1e-3 to {tolerance} the error falls like rtol^{power:.2f}, t={start} to t={end}"
-            )
 
 
 def check_calls(solver: Solver, steps: int = 6) -> None:
@@ -188,9 +28,18 @@ def check_calls(solver: Solver, steps: int = 6) -> None:
         except ValueError:
             return
         raise AssertionError(f"{solver}: calls({steps}) answers, though the solver chooses its own steps")
-    found = solve(mild_mixture(), solver, starting_points(), uneven_times(*SPAN, steps), stream=NoiseStream(0))
-    if found.stats.nfe > solver.calls(steps):
-        raise AssertionError(f"{solver}: {steps} steps made {found.stats.nfe} calls, declared {solver.calls(steps)}")
+    made = [
+        solve(mild_mixture(), solver, starting_points(), uneven_times(*SPAN, n), stream=NoiseStream(0)).stats.nfe
+        for n in (steps, 2 * steps, 4 * steps)
+    ]
+    if made[0] > solver.calls(steps):
+        raise AssertionError(f"{solver}: {steps} steps made {made[0]} calls, declared {solver.calls(steps)}")
+    # A method that iterates makes fewer than it declares, and fewer for each step where steps are short.
+    if made[0] < solver.calls(steps) and 2 * (made[1] - made[0]) == made[2] - made[1]:
+        raise AssertionError(
+            f"{solver}: {steps} steps made {made[0]} calls, declared {solver.calls(steps)}; nfe= would take fewer "
+            "steps than it could"
+        )
 
 
 def check_independence(solver: Solver, steps: int = 6) -> None:
@@ -266,6 +115,63 @@ def check_carry_on(solver: Solver, steps: int = 6) -> None:
         raise AssertionError(f"{solver}: continuing from the state of a solve differs from solving at once")
 
 
+class _Held(PathODE):
+    """The mild mixture, whose answers stay what they were."""
+
+    def __init__(self) -> None:
+        self.ode = mild_mixture()
+        self.answers: list[tuple[Tensor, Tensor]] = []
+
+    def node(self, t: Real) -> Node:
+        return self.ode.node(t)
+
+    def node_at(self, log_snr: Real) -> Node:
+        return self.ode.node_at(log_snr)
+
+    def rates(self, t: Real) -> tuple[Real, Real]:
+        return self.ode.rates(t)
+
+    def predict(self, node: Node, x: Tensor) -> Prediction:
+        found = self.ode.predict(node, x)
+        for answer in (found.x0, found.eps):
+            self.answers.append((answer, answer.clone()))
+        return Prediction(found.x0, found.eps)
+
+    def __call__(self, t: Real, x: Tensor) -> Tensor:
+        slope = super().__call__(t, x)
+        self.answers.append((slope, slope.clone()))
+        return slope
+
+
+def check_answers_stay(solver: Solver, steps: int = 6) -> None:
+    """What the problem answers is read and not written to: of a lazy prediction, the other part may follow from it."""
+    problem = _Held()
+    solve(problem, solver, starting_points(), uneven_times(*SPAN, steps), stream=NoiseStream(0))
+    if not all(torch.equal(answer, copy) for answer, copy in problem.answers):
+        raise AssertionError(f"{solver}: it writes to a prediction; let it compute a new tensor, as combine does")
+
+
+def check_runs_apart(solver: Solver, steps: int = 6) -> None:
+    """A solve in the midst of another changes neither, and a state that is carried on twice gives the same twice."""
+    problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
+
+    def end(callback: Callable[[Node, Tensor], object] | None = None) -> Tensor:
+        return solve(problem, solver, x, times, stream=NoiseStream(7), callback=callback).x
+
+    alone, among = end(), []
+    if not torch.equal(end(lambda node, state: among.append(end())), alone) or not torch.equal(among[0], alone):
+        raise AssertionError(
+            f"{solver}: a solve in the midst of another ends elsewhere; what a run knows belongs into the state that "
+            "start makes and step takes and returns, never on the instance"
+        )
+    if not solver.carries_on:
+        return
+    half = solve(problem, solver, x, times[: steps // 2 + 1], stream=NoiseStream(7))
+    rests = [solve(problem, solver, half.x, times[steps // 2 :], state=half.state).x for _ in range(2)]
+    if not torch.equal(*rests):
+        raise AssertionError(f"{solver}: its step changes the state that it is given; let it return a new one")
+
+
 def check_one_step(solver: Solver, steps: int = 6) -> None:
     """Steps taken by themselves are those of a solve, bit for bit, for methods that declare it."""
     if not (solver.one_step and solver.deterministic):
@@ -278,24 +184,40 @@ def check_one_step(solver: Solver, steps: int = 6) -> None:
         raise AssertionError(f"{solver}: its steps by themselves end elsewhere; declare that one_step is False")
 
 
-def check_law(solver: Solver) -> None:
-    """The law that the solver declares."""
-    measure = {"order": check_order, "weak": check_weak_order, "tolerance": check_tolerance, "bounded": check_bounded}
-    measure[solver.law](solver)
-
-
-CHECKS = (check_law, check_calls, check_independence, check_dtype, check_both_ends, check_carry_on, check_one_step)
+CHECKS = (
+    check_law,
+    check_alternating_steps,
+    check_calls,
+    check_runs_apart,
+    check_answers_stay,
+    check_independence,
+    check_dtype,
+    check_both_ends,
+    check_carry_on,
+    check_one_step,
+)
 
 
 def check(solver: Solver) -> None:
     """Measure what ``solver`` declares; raise `AssertionError` with the first thing that does not hold.
 
-    Order in both directions (or its weak order, or how its error follows the tolerance), calls, batch independence to
-    the bit, dtype, both ends of the path, carrying on from a state, and steps by themselves.
+    Order in both directions and between nodes whose distances alternate (or its weak order, or how its error follows
+    the tolerance), calls, two runs at a time, answers that stay, batch independence to the bit, dtype, both ends of the
+    path, carrying on from a state, and steps by themselves.
+
+    Raises:
+        TypeError, ValueError: what it does breaks the contract in a way that the loop refuses.
     """
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
     if not hasattr(solver, "order"):
         raise AssertionError(f"{solver}: declares no order; give its class one, such as order = 1")
     for one in CHECKS:
-        one(solver)
+        try:
+            one(solver)
+        except (TypeError, ValueError):
+            raise
+        except Exception as error:
+            said = str(error)
+            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            raise error if said.startswith(str(solver)) else AssertionError(f"{solver}: {kind}{said}") from error
