@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import solvers
+from odediff.conditions import selected
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint, tensors_hash
 from odediff.model import Model
+from odediff.written import put_together, read_back, taken_apart, written
 from solvers import Companion, Solver, Stats
 from solvers.implicit_inverse import Effort
 
@@ -110,6 +112,41 @@ class Code:
                 "there; decode with the same model"
             )
 
+    def rows(self, index: Sequence[int] | Tensor) -> Code:
+        """The code of the samples ``index`` alone; ``model.rows(index)`` is the model that decodes it."""
+        try:
+            at = torch.as_tensor(index, device="cpu")
+        except (TypeError, ValueError):
+            at = torch.empty(())
+        if at.ndim != 1 or at.dtype is not torch.int64 or bool((at < 0).any() or (at >= len(self.x)).any()):
+            raise ValueError(f"index={index} must be numbers of this code's samples, from 0 to {len(self.x) - 1}")
+
+        def mine(value: Tensor | None, dim: int = 0) -> Any:
+            return None if value is None else value.index_select(dim, at.to(value.device))
+
+        stats, state, effort = self.stats, self.state, self.effort
+        return dataclasses.replace(
+            self,
+            x=mine(self.x),
+            guidance=selected(self.guidance, at),
+            conditions=selected(dict(self.conditions), at),
+            null=selected(dict(self.null), at),
+            stats=dataclasses.replace(
+                stats,
+                evaluations=mine(stats.evaluations),
+                accepted=mine(stats.accepted),
+                rejected=mine(stats.rejected),
+            ),
+            status=mine(self.status),
+            state=None if state is None else Companion(mine(state.z), mine(state.other), mine(state.slope), state.node),
+            effort=None
+            if effort is None
+            else Effort(mine(effort.residual), mine(effort.iterations), mine(effort.status)),
+            offsets=mine(self.offsets, 1),
+            nulls={name: mine(value, 1) for name, value in self.nulls.items()},
+            digest="",
+        )
+
     def to(self, device: str | torch.device) -> Code:
         """The code with its states on another device: that of the model which is to decode it."""
         names = ("x", "state", "effort", "offsets", "nulls")
@@ -130,8 +167,8 @@ class Code:
             "path": self.path,
             "prediction": self.prediction,
             "guidance": guidance,
-            "conditions": _plain_part("condition", self.conditions),
-            "null": _plain_part("null condition", self.null),
+            "conditions": taken_apart("conditions", self.conditions)[0],
+            "null": taken_apart("null", self.null)[0],
             "weights": self.weights,
             "stats": [self.stats.nfe, self.stats.network_evaluations, self.stats.steps],
             "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
@@ -165,8 +202,8 @@ class Code:
             path=header["path"],
             prediction=header["prediction"],
             guidance=tensors["guidance"] if header["guidance"] is None else header["guidance"],
-            conditions=header["conditions"] | _named(tensors, "conditions."),
-            null=header["null"] | _named(tensors, "null."),
+            conditions=put_together("conditions", header["conditions"], tensors),
+            null=put_together("null", header["null"], tensors),
             weights=header["weights"],
             stats=Stats(nfe, network_evaluations, tensors["evaluations"], steps),
             status=tensors["status"],
@@ -181,8 +218,8 @@ class Code:
         found = {"x": self.x, "nodes": self.nodes, "status": self.status, "evaluations": self.stats.evaluations}
         if isinstance(self.guidance, Tensor):
             found["guidance"] = self.guidance
-        for prefix, values in (("conditions.", self.conditions), ("null.", self.null), ("nulls.", self.nulls)):
-            found |= {prefix + name: value for name, value in values.items() if isinstance(value, Tensor)}
+        for name, values in (("conditions", self.conditions), ("null", self.null), ("nulls", self.nulls)):
+            found |= taken_apart(name, values)[1]
         if self.state is not None:
             found |= {f"state.{n}": v for n, v in self.state._asdict().items() if isinstance(v, Tensor)}
         if self.effort is not None:
@@ -241,45 +278,12 @@ def grid_nodes(model: Model, times: Tensor) -> Tensor:
     return torch.tensor([(*node, model.told_at(node)) for node in nodes], dtype=torch.float64, device="cpu")
 
 
-def written(value: Any) -> Any:
-    """A solver as JSON: the names of classes and their fields; plain values as they are.
-
-    Raises:
-        TypeError: a part is neither a dataclass nor a plain value.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        return [written(one) for one in value]
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise TypeError(f"code.solver holds {value!r}, which has no written form; use numbers, strings and dataclasses")
-    fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
-    return {"class": type(value).__name__, **fields}
-
-
 def _described(solver: Solver) -> Any:
     """A solver as it is written, so that numbers of one value are one, or its `repr` where it has no written form."""
     try:
         return written(solver)
     except TypeError:
         return repr(solver)
-
-
-def read_back(description: Any) -> Any:
-    """What `written` wrote, of the classes that `solvers` exports and no others: a file names no code to run."""
-    if isinstance(description, list):
-        return tuple(read_back(one) for one in description)
-    if not isinstance(description, dict):
-        return description
-    fields = dict(description)
-    name = fields.pop("class")
-    if name not in solvers.__all__:
-        raise ValueError(
-            f"the code was made by {name}, which solvers does not export; pass Code.load(path, solver=...)"
-        )
-    made = getattr(solvers, name)
-    known = {field.name for field in dataclasses.fields(made) if field.init}
-    return made(**{key: read_back(value) for key, value in fields.items() if key in known})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -302,19 +306,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def _plain_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
-    for key, value in plain.items():
-        if value is not None and not isinstance(value, bool | int | float | str):
-            raise TypeError(f"{name} {key!r} is a {type(value).__name__}, which has no written form; use a tensor")
-    return plain
-
-
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _hashable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _hashable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hashable(part) for part in value]
     if not isinstance(value, Tensor):
         return value if isinstance(value, bool | int | float | str) else repr(value)
     return [str(value.dtype), list(value.shape), tensors_hash({"": value})]

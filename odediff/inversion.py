@@ -95,7 +95,10 @@ def decode(
     code.require_model(model, edit)
     if throw and bool(code.status.any()):
         failed = torch.nonzero(code.status).ravel().tolist()
-        raise ValueError(f"code.status: samples {failed} were not encoded; leave them out, or pass throw=False")
+        raise ValueError(
+            f"code.status: samples {failed} were not encoded; decode code.rows(others) with model.rows(others), or "
+            "pass throw=False"
+        )
     times = code.times.flip(0)
     ode = NullSchedule(model, times, code.nulls) if code.nulls else probability_flow(model)
     solver = code.solver if code.offsets is None else Recorded(code.solver)
@@ -131,6 +134,10 @@ def inversion_times(
     if not isinstance(model, Model):
         probability_flow(model)
     require_solver(solver)
+    if steps == 1:
+        raise ValueError(
+            "steps=1: the last interval of a grid belongs to the closing rule, so that inversion needs at least 2"
+        )
     if model.threshold is not None:
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
     if grid is None and solver.closes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from odediff.prediction import FORMS, Form, predict, require_information
 from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
 from solvers import Node, Prediction
+from solvers.arguments import require_whole
 from solvers.real import Real, anywhere
 from solvers.sums import per_row
 from solvers.transfer import placed
@@ -37,11 +38,13 @@ class Model:
             each; returns a tensor in the shape of ``x``.
         path: the schedule that the states follow.
         prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
-        conditions: keyword arguments of every call. A number stands for all samples; a tensor or an array, also one in
-            a dict or a list, has a row for each.
+        conditions: keyword arguments of every call. A number stands for all samples, and reaches the network as a
+            tensor, a float in float32; a tensor or an array, also one in a dict or a list, has a row
+            for each, and the precision that it is given with.
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (Ho & Salimans 2022, there 1 + w); one
-            number, or one per sample. w = 1 is the conditional prediction, bit for bit, in one pass.
+            number, or one per sample, which the default solver takes for strong ones. w = 1 is the conditional
+            prediction, bit for bit, in one pass.
         threshold: keeps the predicted data in the range of images; it makes sampling non-invertible.
         chunk: the number of rows in every call of the network. Networks round differently at different batch sizes;
             calls of one size make a sample's bits independent of the batch around it.
@@ -75,9 +78,12 @@ class Model:
             )
         if self.prediction not in FORMS:
             raise ValueError(f"prediction={self.prediction!r} is unknown; use one of {', '.join(FORMS)}")
-        whole = isinstance(self.chunk, int) and not isinstance(self.chunk, bool)
-        if self.chunk is not None and (not whole or self.chunk < 1):
-            raise ValueError(f"chunk={self.chunk!r} must be a whole number of at least 1, or None")
+        if self.chunk is not None:
+            require_whole("chunk", self.chunk, 1, hint=", or None")
+        if not isinstance(self.trained_path, Schedule | None):
+            raise TypeError(f"trained_path={self.trained_path!r} is no schedule; model.remap(path) sets it")
+        if self.network_time is not None and not callable(self.network_time):
+            raise TypeError(f"network_time={self.network_time!r} must be a function of the path's time, or None")
         for name in ("continuous", "integer_time"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
@@ -87,8 +93,11 @@ class Model:
             raise TypeError(f"guidance={self.guidance!r} must be a number, or a tensor with one for each sample")
         if isinstance(self.guidance, Tensor) and self.guidance.ndim > 1:
             raise ValueError(f"guidance has shape {tuple(self.guidance.shape)}; give one number for each sample, (B,)")
-        if not np.isfinite(self.guidance.detach().cpu() if isinstance(self.guidance, Tensor) else self.guidance).all():
+        finite = self.guidance.isfinite().all() if isinstance(self.guidance, Tensor) else math.isfinite(self.guidance)
+        if not finite:
             raise ValueError(f"guidance={self.guidance!r} must be finite; 1 is the conditional prediction")
+        if isinstance(self.guidance, Tensor) and not self.guidance.ndim and not self.guidance.requires_grad:
+            object.__setattr__(self, "guidance", self.guidance.item())
         for name in ("conditions", "null"):
             given = getattr(self, name)
             if not isinstance(given, Mapping):
@@ -170,16 +179,17 @@ class Model:
     def remap(self, path: Schedule) -> Model:
         """The same network on another schedule: it is asked at equal signal-to-noise ratio, on rescaled states.
 
-        Karras et al. 2022, section 4: states of equal ratio differ by a factor alone, so any schedule is another
-        parametrisation of the one that the network was trained on, as far as its noise levels reach.
+        States of equal ratio differ by a factor alone, so any schedule is another parametrisation of the one that the
+        network was trained on, as far as its noise levels reach (Karras et al. 2022, section 2 and appendix B).
         """
         if not isinstance(path, Schedule):
             raise TypeError(f"path={path!r} is no schedule; pass one such as odediff.VPCosine()")
         known = self.trained_path or self.path
         return replace(self, path=Section(path, known), trained_path=known)
 
-    def rows(self, index: Tensor) -> Model:
+    def rows(self, index: Sequence[int] | Tensor) -> Model:
         """The same model for the samples ``index`` alone."""
+        index = torch.as_tensor(index, device=index.device if isinstance(index, Tensor) else "cpu")
 
         def select(values: Mapping[str, Any]) -> dict[str, Any]:
             return {name: selected(value, index) for name, value in values.items()}

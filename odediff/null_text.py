@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -19,6 +20,7 @@ from odediff.problem import probability_flow
 from odediff.recorders import finite_status, pivots
 from odediff.replay import NullSchedule
 from solvers import DDIM, Node, Stats
+from solvers.arguments import as_number, require_whole
 from solvers.sums import per_row
 
 BETAS = (0.9, 0.999)
@@ -51,6 +53,7 @@ def null_text(
     Raises:
         TypeError, ValueError: the model is not guided, has no embedding to optimise, or cannot be inverted.
     """
+    _require_descent(iterations, learning_rate=learning_rate, tolerance=tolerance)
     times, pivot, nulls = _prepare(model, images, grid, steps, progress)
     ode = probability_flow(model)
     nodes = ode.nodes(times.flip(0).tolist())
@@ -82,6 +85,7 @@ def shared_null(
     Mokady et al. 2022, section 4, "global null-text". Each of ``iterations`` rounds of Adam sums the gradients of all
     steps, each from the pivot's own state to the pivot's next.
     """
+    _require_descent(iterations, learning_rate=learning_rate)
     times, pivot, nulls = _prepare(model, images, grid, steps, progress)
     nodes = probability_flow(model).nodes(times.flip(0).tolist())
     adam, passes = _Adam(nulls), 0
@@ -118,8 +122,11 @@ def negative_prompt(
     solution = climb(probability_flow(model.condition(guidance=1.0)), DDIM(), images, times, progress=progress)
     batch = len(images)
     rows = {}
-    for name in model.null:
-        value = torch.as_tensor(model.conditions.get(name, model.null[name]))
+    for name, null in model.null.items():
+        value = model.conditions.get(name, null)
+        if isinstance(value, Mapping | list | tuple):
+            raise TypeError(f"condition {name!r} is a {type(value).__name__}; a null of each sample must be one tensor")
+        value = torch.as_tensor(value)
         rows[name] = (value if value.ndim and len(value) == batch else value.expand(batch, *value.shape[1:]))[None]
     calls = len(times) - 1
     return _code(model, times, solution.x, rows, calls, calls, solution.status)
@@ -166,6 +173,13 @@ def _prepare(
         for name, value in start.items()
     }
     return times, pivots(model, images, times, DDIM(), progress)[0], nulls
+
+
+def _require_descent(iterations: int, **settings: float) -> None:
+    require_whole("iterations", iterations, 0)
+    for name, value in settings.items():
+        if not 0 <= as_number(value) < math.inf:
+            raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
 
 
 def _require_guided(model: Model) -> None:

@@ -21,6 +21,7 @@ from odediff.replay import mean_step
 from solvers import DDIM, Node, NoiseStream, Solver, Stats, Status, combine
 from solvers.counting import counted
 from solvers.exponential import direction, posterior_std
+from solvers.solver import require_solver
 
 
 def direct_inversion(
@@ -38,6 +39,11 @@ def direct_inversion(
     given, and one-step; ``grid`` and ``steps`` are those of `odediff.encode`.
     """
     solver = DDIM() if solver is None else solver
+    require_solver(solver)
+    if not solver.one_step:
+        raise ValueError(
+            f"solver={solver} reads what earlier steps left behind, and each is recorded by itself; use DDIM()"
+        )
     times = inversion_times(model, solver, grid, steps, None)
     pivot, climbing = pivots(model, images, times, solver, progress)
     return _record(model, solver, times, pivot[0], pivot[1:], climbing)

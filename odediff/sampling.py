@@ -42,6 +42,7 @@ def sample(
     callback: Callable[[Node, Tensor], object] | None = None,
     progress: bool = False,
     trajectory: bool = False,
+    throw: bool = True,
     return_solution: bool = False,
 ) -> Any:
     """Sample from ``model``: solve its probability-flow ODE (or the solver's SDE) from noise to data.
@@ -70,6 +71,7 @@ def sample(
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
         trajectory: whether the solution keeps the states at all nodes.
+        throw: whether to raise when a sample fails, instead of returning it as it is, with its status in the solution.
         return_solution: whether to return the `Solution`, with calls, statuses and nodes, instead of its end.
 
     Returns:
@@ -78,7 +80,7 @@ def sample(
     Raises:
         TypeError, ValueError: an argument cannot be used; nothing has been computed, unless it is a time of the grid
             at which the network turns out to be undefined.
-        solvers.SolveError: samples became infinite or NaN.
+        solvers.SolveError: samples became infinite or NaN; its ``solution`` holds them and all others.
     """
     ode = probability_flow(model)
     if samples is not None and not isinstance(samples, Iterable):
@@ -125,6 +127,7 @@ def sample(
             callback=callback,
             progress=progress,
             trajectory=trajectory,
+            throw=throw,
         )
     if nfe is not None and solution.stats.nfe > nfe:
         raise ValueError(
@@ -163,6 +166,9 @@ def make_times(
     times = times_at_most(place, path, STEPS if nfe is None else steps_within(solver, nfe, closing))
     if nfe is None:
         return times
+    # Where a grid ends above the data, no closing call is made, and a step more may be.
+    while len(times) > 2 and _calls(ode, solver, times, closing) > nfe:
+        times = _placed(place, path, len(times) - 2)
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
     while len(times) < 2 * nfe + 16:
         try:
@@ -198,8 +204,9 @@ def _placed(place: Grid, path: Schedule, steps: int) -> Tensor:
 def _calls(ode: ProbabilityFlow, solver: Solver, times: Tensor, closing: Closing) -> int:
     """The calls of a solve over ``times`` and its closing."""
     nodes = ode.nodes(times.tolist())
-    body = nodes if closing is None else nodes[:-1]
-    return solver.calls_over(ode, body) + CLOSING_CALLS[closing]
+    if closing is None or nodes[-1].sigma > 0:
+        return solver.calls_over(ode, nodes)
+    return solver.calls_over(ode, nodes[:-1]) + CLOSING_CALLS[closing]
 
 
 def _most_calls(solver: Solver, steps: int, closing: Closing) -> int:

@@ -1,5 +1,6 @@
 """Thresholding: keep the predicted data inside the range of images."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from solvers import Node, Prediction, combine
+from solvers.arguments import as_number
 from solvers.real import divide, native
 
 
@@ -37,16 +39,14 @@ class DynamicThreshold:
 
     def __post_init__(self) -> None:
         _require_limit(self.limit)
-        if not 0 < self.quantile <= 1:
+        if not 0 < as_number(self.quantile) <= 1:
             raise ValueError(f"DynamicThreshold: quantile={self.quantile!r} must lie in (0, 1]; Imagen uses 0.995")
 
     def __call__(self, x0: Tensor) -> Tensor:
         if not len(x0):
             return x0
         rows = x0.reshape(len(x0), -1)
-        # torch.quantile knows no half precision.
-        size = rows.abs().to(torch.promote_types(x0.dtype, torch.float32))
-        bound = torch.quantile(size, self.quantile, dim=1).to(x0.dtype).clamp_(min=self.limit)[:, None]
+        bound = _quantile(rows.abs(), self.quantile).clamp_(min=self.limit)[:, None]
         return (rows.clamp(-bound, bound) * (self.limit / bound)).reshape(x0.shape)
 
 
@@ -65,6 +65,14 @@ def threshold_prediction(threshold: Threshold, node: Node, prediction: Predictio
     return Prediction(x0, lambda: combine((1.0, prediction.eps), (ratio, prediction.x0 - x0)))
 
 
+def _quantile(rows: Tensor, q: float) -> Tensor:
+    """The quantile of every row, linear between two of its values; `torch.quantile` takes no more than 2^24."""
+    place = q * (rows.shape[1] - 1)
+    below = math.floor(place)
+    lower, upper = (rows.kthvalue(1 + rank, dim=1).values for rank in (below, math.ceil(place)))
+    return torch.lerp(lower, upper, place - below)
+
+
 def _require_limit(limit: float) -> None:
-    if not 0 < limit < float("inf"):
+    if not 0 < as_number(limit) < math.inf:
         raise ValueError(f"threshold: limit={limit!r} must be positive and finite; images in [-1, 1] have limit 1")

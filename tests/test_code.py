@@ -198,6 +198,61 @@ def test_samples_that_were_not_encoded_do_not_decode():
         odediff.encode(model(), images(), solver=FixedPoint(tolerance=1e-12, max_iterations=1), steps=5)
 
 
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_a_part_of_a_code_is_decoded_by_a_part_of_its_model(solver):
+    mine = model(label=torch.tensor([1, 2, 1, 0]), guidance=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    code = odediff.encode(mine, images(), solver=solver, steps=8)
+    part = code.rows([3, 1])
+    assert torch.equal(part.x, code.x[[3, 1]]) and part.digest != code.digest
+    assert torch.equal(odediff.decode(mine.rows([3, 1]), part), odediff.decode(mine, code)[[3, 1]])
+    with pytest.raises(ValueError, match="differs from the encoder's"):
+        odediff.decode(mine, part)
+
+
+@pytest.mark.parametrize("record", [odediff.direct_inversion, odediff.negative_prompt])
+def test_a_part_of_what_was_recorded_is_decoded_alone(record):
+    mine = model(label=torch.tensor([1, 2, 1, 0]))
+    code = record(mine, images(), steps=8)
+    assert torch.equal(odediff.decode(mine.rows([2]), code.rows([2])), odediff.decode(mine, code)[[2]])
+
+
+@pytest.mark.parametrize("index", [[4], [-1], [[0]], [0.5], "ab"])
+def test_rows_that_a_code_does_not_have_are_named(index):
+    code = odediff.encode(model(), images(), solver=DDIM(), steps=8)
+    with pytest.raises((ValueError, TypeError), match="index="):
+        code.rows(index)
+
+
+def test_samples_that_were_not_encoded_are_left_out():
+    def network(x, time):
+        return torch.where(torch.arange(len(x))[:, None] == 1, torch.nan, torch.tanh(x)) if len(x) == 4 else x.tanh()
+
+    mine = odediff.Model(network, TABLE)
+    code = odediff.encode(mine, images(), solver=DDIM(), steps=8, throw=False)
+    with pytest.raises(ValueError, match=r"samples \[1\] were not encoded; decode code.rows\(others\)"):
+        odediff.decode(mine, code)
+    assert torch.isfinite(odediff.decode(mine.rows([0, 2, 3]), code.rows([0, 2, 3]))).all()
+
+
+def test_nested_conditions_come_back_from_a_file(tmp_path: Path):
+    def network(x, time, added, scale):
+        return torch.tanh(x + added["text"][0] * scale.reshape(-1, 1) + added["size"][1])
+
+    added = {"text": [torch.linspace(0, 1, 4).reshape(4, 1)], "size": (torch.ones(1, 1), torch.zeros(4, 1), "px", 3)}
+    mine = odediff.Model(network, TABLE, conditions={"added": added, "scale": 0.5})
+    code = odediff.encode(mine, images(), solver=DDIM(), steps=8)
+    code.save(tmp_path / "code.safetensors")
+    read = Code.load(tmp_path / "code.safetensors")
+    assert torch.equal(odediff.decode(mine, read), odediff.decode(mine, code))
+    assert type(read.conditions["added"]["size"]) is tuple and read.conditions["added"]["size"][2:] == ("px", 3)
+    other = odediff.Model(network, TABLE, conditions={"added": {**added, "text": [torch.zeros(4, 1)]}, "scale": 0.5})
+    with pytest.raises(ValueError, match="differs from the encoder's"):
+        odediff.decode(other, read)
+    odd = odediff.Model(lambda x, time, added: x, TABLE, conditions={"added": {"text": object()}})
+    with pytest.raises(TypeError, match="conditions.added/text: a object has no written form"):
+        odediff.encode(odd, images(), solver=DDIM(), steps=8).save(tmp_path / "odd.safetensors")
+
+
 # --- between codes ------------------------------------------------------------------------------------------------
 
 

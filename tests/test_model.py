@@ -531,6 +531,8 @@ def test_a_network_that_turns_nan_fails_its_own_sample_alone():
     assert torch.isfinite(found.x[[0, 2]]).all()
     healthy = odediff.sample(odediff.Model(lambda x, t: torch.sin(x), TABLE), (3, 2, 3), steps=4)
     assert torch.equal(found.x[[0, 2]], healthy[[0, 2]])
+    kept = odediff.sample(model, (3, 2, 3), steps=4, throw=False)
+    assert torch.equal(kept[[0, 2]], healthy[[0, 2]]) and torch.isnan(kept[1]).any()
 
 
 @pytest.mark.parametrize(
@@ -547,11 +549,21 @@ def test_a_network_that_turns_nan_fails_its_own_sample_alone():
         ({"guidance": math.nan}, ValueError, "guidance=nan must be finite"),
         ({"guidance": torch.tensor([1.0, math.inf]), "null": {"label": 10}}, ValueError, "guidance=.* must be finite"),
         ({"guidance": "strong", "null": {"label": 10}}, TypeError, "guidance='strong'"),
+        ({"trained_path": 5}, TypeError, "trained_path=5 is no schedule"),
+        ({"network_time": 5}, TypeError, "network_time=5 must be a function"),
     ],
 )
 def test_a_wrong_declaration_is_refused_at_once(options, error, message):
     with pytest.raises(error, match=message):
         odediff.Model(**{"network": Recorded(), "path": TABLE, **options})
+
+
+def test_a_tensor_of_one_guidance_is_that_number():
+    one, other = (
+        odediff.Model(Recorded(), TABLE, null={"label": 10}, guidance=w, chunk=c)
+        for w, c in ((2.0, 4), (torch.tensor(2.0), np.int64(4)))
+    )
+    assert (other.guidance, other.amplification, other.chunk) == (one.guidance, one.amplification, one.chunk)
 
 
 def test_a_form_without_information_at_the_start_is_refused_before_the_network_is_asked():

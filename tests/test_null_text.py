@@ -271,6 +271,37 @@ def test_an_eta_that_cannot_be_is_named(make):
         make(embedded(), images(), eta=2.0, **STEPS)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iterations": -3}, "iterations=-3 must be a whole number"),
+        ({"iterations": 2.5}, "iterations=2.5 must be a whole number"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be a finite number"),
+        ({"tolerance": float("nan")}, "tolerance=nan must be a finite number"),
+    ],
+)
+def test_a_descent_that_cannot_be_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        odediff.null_text(embedded(), images(), **STEPS, **settings)
+    if "tolerance" not in settings:
+        with pytest.raises(ValueError, match=message):
+            odediff.shared_null(embedded(), images(), **STEPS, **settings)
+
+
+def test_direct_inversion_wants_steps_that_stand_alone():
+    with pytest.raises(ValueError, match="solver=DPMpp.*reads what earlier steps left behind"):
+        odediff.direct_inversion(embedded(), images(), solver=solvers.DPMpp(3), **STEPS)
+
+
+def test_a_nested_condition_is_no_null_of_a_negative_prompt():
+    nested = {"prompt": {"text": torch.zeros(4, 3)}}
+    model = odediff.Model(
+        lambda x, t, prompt: x, TABLE, conditions=nested, null={"prompt": torch.zeros(1, 3)}, guidance=3
+    )
+    with pytest.raises(TypeError, match="condition 'prompt' is a dict; a null of each sample must be one tensor"):
+        odediff.negative_prompt(model, images(), **STEPS)
+
+
 def test_what_is_no_solver_is_named_by_the_recorders():
     with pytest.raises(TypeError, match="solver='ddim'"):
         odediff.direct_inversion(embedded(), images(), solver="ddim", **STEPS)

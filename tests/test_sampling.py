@@ -586,3 +586,13 @@ def test_torchs_default_device_is_none_of_the_hosts_business(how):
     with torch.device("meta"):
         assert torch.equal(odediff.sample(model, noise=x, **how), expected)
         assert torch.equal(odediff.encode(model, images, steps=4).x, code)
+
+
+@pytest.mark.parametrize("nfe", [4, 7, 8, 12])
+@pytest.mark.parametrize("solver", [Heun(), DDIM(), RK4(), solvers.UniPC()], ids=repr)
+def test_a_grid_that_ends_above_the_data_has_no_closing_call_to_pay_for(solver, nfe):
+    def short(path, steps):
+        return torch.linspace(1.0, 0.1, steps + 1, dtype=torch.float64)
+
+    found = odediff.sample(gaussian(), (2, 3), solver=solver, nfe=nfe, grid=short, return_solution=True)
+    assert found.stats.nfe == solver.calls(len(found.nodes) - 1) <= nfe < solver.calls(len(found.nodes))

@@ -158,3 +158,9 @@ def test_a_wrong_setting_is_refused(build, message):
 
 def test_an_empty_batch_is_thresholded():
     assert DynamicThreshold()(torch.zeros(0, 3, 4)).shape == (0, 3, 4)
+
+
+def test_a_sample_of_more_components_than_torch_sorts_is_thresholded():
+    x0 = torch.linspace(-2, 2, 2**24 + 9).reshape(1, -1)
+    found = DynamicThreshold(quantile=0.75)(x0)
+    torch.testing.assert_close(found, x0.clamp(-1.5, 1.5) / 1.5, rtol=0, atol=1e-6)

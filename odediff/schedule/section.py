@@ -11,8 +11,8 @@ from odediff.schedule.base import Array, Schedule
 class Section(Schedule):
     """``whole``, sampled between the noise levels of ``known``: the same times, closer ends.
 
-    Karras et al. 2022, section 4: states of equal signal-to-noise ratio differ by a factor alone, so a network knows
-    another path just as far as its own levels reach.
+    States of equal signal-to-noise ratio differ by a factor alone, so a network knows another path just as far as its
+    own levels reach (Karras et al. 2022, section 2 and appendix B).
     """
 
     whole: Schedule

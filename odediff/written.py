@@ -1,0 +1,89 @@
+"""Solvers and conditions as JSON and tensors, which is all that the file of a code may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+import solvers
+
+
+def written(value: Any) -> Any:
+    """A solver as JSON: the names of classes and their fields; plain values as they are.
+
+    Raises:
+        TypeError: a part is neither a dataclass nor a plain value.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [written(one) for one in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"code.solver holds {value!r}, which has no written form; use numbers, strings and dataclasses")
+    fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    return {"class": type(value).__name__, **fields}
+
+
+def read_back(description: Any) -> Any:
+    """What `written` wrote, of the classes that `solvers` exports and no others: a file names no code to run."""
+    if isinstance(description, list):
+        return tuple(read_back(one) for one in description)
+    if not isinstance(description, dict):
+        return description
+    fields = dict(description)
+    name = fields.pop("class")
+    if name not in solvers.__all__:
+        raise ValueError(
+            f"the code was made by {name}, which solvers does not export; pass Code.load(path, solver=...)"
+        )
+    made = getattr(solvers, name)
+    known = {field.name for field in dataclasses.fields(made) if field.init}
+    return made(**{key: read_back(value) for key, value in fields.items() if key in known})
+
+
+def taken_apart(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Conditions as JSON, and their tensors by name; `put_together` undoes it.
+
+    A tensor has the name of its condition after ``name`` and a point; one inside of a dict or a list is
+    ``{"tensor": its name}`` there.
+
+    Raises:
+        TypeError: a part is neither number, text, tensor, nor a dict, list or tuple of these.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any, place: str) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor):
+            tensors[place] = value
+            return {"tensor": place}
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: plain(part, f"{place}/{key}") for key, part in value.items()}}
+        if isinstance(value, list | tuple):
+            return {type(value).__name__: [plain(part, f"{place}/{number}") for number, part in enumerate(value)]}
+        raise TypeError(f"{place}: a {type(value).__name__} has no written form; use numbers, text and tensors")
+
+    described = {key: plain(value, f"{name}.{key}") for key, value in values.items()}
+    return {key: value for key, value in described.items() if not isinstance(values[key], Tensor)}, tensors
+
+
+def put_together(name: str, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The conditions that `taken_apart` described."""
+
+    def whole(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        ((kind, parts),) = value.items()
+        if kind == "tensor":
+            return tensors[parts]
+        if kind == "dict":
+            return {key: whole(part) for key, part in parts.items()}
+        return [whole(part) for part in parts] if kind == "list" else tuple(whole(part) for part in parts)
+
+    known = {key: whole(value) for key, value in described.items()}
+    mine = (key for key in tensors if key.startswith(f"{name}.") and "/" not in key)
+    return known | {key.removeprefix(f"{name}."): tensors[key] for key in mine}
