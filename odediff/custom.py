@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from odediff.device import available
 from odediff.model import Model
 from odediff.prediction import Form
-from odediff.schedule import Schedule, VPTable
+from odediff.schedule import RectifiedFlow, Schedule, VPTable
 from odediff.threshold import Threshold
 from solvers.arguments import as_number
 from solvers.real import Real, native
@@ -61,6 +61,7 @@ def load(
         time_scale: with ``time_offset``, what the network is told at time t: ``time_scale t + time_offset``. The
             schedule's own convention unless given, which is n - 1 at entry n of a table (t = n/T). A network that
             counts from 1 takes ``time_scale=T``; one that lives on [0, 1], 1; one with its data at 1, -1 and offset 1.
+            On a rectified flow t is the noise level here, whatever the shift.
         time_offset: see ``time_scale``, without which it has no meaning.
         integer_time: whether the network knows whole times only.
         continuous: whether the network knows all times down to 0, and not those of a table alone.
@@ -101,7 +102,7 @@ def load(
         chunk=chunk,
         continuous=continuous,
         integer_time=integer_time,
-        network_time=_clock(time_scale, time_offset),
+        network_time=_clock(time_scale, time_offset, schedule),
     )
     network = build(factory)
     if weights is not None:
@@ -182,13 +183,17 @@ def table_from_file(path: str | Path) -> VPTable:
 
 @dataclass(frozen=True)
 class Clock:
-    """What a network is told at time t: ``scale t + offset``, whole when within 1e-6 of a whole number."""
+    """What a network is told at time t: ``scale t + offset``, whole when within 1e-6 of a whole number.
+
+    On a rectified ``flow`` t is the noise level, which a shift gives to another time.
+    """
 
     scale: float
     offset: float = 0.0
+    flow: RectifiedFlow | None = None
 
     def __call__(self, t: Real) -> Real:
-        told = self.scale * np.asarray(t) + self.offset
+        told = self.scale * np.asarray(t if self.flow is None else self.flow.sigma(t)) + self.offset
         whole = np.rint(told)
         return native(np.where(np.abs(told - whole) <= _SNAP, whole, told))
 
@@ -233,14 +238,14 @@ class Selected(nn.Module):
             ) from error
 
 
-def _clock(scale: float | None, offset: float) -> Callable[[Real], Real] | None:
+def _clock(scale: float | None, offset: float, schedule: Schedule) -> Callable[[Real], Real] | None:
     if scale is None:
         if offset != 0:
             raise ValueError(f"time_offset={offset!r} needs time_scale; for one more than the table's, T and 0")
         return None
     if not np.isfinite(as_number(scale)) or scale == 0 or not np.isfinite(as_number(offset)):
         raise ValueError(f"time_scale={scale!r}, time_offset={offset!r}: give finite numbers, the scale not 0")
-    return Clock(float(scale), float(offset))
+    return Clock(float(scale), float(offset), schedule if isinstance(schedule, RectifiedFlow) else None)
 
 
 def _located(factory: str) -> Any:

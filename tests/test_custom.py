@@ -132,6 +132,15 @@ def test_the_network_is_told_the_time_in_its_own_convention(scale, offset, t, to
     assert heard[0].tolist() == [told, told]
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_time_of_a_shifted_flow_is_its_noise_level(shift):
+    path, heard = odediff.RectifiedFlow(shift), []
+    model = custom.load("practitioner:Tiny", schedule=path, prediction="flow", time_scale=-1.0, time_offset=1.0)
+    model.network.register_forward_hook(lambda network, given, output: heard.append(given[1]))
+    predicted(model, 0.25)
+    torch.testing.assert_close(heard[0], torch.full((2,), 1 - path.sigma(0.25)))
+
+
 def test_whole_times_are_exact_for_every_entry():
     clock = custom.Clock(1000.0, -1.0)
     entries = np.arange(1, 1001)

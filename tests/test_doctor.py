@@ -156,6 +156,23 @@ def test_another_schedule_is_named(true, declared, name, data):
     assert report["schedule and time"].measured.startswith(name), report
 
 
+@pytest.mark.parametrize("shift", [0.4, 3.0])
+@pytest.mark.parametrize(
+    ("clock", "name"), [(lambda t: 1 - t, "told 1 - tau"), (lambda t: t / 1000, "told 1000 tau")], ids=["back", "many"]
+)
+def test_a_clock_of_the_noise_level_is_named_on_a_shifted_flow(shift, clock, name, data):
+    path = odediff.RectifiedFlow(shift)
+    exact = ExactNetwork(DATA, odediff.RectifiedFlow(), "flow")
+    report = diagnose(odediff.Model(lambda x, told: exact(x, clock(told.double())), path, "flow"), data)
+    assert mistakes(report) >= {"schedule and time"} and report["schedule and time"].measured.startswith(name), report
+
+
+@pytest.mark.parametrize("length", [2, 8, 12])
+def test_a_short_table_is_tested_inside_its_entries(length, data):
+    path = odediff.VPTable.cosine(length)
+    assert diagnose(odediff.Model(ExactNetwork(DATA, path), path, network_time=lambda t: t), data).ok
+
+
 def test_a_reversed_clock_is_named(data):
     path = odediff.VPLinear()
     exact = ExactNetwork(DATA, path)
@@ -291,7 +308,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_conditions_without_a_row_for_each_image_are_refused(data):
-    with pytest.raises(ValueError, match="'label' has 3 rows for 16 images"):
+    with pytest.raises(ValueError, match="'label' has 3 rows and the batch 16"):
         diagnose(labelled(torch.arange(3)), data)
 
 

@@ -22,6 +22,7 @@ from odediff.model import Model
 from odediff.prediction import native
 from odediff.schedule import VPTable
 from solvers import Prediction, combine
+from solvers.arguments import require_whole
 
 __all__ = ["Finding", "Report", "diagnose"]
 
@@ -54,20 +55,19 @@ def diagnose(
         raise TypeError(
             f"model is a {type(model).__name__}, no odediff.Model; wrap the network: odediff.Model(network, path)"
         )
-    if samples < 4:
-        raise ValueError(f"samples={samples!r} must be at least 4: differences are tested across samples")
+    require_whole("samples", samples, 4, hint=": differences are tested across samples")
     if model.trained_path is not None:
         model = replace(model, path=model.trained_path, trained_path=None)
     if images is None:
         if shape is None:
             raise ValueError("images, shape: give images to test on, or at least the shape of one, such as (1, 28, 28)")
-        _require_rows(model, samples)
+        model.require_batch(samples)
         return Report(tuple(_without_images(model, torch.zeros(samples, *shape, device=_device(model)), seed)))
     if not isinstance(images, Tensor):
         raise TypeError(f"images is a {type(images).__name__}; give a tensor (N, ...) in [-1, 1]")
     if images.ndim < 2 or len(images) < 4:
         raise ValueError(f"images of shape {tuple(images.shape)}: give at least 4 of them, (N, ...)")
-    _require_rows(model, len(images))
+    model.require_batch(len(images))
     index = torch.linspace(0, len(images) - 1, min(samples, len(images)), device="cpu").round().long()
     chosen = images[index.to(images.device)].to(_device(model))
     data = chosen if chosen.dtype == torch.float64 else chosen.float()
@@ -122,14 +122,6 @@ def _in_range(images: Tensor) -> tuple[Tensor, Finding | None]:
         return images, None
     finding = Finding(RANGE, "wrong", f"from {low:.3g} to {high:.3g}", "give images in [-1, 1]: images / 127.5 - 1")
     return images / 127.5 - 1, finding
-
-
-def _require_rows(model: Model, count: int) -> None:
-    for name, value in (*model.conditions.items(), *model.null.items()):
-        if isinstance(value, Tensor) and value.ndim > 0 and len(value) not in (1, count):
-            raise ValueError(
-                f"condition {name!r} has {len(value)} rows for {count} images; give one for each, or a number"
-            )
 
 
 def _device(model: Model) -> torch.device:

@@ -99,10 +99,9 @@ def _clocks(model: Model) -> Iterator[Hypothesis]:
     """The same schedule, with another convention for the time that the network is told."""
     path = model.path
     conventions: dict[str, Clock] = {
-        "t, from 0 to 1": lambda t: t / path.latest,
-        "1 - t": lambda t: 1 - t / path.latest,
-        "1000 t": lambda t: 1000 * t / path.latest,
-        "1000 (1 - t)": lambda t: 1000 * (1 - t / path.latest),
+        **_of_time("t", lambda t: t / path.latest),
+        # On a shifted rectified flow most networks are told the noise level tau, and t is another time.
+        **(_of_time("tau", path.sigma) if isinstance(path, RectifiedFlow) else {}),
         "sigma": path.sigma,
         "sigma / alpha": lambda t: math.exp(-path.log_snr(t)),
         "log(sigma / alpha) / 4": lambda t: -0.25 * path.log_snr(t),
@@ -123,6 +122,16 @@ def _clocks(model: Model) -> Iterator[Hypothesis]:
         remedy = f"at the times it is told, the network expects {word} noise: check the table, its betas and its length"
         name = f"told {factor:.2g} times the noise-to-signal ratio"
         yield Hypothesis(name, telling(model, _at_noise(model, factor)), remedy, TIME)
+
+
+def _of_time(name: str, time: Clock) -> dict[str, Clock]:
+    """The conventions for a time between 0 and 1: forwards and backwards, as it is and in thousandths."""
+    return {
+        f"{name}, from 0 to 1": time,
+        f"1 - {name}": lambda t: 1 - time(t),
+        f"1000 {name}": lambda t: 1000 * time(t),
+        f"1000 (1 - {name})": lambda t: 1000 * (1 - time(t)),
+    }
 
 
 def _schedules(model: Model) -> Iterator[Hypothesis]:
@@ -151,7 +160,7 @@ def _at_noise(model: Model, factor: float) -> Clock:
 
     def shifted(t: float) -> float:
         level = max(path.log_snr(t) - math.log(factor), path.log_snr(path.start))
-        time = clock(path.time(level))
+        time = clock(max(path.time(level), path.first_defined))
         return float(np.rint(time)) if model.integer_time else time
 
     return shifted
@@ -170,6 +179,6 @@ def _same(one: Model, other: Model) -> bool:
     """Whether two models tell the network times that differ by less than 0.5 % of their range, on one path."""
     if one.path != other.path:
         return False
-    times = np.linspace(0.1, 0.9, 7) * one.path.latest
+    times = np.linspace(max(0.1 * one.path.latest, one.path.first_defined), 0.9 * one.path.latest, 7)
     first, second = (np.array([told(model)(t) for t in times.tolist()]) for model in (one, other))
     return bool(np.abs(first - second).max() < 0.005 * np.ptp(first))
