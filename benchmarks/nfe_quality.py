@@ -120,6 +120,7 @@ def finish(config: DictConfig, groups: list[list[Cell]], arguments: Sequence[str
     ]
     if best:
         print(text_table(("problem", "nfe", "rank", "method | grid | closing", "median error", "low", "high"), best))
+        print(f"the {BEST} best deterministic ones of each problem and number of calls; all methods are in the table")
     table = folder / TABLE if rows else "no table"
     print(f"{len(rows)} of {len(cells)} cells are finished, {len(lost)} of them refused or broken: {table}")
     if len(rows) > len(lost):

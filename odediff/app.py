@@ -11,6 +11,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from odediff.config import conf_folder, register
+from odediff.config import SampleTask, conf_folder, register
 from odediff.files import write_json
 from odediff.model import Model
 from odediff.version import __version__
@@ -51,6 +52,9 @@ OWN = {"odediff", "solvers", "benchmarks", "__main__"}
 SAMPLING = r"[+~]*(solver|line@solver|grid|closing|steps|nfe|rtol|samples)\b.*="
 """Words of a command line that the demonstration has no use for."""
 
+WITH_A_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+"""Hydra's options that take the next word, where they are not written with an equals sign."""
+
 APP = App("config", "hydra.run.dir")
 
 
@@ -67,15 +71,28 @@ def main() -> None:
 
 
 def completed(words: Sequence[str]) -> list[str]:
-    """The words of a command line, where ``-m`` may stand anywhere, and with the task that they leave to be guessed.
+    """The words of a command line, whose options may stand anywhere, with the task that they leave to be guessed.
 
     Those that describe a sampling and name no task mean ``task=sample``: the demonstration, which is what no words at
     all mean, has solvers and numbers of calls of its own.
     """
-    words = sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-    named = any(re.match(r"[+~]*(task|experiment)\b|--config-name|-cn", word) for word in words)
+    words = _options_first(words)
+    keys = "|".join(key.name for key in fields(SampleTask))
+    other = rf"[+~]*(task(?!\.({keys})\b)|experiment)\b|--config-name|-cn"
+    named = any(re.match(other, word) for word in words)
     first = next((at for at, word in enumerate(words) if re.match(SAMPLING, word)), None)
     return words if named or first is None else [*words[:first], "task=sample", *words[first:]]
+
+
+def _options_first(words: Sequence[str]) -> list[str]:
+    """The options with their values, then the rest: argparse knows overrides in one stretch only."""
+    options: list[str] = []
+    rest: list[str] = []
+    waits = False
+    for word in words:
+        (options if waits or word.startswith("-") else rest).append(word)
+        waits = not waits and word in WITH_A_VALUE
+    return [*options, *rest]
 
 
 def leave_failures_to_us() -> None:

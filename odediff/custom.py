@@ -20,7 +20,7 @@ from odediff.model import Model
 from odediff.prediction import Form
 from odediff.schedule import RectifiedFlow, Schedule, VPTable
 from odediff.threshold import Threshold
-from solvers.arguments import as_number
+from solvers.arguments import as_number, require_switch
 from solvers.real import Real, native
 
 _SNAP = 1e-6
@@ -85,8 +85,7 @@ def load(
     for name, value in (("conditions", conditions), ("null", null)):
         if not isinstance(value, Mapping | None):
             raise TypeError(f"{name}={value!r} must be keyword arguments of the network, such as {{'label': 3}}")
-    if not isinstance(learned_variance, bool):
-        raise TypeError(f"learned_variance={learned_variance!r} must be True or False")
+    require_switch("learned_variance", learned_variance)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype={dtype!r} is no precision of a network; use torch.float32, or torch.float16 on a GPU")
     place = available(device)

@@ -70,6 +70,8 @@ def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, :3]
     if shape[0] == 1 and pixels.shape[2] == 3:
         pixels = pixels.mean(axis=2, keepdims=True)
+    elif shape[0] == 3 and pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, axis=2)
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() * 2 - 1
     if tuple(image.shape) != shape:
         raise ValueError(f"{file} is {tuple(image.shape)} and the model has shape {shape}; resize it first")

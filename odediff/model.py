@@ -19,7 +19,7 @@ from odediff.prediction import FORMS, Form, predict, require_information
 from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
 from solvers import Node, Prediction
-from solvers.arguments import require_whole
+from solvers.arguments import require_switch, require_whole
 from solvers.real import Real, anywhere
 from solvers.sums import per_row
 from solvers.transfer import placed
@@ -85,8 +85,7 @@ class Model:
         if self.network_time is not None and not callable(self.network_time):
             raise TypeError(f"network_time={self.network_time!r} must be a function of the path's time, or None")
         for name in ("continuous", "integer_time"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}={getattr(self, name)!r} must be True or False")
+            require_switch(name, getattr(self, name))
         if self.threshold is not None and not isinstance(self.threshold, StaticThreshold | DynamicThreshold):
             raise TypeError(f"threshold={self.threshold!r} must be a StaticThreshold, a DynamicThreshold or None")
         if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float | np.number | Tensor):
@@ -257,10 +256,15 @@ class Model:
 
     def _time(self, seen: Node) -> Real:
         time = self._clock(seen.t)
-        if self.integer_time and anywhere(np.abs(time - np.round(time)) > 1e-6):
+        beside = np.abs(time - np.round(time))
+        if self.integer_time and anywhere(beside > 1e-6):
+            remedy = (
+                "use a grid of table entries, such as odediff.grid.uniform_t(path, steps) or odediff.grid.subsequence, "
+                "and a solver that asks at its nodes alone: DDIM, Heun or a multistep method"
+            )
             raise ValueError(
-                f"times: the network was declared integer_time=True and would be asked at {time}; use a grid of table "
-                'entries, such as odediff.grid.uniform_t(path, steps, spacing="leading") or odediff.grid.subsequence'
+                f"times: the network was declared integer_time=True and would be asked at {time}; "
+                + (remedy if anywhere(beside > 1e-3) else "give the times in float64, for float32 misses entries")
             )
         return time
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
@@ -159,9 +159,16 @@ def build(config: DictConfig) -> Run:
         shape=_checked_shape(shape),
         condition=_plain(condition or {}),
         solver=solver,
-        grid=None if config.grid is None else instantiate(config.grid),
+        grid=None if config.grid is None else _grid(config.grid),
         folder=folder,
     )
+
+
+def _grid(config: DictConfig) -> Grid:
+    """The grid that is described: a function, whose path and steps are those of the run."""
+    function = not isinstance(get_object(config._target_), type)
+    grid: Grid = instantiate(config, _partial_=True) if function else instantiate(config)
+    return grid
 
 
 def refuse_unused(unused: Iterable[str], remedy: str) -> None:

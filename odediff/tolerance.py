@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from odediff.defaults import AutoClosing
 from odediff.model import Model
 from odediff.problem import probability_flow
 from solvers import AdaptiveAdams, Solver
+from solvers.arguments import require_positive
 from solvers.backends import Backend
 from solvers.lines import singular_step
 from solvers.solve import Closing
@@ -50,9 +50,8 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
     Raises:
         ValueError: the tolerance is none, or the solver steps on a grid and follows none.
     """
-    number = isinstance(rtol, int | float | np.number) and not isinstance(rtol, bool)
-    if rtol is not None and not (number and 0 < rtol < math.inf):
-        raise ValueError(f"rtol={rtol!r} must be a positive, finite number such as 1e-2")
+    if rtol is not None:
+        require_positive("rtol", rtol, "1e-2")
     if solver is None:
         return AdaptiveAdams() if rtol is None else AdaptiveAdams(rtol=rtol)
     if not isinstance(solver, Solver):

@@ -22,3 +22,15 @@ def require_whole(
     if not (whole and least <= value <= most):  # type: ignore[operator]
         span = f"of at least {least}" if most == math.inf else f"from {least} to {bound or most}"
         raise ValueError(f"{name}={value!r} must be a whole number {span}{hint}")
+
+
+def require_positive(name: str, value: object, example: str) -> None:
+    """Raise `ValueError` unless ``value`` is a positive, finite number."""
+    if not 0 < as_number(value) < math.inf:
+        raise ValueError(f"{name}={value!r} must be a positive, finite number such as {example}")
+
+
+def require_switch(name: str, value: object) -> None:
+    """Raise `TypeError` unless ``value`` is True or False: a text that says no is true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")

@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torchdiffeq import odeint
 
-from solvers.arguments import as_number
+from solvers.arguments import require_positive, require_switch
 from solvers.counting import BudgetSpent
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step, singular_steps
@@ -121,8 +121,8 @@ class Backend(Solver):
         if self.method not in self.methods:
             raise ValueError(f"{name}: method={self.method!r} is unknown; use one of {', '.join(self.methods)}")
         for argument, value in (("rtol", self.rtol), ("atol", self.tolerances[1])):
-            if not 0 < as_number(value) < math.inf:
-                raise ValueError(f"{name}: {argument}={value!r} must be a positive, finite number such as 1e-5")
+            require_positive(f"{name}: {argument}", value, "1e-5")
+        require_switch(f"{name}: batched", self.batched)
         if self.line is not None:
             require_line(self, self.line)
         if self.rtol < SMALLEST_RTOL:

@@ -126,7 +126,8 @@ class DPMFast(Staged):
 
     def __post_init__(self) -> None:
         require_exponential(self, self.line)
-        if not isinstance(self.last, Sequence) or not set(self.last) <= {1, 2, 3}:
+        whole = isinstance(self.last, Sequence) and all(type(order) is int for order in self.last)
+        if not (whole and set(self.last) <= {1, 2, 3}):
             raise ValueError(f"DPMFast: last={self.last!r} must hold orders of 1, 2 or 3, such as (2, 1)")
         # A configuration file gives a list.
         object.__setattr__(self, "last", tuple(self.last))

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from solvers.arguments import as_number
 from solvers.lines import Data, Line, Noise, singular_step
 from solvers.ode import ODE, Node
 from solvers.phi import phi
@@ -102,7 +103,7 @@ def _value(weight: Weight, z: Real) -> Real:
 
 def within_step(name: str, setting: str, value: float) -> None:
     """Raise `ValueError` unless a stage at that part of a step lies in it."""
-    if not 0 < value <= 1:
+    if not 0 < as_number(value) <= 1:
         raise ValueError(f"{name}: {setting}={value!r} must lie in (0, 1]; the stage lies at that part of the step")
 
 

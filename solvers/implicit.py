@@ -78,7 +78,7 @@ class GaussLegendre(Solver):
     iterations: int = 60
 
     def __post_init__(self) -> None:
-        if self.stages not in GAUSS_LEGENDRE:
+        if isinstance(self.stages, bool) or self.stages not in GAUSS_LEGENDRE:
             raise ValueError(f"GaussLegendre: stages={self.stages!r} must be 1, 2 or 3, for order 2, 4 or 6")
         if not 0 < as_number(self.tolerance) < 1:
             raise ValueError(f"GaussLegendre: tolerance={self.tolerance!r} must lie between 0 and 1, such as 1e-6")

@@ -101,7 +101,7 @@ class ImplicitInverse(ReversibleSolver):
 
     @property
     def one_step(self) -> bool:
-        """Like the base method."""
+        """Every step of the base method begins afresh."""
         return True
 
     def reverses(self, a: Node, b: Node) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.ode import ODE, Node, PathODE, Prediction
-from solvers.real import Real, divide, log, native
+from solvers.real import Real, anywhere, divide, log, native
 from solvers.sums import Terms, total
 
 SMALLEST_ALPHA = 1e-3
@@ -153,11 +153,20 @@ def require_line(solver: object, line: object) -> None:
 def singular_step(line: Line | None, ode: ODE, a: Node, b: Node) -> bool | np.ndarray:
     """Whether a step along ``line`` leaves or reaches a singular node; such a step is a DDIM step, regular everywhere.
 
-    Without a line the variable is t, and the field x(t) of a path is singular at sigma = 0.
+    Without a line the variable is t, and the field x(t) of a path is singular at sigma = 0, and at alpha = 0 where
+    alpha goes to 0 like a root.
     """
     if line is not None:
         return line.singular(a) | line.singular(b)
-    return isinstance(ode, PathODE) and (a.sigma == 0) | (b.sigma == 0)
+    return isinstance(ode, PathODE) and _singular_field(ode, a) | _singular_field(ode, b)
+
+
+def _singular_field(ode: PathODE, node: Node) -> bool | np.ndarray:
+    at_data = node.sigma == 0
+    if not anywhere(node.alpha == 0):
+        return at_data
+    alpha_rate, sigma_rate = ode.rates(node.t)
+    return at_data | ~(np.isfinite(alpha_rate) & np.isfinite(sigma_rate))
 
 
 def singular_steps(line: Line | None, ode: ODE, nodes: Sequence[Node]) -> int:

@@ -88,7 +88,7 @@ class ExponentialAdams(Solver):
         x_b = (scale_b/scale_a) x_a + scale_b sum_j w_j slope_j,    w_j = integral_{q_a}^{q_b} L_j(v(q)) dq
 
     one call per step. Its settings are the field's multistep samplers: on the data line with v = log-SNR the
-    exponential Adams method of Hochbruck & Ostermann 2005 ("Explicit exponential Runge-Kutta methods ...") that
+    exponential Adams method of Hochbruck & Ostermann 2011 ("Exponential multistep methods of Adams-type") that
     DPM-Solver++ and UniPC use (Lu et al. 2022; Zhao et al. 2023), on the noise line with v = t it is DEIS (Zhang & Chen
     2023).
 

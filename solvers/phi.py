@@ -20,7 +20,7 @@ RECIPROCALS = tuple(1 / factorial(n) for n in range(TERMS + 8))
 
 
 def phi(k: int, z: Real) -> Real:
-    """``phi_k(z)``, accurate to a few units of round-off for ``k <= 4`` and every real z; an array if z is one."""
+    """``phi_k(z)``, accurate to a few units of round-off for ``k <= 4`` and every z up to 709, where e^z ends."""
     if isinstance(z, np.ndarray):
         return np.array([_phi(k, value) for value in z.tolist()], dtype=np.float64)
     return _phi(k, float(z))

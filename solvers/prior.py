@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
+from solvers.arguments import as_number
 from solvers.ode import Node
 
 Array = np.ndarray
@@ -20,6 +21,9 @@ SCALES, DECISIONS, SPACING = 25, 15, 0.6
 """Features of each kind: Gaussian scales, decisions, and the distance of bumps in units of their width."""
 LEAST_LEVEL, LARGEST_LEVEL = 1e-3, 200.0
 """Noise levels between which a network errs."""
+SIGNED = ("scale", "decision")
+DIVISORS = ("error_width", "error_bounded", "spacing", "common_scale")
+"""Of the constants, those that may be negative, and those that something is divided by."""
 SMALL = 0.3
 """Below, a power series is exact to round-off."""
 
@@ -98,6 +102,14 @@ class Prior:
     mean: float = 3.0
     common: float = 0.5
     common_scale: float = 0.83
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = as_number(getattr(self, field.name))
+            positive, signed = field.name in DIVISORS, field.name in SIGNED
+            if not math.isfinite(value) or value < 0 and not signed or value == 0 and positive:
+                must = "positive and finite" if positive else "finite" if signed else "finite, at least 0"
+                raise ValueError(f"Prior: {field.name}={getattr(self, field.name)!r} must be {must}")
 
     def __repr__(self) -> str:
         """The constants that are not the defaults."""
@@ -180,6 +192,9 @@ def _decided(z: Array) -> Array:
         inverse = np.arctan(root * z + 1) + np.arctan(root * z - 1)
         closed = z + (logarithm - 2 * inverse) / (4 * root)
     fourth = np.minimum(z, SMALL) ** 4
-    series = z * fourth * (1 / 5 - fourth * (1 / 9 - fourth * (1 / 13 - fourth * (1 / 17 - fourth / 21))))
+    series = 0.0
+    for power in range(33, 4, -4):
+        series = 1 / power - fourth * series
+    series = z * fourth * series
     # The closed form cancels where z^5/5 is small beside z.
     return np.where(z < SMALL, series, closed)

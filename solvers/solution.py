@@ -73,8 +73,8 @@ class Solution:
     """The end state ``x`` of a solve, and how it came about.
 
     ``status`` is int64 ``(B,)`` with the values of `Status`; ``nodes`` is the grid; ``trajectory`` holds the states at
-    all nodes, ``(N + 1, B, ...)``, when it was asked for, and ``dense`` the steps between them, for `__call__`;
-    ``state`` is the solver's, for `solve(..., state=)`.
+    all nodes that were reached, ``(N + 1, B, ...)``, when it was asked for, and ``dense`` the steps between them, for
+    `__call__`; ``state`` is the solver's, for `solve(..., state=)`.
     """
 
     x: Tensor

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.arguments import as_number, require_whole
+from solvers.arguments import require_positive, require_whole
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
@@ -202,8 +202,7 @@ class Tolerance(Solver):
     def __post_init__(self) -> None:
         name = type(self).__name__
         for argument, value in (("rtol", self.rtol), ("atol", self.tolerances[1])):
-            if not 0 < as_number(value) < math.inf:
-                raise ValueError(f"{name}: {argument}={value!r} must be a positive, finite number such as 1e-3")
+            require_positive(f"{name}: {argument}", value, "1e-3")
         require_whole(f"{name}: max_steps", self.max_steps, 1)
         if self.line is not None:
             require_line(self, self.line)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from matplotlib.image import imsave
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -187,6 +188,9 @@ def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_computed
         (["task=invert", "steps=5"], ["task=invert", "steps=5"]),
         (["+experiment=editing", "steps=5"], ["+experiment=editing", "steps=5"]),
         (["task.images=2", "steps=5"], ["task.images=2", "steps=5"]),
+        (["task.reference_steps=9", "steps=5"], ["task.reference_steps=9", "task=sample", "steps=5"]),
+        (["solver=mine", "--config-dir=own", "-m"], ["--config-dir=own", "-m", "task=sample", "solver=mine"]),
+        (["task=compare", "-cd", "own", "seed=3"], ["-cd", "own", "task=compare", "seed=3"]),
         (["--config-name=mine", "steps=5"], ["--config-name=mine", "steps=5"]),
         (["--help"], ["--help"]),
     ],
@@ -206,6 +210,12 @@ def test_a_folder_among_the_pictures_is_none_of_them(tmp_path):
     imsave(tmp_path / "b.png", np.zeros((28, 28)), cmap="gray", vmin=-1, vmax=1)
     images, labels = load_images(str(tmp_path), 1, (1, 28, 28))
     assert images.shape == (1, 1, 28, 28) and labels is None
+
+
+def test_a_grey_picture_has_three_equal_channels_for_a_model_of_colours(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "grey.png")
+    images, _ = load_images(str(tmp_path), 1, (3, 8, 8))
+    assert torch.equal(images[0, 0], images[0, 1]) and torch.equal(images[0, 1], images[0, 2])
 
 
 def test_sample_writes_images_a_picture_and_a_record(monkeypatch, tmp_path, capsys):

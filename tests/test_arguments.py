@@ -28,6 +28,11 @@ WRONG = [
     (lambda value: solvers.Scipy("DOP853", rtol=value), "rtol"),
     (lambda value: Controller(integral=value), "integral"),
     (lambda value: Controller(safety=value), "safety"),
+    (lambda value: solvers.Prior(noise=value), "noise"),
+    (lambda value: solvers.Prior(scale=value), "scale"),
+    (lambda value: solvers.RES2S(c2=value), "c2"),
+    (lambda value: odediff.StaticThreshold(value), "limit"),
+    (lambda value: odediff.DynamicThreshold(quantile=value), "quantile"),
     (lambda value: odediff.custom.load("torch.nn.Identity", schedule=odediff.VE(), time_scale=value), "time_scale"),
 ]
 
@@ -37,6 +42,23 @@ WRONG = [
 def test_what_is_no_real_number_is_named_by_its_argument(make, name, value):
     with pytest.raises(ValueError, match=rf"\b{name}="):
         make(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: solvers.Prior(noise=-0.1), "noise=-0.1 must be finite, at least 0"),
+        (lambda: solvers.Prior(spacing=0), "spacing=0 must be positive"),
+        (lambda: solvers.Prior(decision=math.inf), "decision=inf must be finite"),
+        (lambda: solvers.GaussLegendre(stages=True), "stages=True must be 1, 2 or 3"),
+        (lambda: solvers.DPMFast(last=(True,)), r"last=\(True,\) must hold orders"),
+        (lambda: odediff.VPCosine(start="a"), "start = 'a' is not a time"),
+        (lambda: solvers.Torchdiffeq(batched="no"), "batched='no' must be True or False"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
 
 
 @pytest.mark.parametrize("value", [1, 1.0, np.float32(1), np.float64(1), np.int64(1)])

@@ -32,7 +32,7 @@ from solvers import (
 from solvers.counting import counted
 from solvers.gp_multistep import FAR, planned
 from solvers.handover import LEVEL, NEAR, stretch
-from solvers.prior import DECISIONS, SCALES
+from solvers.prior import DECISIONS, SCALES, SMALL, _decided
 from solvers.testing import ExactODE, Gaussian
 
 TABLE = odediff.VPTable.linear()
@@ -73,6 +73,12 @@ def test_a_decision_is_the_integral_that_the_docstring_states():
             integral = quad(lambda v, a=a: 1 / (1 + (1 / (v * a)) ** 4), 0, 1 / s, epsabs=1e-13, limit=200)[0]
             state = features.state[row, SCALES + 1 + j] * math.hypot(1, s)  # after the scales and the common one
             assert state == pytest.approx(deviations[j] * s * integral, abs=1e-9)
+
+
+def test_the_series_of_a_decision_is_exact_to_round_off_where_it_ends():
+    z = np.nextafter(SMALL, 0)
+    by_parts = quad(lambda w: w**4 / (1 + w**4), 0, z, epsabs=0, epsrel=1e-14)[0]
+    assert float(_decided(np.array(z))) == pytest.approx(by_parts, rel=1e-14)
 
 
 def test_features_are_finite_at_the_data_and_at_pure_noise():

@@ -384,6 +384,10 @@ def test_an_integer_time_network_is_never_asked_between_entries():
     with pytest.raises(ValueError, match=r"integer_time=True.*499\.25.*uniform_t"):
         model.predict(TABLE.node(0.50025), states(2))
     assert network.calls == []
+    with pytest.raises(ValueError, match=r"integer_time=True.*a solver that asks at its nodes alone"):
+        odediff.sample(model, (2, 2, 3), solver=solvers.RK4(), grid=odediff.grid.uniform_t, steps=10)
+    with pytest.raises(ValueError, match=r"integer_time=True.*give the times in float64"):
+        odediff.sample(model, (2, 2, 3), solver=solvers.DDIM(), grid=torch.tensor([0.6, 0.3, 0.0]))
 
 
 @pytest.mark.parametrize("to_network", [lambda t: 1000 * t, lambda t: int(1000 * t), lambda t: np.float64(1000 * t)])

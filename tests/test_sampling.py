@@ -596,3 +596,18 @@ def test_a_grid_that_ends_above_the_data_has_no_closing_call_to_pay_for(solver, 
 
     found = odediff.sample(gaussian(), (2, 3), solver=solver, nfe=nfe, grid=short, return_solution=True)
     assert found.stats.nfe == solver.calls(len(found.nodes) - 1) <= nfe < solver.calls(len(found.nodes))
+
+
+def test_where_alpha_vanishes_like_a_root_the_first_step_is_ddims():
+    path, data = odediff.VPSigmoid(start=1.0), Gaussian(0.4, 0.5)
+    assert math.isinf(path.rates(1.0)[0])
+    x = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(2, 3)
+    exact = data.flow(path.node(1.0), path.node(0.0), x)
+    for solver, most in (
+        (solvers.Euler(), 0.05),
+        (Heun(), 0.02),
+        (solvers.RK4(), 1e-3),
+        (solvers.GaussLegendre(), 1e-3),
+    ):
+        found = odediff.sample(exact_model(data, path, "v"), noise=x, solver=solver, steps=30)
+        assert float((found - exact).abs().max()) < most, solver

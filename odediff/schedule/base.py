@@ -34,7 +34,7 @@ class Schedule(ABC):
        two schedules with equal parameters equal.
     2. `_path(t)` returns (alpha, sigma). Both must be accurate *relative* to their size: a sigma written as
        sqrt(1 - alpha^2) has no digits left near the data, so reach for `expm1`.
-    3. `_rates(t)` returns (alpha', sigma'); infinite is a legal value at t = 0.
+    3. `_rates(t)` returns (alpha', sigma'); infinite is a legal value at t = 0, and where alpha is 0.
     4. `_time(log_snr)` inverts the log-SNR, +inf giving 0. For a log-SNR beyond the noise end return a time above
        `latest`; the caller turns it into an error.
     5. `_path_at(log_snr)` returns the (alpha, sigma) that have this ratio, without a detour through t.
@@ -116,7 +116,7 @@ class Schedule(ABC):
     def node_at(self, log_snr: Times) -> Node:
         """Return the node of this half log-SNR; alpha and sigma come from it directly, the inverse only defines t."""
         t = self.time(log_snr)
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
             alpha, sigma = self._path_at(_float64("log_snr", log_snr))
         return Node(t, like(log_snr, alpha), like(log_snr, sigma))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from odediff.schedule.base import Array, Schedule, require_increasing, require_positive
+from solvers.arguments import as_number
 
 
 class VP(Schedule):
@@ -244,5 +245,5 @@ class VPSigmoid(VP):
 
 def require_start(start: float) -> None:
     """Raise ValueError unless 0 < start <= 1."""
-    if not 0.0 < start <= 1.0:
-        raise ValueError(f"start = {start} is not a time in (0, 1]: give the largest time that a sampler may visit")
+    if not 0.0 < as_number(start) <= 1.0:
+        raise ValueError(f"start = {start!r} is not a time in (0, 1]: give the largest time that a sampler may visit")
