@@ -1,6 +1,6 @@
 """odediff: a diffusion model as an ODE. Sampling integrates it from noise to data, inversion from data to noise."""
 
-from odediff import custom, grid, problems, zoo
+from odediff import custom, doctor, grid, metrics, problems, zoo
 from odediff.code import Code
 from odediff.inversion import decode, encode, mix_codes, slerp
 from odediff.model import Model
@@ -44,10 +44,12 @@ __all__ = [
     "cycle_diffusion",
     "decode",
     "direct_inversion",
+    "doctor",
     "edit_friendly",
     "encode",
-    "mix_codes",
     "grid",
+    "metrics",
+    "mix_codes",
     "negative_prompt",
     "null_text",
     "probability_flow",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from odediff.device import available
 from odediff.model import Model
+from odediff.one_line import one_line
 from odediff.prediction import Form
 from odediff.schedule import RectifiedFlow, Schedule, VPTable
 from odediff.threshold import Threshold
@@ -121,7 +122,7 @@ def build(factory: str) -> nn.Module:
             network = function()
     except Exception as error:
         raise ValueError(
-            f"factory={factory!r} failed when called without arguments: {_one_line(error)}; wrap it in a function that "
+            f"factory={factory!r} failed when called without arguments: {one_line(error)}; wrap it in a function that "
             "takes none"
         ) from error
     if not isinstance(network, nn.Module):
@@ -174,7 +175,7 @@ def table_from_file(path: str | Path) -> VPTable:
         entries = np.asarray(entries, dtype=np.float64)
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"table file {str(path)!r} cannot be read ({_one_line(error)}); give a .json list or a .npy array of the "
+            f"table file {str(path)!r} cannot be read ({one_line(error)}); give a .json list or a .npy array of the "
             "alphas_cumprod"
         ) from error
     return VPTable(entries)
@@ -262,7 +263,7 @@ def _located(factory: str) -> Any:
             f"factory={factory!r}: there is no module {error.name}; install it, or add its folder to PYTHONPATH"
         ) from error
     except Exception as error:
-        raise ValueError(f"factory={factory!r}: importing {module} failed: {_one_line(error)}; mend it") from error
+        raise ValueError(f"factory={factory!r}: importing {module} failed: {one_line(error)}; mend it") from error
     for part in name.split("."):
         if not hasattr(found, part):
             own = [
@@ -287,7 +288,7 @@ def _read(weights: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights={str(weights)!r} cannot be read ({error.strerror}); check the path") from error
     except (SafetensorError, ValueError) as error:
         raise ValueError(
-            f"weights={str(weights)!r} is truncated or no safetensors file ({_one_line(error)}); copy or save it again"
+            f"weights={str(weights)!r} is truncated or no safetensors file ({one_line(error)}); copy or save it again"
         ) from error
 
 
@@ -298,7 +299,3 @@ def _place(value: Tensor) -> tuple[int, tuple[int, ...]]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -15,7 +15,7 @@ from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid, default_grid, default_solver
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
-from odediff.replay import NullSchedule, Recorded
+from odediff.replay import NullSchedule, Replayed
 from odediff.sampling import make_times
 from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
 from solvers import Inverse, Node, ReversibleSolver, Solution, Solver, solve
@@ -101,7 +101,7 @@ def decode(
         )
     times = code.times.flip(0)
     ode = NullSchedule(model, times, code.nulls) if code.nulls else probability_flow(model)
-    solver = code.solver if code.offsets is None else Recorded(code.solver)
+    solver = code.solver if code.offsets is None else Replayed(code.solver)
     state = code.state if code.offsets is None else code.offsets
     with torch.no_grad():
         return solve(ode, solver, code.x, times, state=state, callback=callback, progress=progress, throw=throw).x

@@ -87,7 +87,7 @@ def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPredict
     return NetworkPrediction(x, output, data=(1 / total, -sigma / total), noise=(1 / total, alpha / total))
 
 
-def native(form: Form, node: Node, known: Prediction) -> Tensor:
+def network_output(form: Form, node: Node, known: Prediction) -> Tensor:
     """What a perfect network of that form returns where data and noise are ``known``: the inverse of `predict`."""
     if form == "epsilon":
         return known.eps

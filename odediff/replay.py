@@ -35,7 +35,7 @@ class Silence(NoiseStream):
 
 
 @dataclass(frozen=True)
-class Recorded(Solver):
+class Replayed(Solver):
     """``x_b = mean(a->b, x_a) + offset``: the one-step method ``base``, its noise replaced by what was recorded."""
 
     base: Solver

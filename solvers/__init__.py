@@ -13,7 +13,7 @@ from solvers.exponential import DDIM, DDPM
 from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S, HochbruckOstermann4
 from solvers.gp_multistep import GPMultistep
 from solvers.implicit import GaussLegendre
-from solvers.implicit_inverse import FixedPoint, NewtonKrylov
+from solvers.implicit_inverse import Effort, FixedPoint, NewtonKrylov
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
@@ -22,7 +22,21 @@ from solvers.pndm import PNDM
 from solvers.prior import Prior
 from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
 from solvers.reversible import Companion, Inverse, ReversibleSolver
-from solvers.runge_kutta import RK4, SSPRK3, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
+from solvers.runge_kutta import (
+    RK4,
+    SSPRK3,
+    Bosh3,
+    Dopri5,
+    Embedded,
+    Euler,
+    Extension,
+    Heun,
+    Midpoint,
+    Ralston,
+    RungeKutta,
+    Tableau,
+    Tsit5,
+)
 from solvers.sa_solver import SASolver
 from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solve import solve
@@ -70,9 +84,12 @@ __all__ = [
     "Data",
     "Dopri5",
     "EDMHeun",
+    "Effort",
+    "Embedded",
     "Euler",
     "EulerMaruyama",
     "ExponentialAdams",
+    "Extension",
     "FixedPoint",
     "GPMultistep",
     "GaussLegendre",
@@ -103,6 +120,7 @@ __all__ = [
     "Stats",
     "Status",
     "Step",
+    "Tableau",
     "Torchdiffeq",
     "TrajectoryInverse",
     "Tsit5",

@@ -11,7 +11,7 @@ from diffusers.schedulers import scheduling_ddpm
 
 import odediff
 import solvers
-from odediff.prediction import Form, native
+from odediff.prediction import Form, network_output
 from solvers import DDIM, DDPM, Node, NoiseStream
 
 T = 1000
@@ -41,7 +41,7 @@ def in_form(model: odediff.Model, form: Form) -> odediff.Model:
     def network(x: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         node = TABLE.node((float(time[0]) + 1) / T)
         prediction = model.condition(label=label).predict(node, x)
-        return native(form, node, prediction)
+        return network_output(form, node, prediction)
 
     return odediff.Model(network, TABLE, form, model.conditions)
 

@@ -22,7 +22,7 @@ from diffusers.schedulers import scheduling_dpmsolver_multistep
 
 import odediff
 import solvers
-from odediff.prediction import native
+from odediff.prediction import network_output
 from solvers import DEIS, IPNDM, LMS, PNDM, DPMpp, DPMSolver, Noise, UniPC
 from solvers.testing import ExactODE, mild_mixture
 
@@ -62,7 +62,7 @@ def output(x, entry, form="epsilon"):
     """What diffusers' loop passes to its scheduler: the network's output at an entry of the table."""
     node = TABLE.node(time_of(entry))
     prediction = EXACT.predict(node, x)
-    return native(form, node, prediction)
+    return network_output(form, node, prediction)
 
 
 def prepared(scheduler_class, n, last, **options):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import odediff
-from odediff.prediction import FORMS, native, predict, require_information
+from odediff.prediction import FORMS, network_output, predict, require_information
 from solvers import Node, Prediction
 
 PATHS = {
@@ -19,7 +19,7 @@ PATHS = {
     "rectified_flow": odediff.RectifiedFlow(shift=3.0),
 }
 
-# The definitions, from the papers; deliberately not the library's `native`.
+# The definitions, from the papers; deliberately not the library's `network_output`.
 DEFINITIONS = {
     "epsilon": lambda alpha, sigma, x0, eps: eps,
     "x0": lambda alpha, sigma, x0, eps: x0,
@@ -69,10 +69,10 @@ def test_predict_recovers_data_and_noise_from_the_form_it_is_told(form, path, sh
 def test_native_is_the_definition_and_the_inverse_of_predict(form, path, share, seed):
     node = path.node(inside(path, share))
     x0, eps = parts(seed)
-    output = native(form, node, Prediction(x0, eps))
+    output = network_output(form, node, Prediction(x0, eps))
     torch.testing.assert_close(output, DEFINITIONS[form](node.alpha, node.sigma, x0, eps), rtol=1e-14, atol=1e-14)
     found = predict(form, node, node.alpha * x0 + node.sigma * eps, output)
-    again = native(form, node, Prediction(found.x0, found.eps))
+    again = network_output(form, node, Prediction(found.x0, found.eps))
     scale = 1e-14 * max(node.s, 1 / node.s) * max(1.0, float(output.abs().max()))
     torch.testing.assert_close(again, output, rtol=0, atol=scale)
 
@@ -169,7 +169,7 @@ def test_x0_prediction_is_refused_at_the_data(node):
 def test_the_score_of_a_perfect_network_cannot_be_told_at_the_data():
     x0, eps = parts(seed=7)
     with pytest.raises(ValueError, match=r'prediction="score".*sigma = 0.*"epsilon"'):
-        native("score", DATA_END, Prediction(x0, eps))
+        network_output("score", DATA_END, Prediction(x0, eps))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -19,7 +19,7 @@ from odediff.doctor.offset import check_offset
 from odediff.doctor.report import Finding, Report
 from odediff.doctor.verdict import check_against, check_form, check_noise_variance, check_skill, compare
 from odediff.model import Model
-from odediff.prediction import native
+from odediff.prediction import network_output
 from odediff.schedule import VPTable
 from solvers import Prediction, combine
 from solvers.arguments import require_whole
@@ -135,7 +135,7 @@ def _check_noise_end(model: Model, answer: Answer) -> Finding:
     noise = Prediction(
         torch.zeros(1, dtype=torch.float64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")
     )
-    shares = {reading: reading.sign * float(native(reading.form, answer.node, noise)) for reading in READINGS}
+    shares = {reading: reading.sign * float(network_output(reading.form, answer.node, noise)) for reading in READINGS}
     likely = [str(r) for r, ideal in shares.items() if abs(share - ideal) <= 0.2 * max(abs(ideal), abs(share), 0.1)]
     measured = f"{share:.3g} of pure noise returned, as {' or '.join(likely) or 'no form'} would"
     if model.prediction not in likely:

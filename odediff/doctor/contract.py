@@ -14,6 +14,7 @@ from odediff.doctor.evidence import Answer, Probe, ask
 from odediff.doctor.hypotheses import Hypothesis, told
 from odediff.doctor.report import Finding
 from odediff.model import Model
+from odediff.one_line import one_line
 from solvers import combine
 
 
@@ -25,7 +26,7 @@ def check_contract(declared: Hypothesis, probe: Probe) -> Generator[Finding, Non
         try:
             output = ask(declared.model, node, x)
         except Exception as error:
-            yield Finding("output", "wrong", f"at t={node.t:.4g}, {_one_line(error)}", _refusal(declared.model, error))
+            yield Finding("output", "wrong", f"at t={node.t:.4g}, {one_line(error)}", _refusal(declared.model, error))
             return False
         if not torch.isfinite(output).all():
             bad = int((~torch.isfinite(output)).flatten(1).any(1).sum())
@@ -43,7 +44,7 @@ def check_contract(declared: Hypothesis, probe: Probe) -> Generator[Finding, Non
     try:
         alone = ask(declared.model.rows(torch.arange(1, device="cpu")), node, x[:1])
     except Exception as error:
-        yield Finding("rows alone", "wrong", f"one row was refused, {_one_line(error)}", remedy)
+        yield Finding("rows alone", "wrong", f"one row was refused, {one_line(error)}", remedy)
         return False
     change = _relative(alone, output[:1])
     yield _small("rows alone", change, tolerance, remedy)
@@ -63,7 +64,7 @@ def check_condition(model: Model, answer: Answer | None) -> Iterator[Finding]:
         unconditional = ask(replace(model, conditions={**model.conditions, **model.null}), answer.node, answer.x)
     except Exception as error:
         remedy = f"{', '.join(model.null)} of null is no condition of this network; guidance needs one that is"
-        yield Finding("condition", "wrong", f"null was refused, {_one_line(error)}", remedy)
+        yield Finding("condition", "wrong", f"null was refused, {one_line(error)}", remedy)
         return
     if all(_equal(model.conditions.get(name), value) for name, value in model.null.items()):
         remedy = "ask under a condition: diagnose(model.condition(...), images)"
@@ -90,10 +91,6 @@ def _refusal(model: Model, error: Exception) -> str:
     if not model.integer_time and re.search(r"scalar types: Long, Int; but got|indices must be long", str(error)):
         return "the network looks times up in a table: declare integer_time=True, so that it is told whole times"
     return "the call is network(x, time, **conditions), and the answer a tensor in the shape of x"
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def _dtype(model: Model, output: Tensor) -> torch.dtype:

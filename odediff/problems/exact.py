@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odediff.model import Model
-from odediff.prediction import Form, native
+from odediff.prediction import Form, network_output
 from odediff.schedule import Schedule
 from solvers import Node, Prediction, combine
 from solvers.sums import per_row
@@ -105,7 +105,7 @@ class ExactNetwork:
         # The dtype of the state may have rounded the start past the end of the path.
         times = np.minimum(time.double().cpu().numpy(), self.path.latest)
         node = self.path.node(float(times[0]) if (times == times[0]).all() else times)
-        return native(self.prediction, node, self.distribution.predict(node, x))
+        return network_output(self.prediction, node, self.distribution.predict(node, x))
 
 
 def exact_model(distribution: Distribution, path: Schedule, prediction: Form = "epsilon") -> Model:
