@@ -76,6 +76,10 @@ class History(NamedTuple):
     nodes: tuple[Node, ...] = ()
 
 
+Reached = tuple[Tensor, tuple[Term, ...], tuple[Term, ...]]
+"""The state at the end of a step, and the predictions and slopes that are known there."""
+
+
 @dataclass(frozen=True)
 class GPMultistep(Solver):
     """The best linear prediction of the next state from the present one and the latest predictions of the network.
@@ -208,28 +212,46 @@ class GPMultistep(Solver):
         if state is None:
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
-        start, predictions, slopes, nodes = (move.ratio, x), state.predictions, state.slopes, state.nodes
-        if move.calls:
-            prediction = ode.predict(a, x)
-            if move.belief and move.slopes:
-                slopes = (single(prediction.terms(*move.shares)), *slopes)[: move.slopes]
-            newest = pending(prediction.terms(*(1.0, 0.0) if move.belief else move.shares))
-            # What the network returned would be one more state beside what is kept.
-            del prediction
-            kept, end = advance(start, move.weights, newest, predictions if move.belief else slopes)
-            if move.belief:
-                predictions = (kept, *predictions)
-            else:
-                slopes = (kept, *slopes)
-            nodes = (a, *nodes)
-        else:
-            read = zip(move.weights, predictions if move.belief else slopes, strict=False)
-            end = combine(start, *((w * factor, tensor) for w, (factor, tensor) in read))
-        predictions = predictions[: len(move.belief.predictions)] if move.belief else ()
+        end, predictions, slopes = (_regressed if move.belief else _along_slopes)(ode, a, x, state, move)
+        nodes = (a, *state.nodes) if move.calls else state.nodes
         following = History(
-            state.moves, state.next + 1, predictions, move.belief, slopes[: move.slopes], nodes[: move.slopes]
+            state.moves,
+            state.next + 1,
+            predictions[: len(move.belief.predictions)] if move.belief else (),
+            move.belief,
+            slopes[: move.slopes],
+            nodes[: move.slopes],
         )
         return Step(end, state=following)
+
+
+def _regressed(ode: PathODE, a: Node, x: Tensor, state: History, move: Move) -> Reached:
+    """The move as a sum over predictions of x0; the slope that a handover ahead will read is kept beside."""
+    start, predictions, slopes = (move.ratio, x), state.predictions, state.slopes
+    if not move.calls:
+        return combine(start, *_weighted(move.weights, predictions)), predictions, slopes
+    prediction = ode.predict(a, x)
+    if move.slopes:
+        slopes = (single(prediction.terms(*move.shares)), *slopes)[: move.slopes]
+    newest = pending(prediction.terms(1.0, 0.0))
+    # What the network returned would be one more state beside what is kept.
+    del prediction
+    kept, end = advance(start, move.weights, newest, predictions)
+    return end, (kept, *predictions), slopes
+
+
+def _along_slopes(ode: PathODE, a: Node, x: Tensor, state: History, move: Move) -> Reached:
+    """The move as a sum over slopes, by one of Adams' formulas."""
+    start, slopes = (move.ratio, x), state.slopes
+    if not move.calls:
+        return combine(start, *_weighted(move.weights, slopes)), (), slopes
+    newest = pending(ode.predict(a, x).terms(*move.shares))
+    kept, end = advance(start, move.weights, newest, slopes)
+    return end, (), (kept, *slopes)
+
+
+def _weighted(weights: Sequence[Real], terms: Sequence[Term]) -> list[Term]:
+    return [(weight * factor, tensor) for weight, (factor, tensor) in zip(weights, terms, strict=False)]
 
 
 @lru_cache(maxsize=64)

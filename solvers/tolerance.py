@@ -16,6 +16,7 @@ from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
+from solvers.passed import Passed
 from solvers.real import Real
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step, require_path
@@ -130,57 +131,6 @@ class Run(ABC):
         left = np.abs(self.stops - self.q)
         h = np.where(self.h > 0.5 * left, np.where(self.h >= 0.95 * left, left, np.minimum(self.h, 0.6 * left)), self.h)
         return np.where(h >= left, self.stops, self.q + self.span.direction * h)
-
-
-class Passed:
-    """The states at ``count`` nodes, each kept from the first sample that passes it until the last has.
-
-    ``following`` ``(B,)`` numbers the node that lies ahead of each sample.
-    """
-
-    def __init__(self, x: Tensor, count: int) -> None:
-        self.count, self.yielded = count, 0
-        self.following = np.zeros(len(x), dtype=np.int64)
-        self.found: dict[int, Tensor] = {}
-        self.last = x.clone()  # the states of samples that go no further
-
-    def put(self, ids: np.ndarray, states: Tensor) -> None:
-        """Samples ``ids`` pass the nodes ahead of them in ``states``."""
-        numbers = self.following[ids]
-        for number in np.unique(numbers):
-            mine = numbers == number
-            rows, of = (torch.from_numpy(one).to(states.device) for one in (ids[mine], np.flatnonzero(mine)))
-            self._at(int(number))[rows] = states[of]
-        self.following[ids] += 1
-
-    def stay(self, ids: np.ndarray, states: Tensor) -> None:
-        """Samples ``ids`` go no further: they have those states at all nodes that they did not reach."""
-        self.last[torch.from_numpy(ids).to(states.device)] = states
-        for number, found in self.found.items():
-            behind = number >= self.following[ids]
-            rows, of = (torch.from_numpy(one).to(states.device) for one in (ids[behind], np.flatnonzero(behind)))
-            found[rows] = states[of]
-
-    def by_all(self, ids: np.ndarray) -> Iterator[Tensor]:
-        """The states at nodes that none of the samples ``ids`` has ahead, but for the last node."""
-        while self.yielded < min(int(self.following[ids].min()), self.count - 1):
-            yield self._next()
-
-    def rest(self) -> Iterator[Tensor]:
-        """The states at the nodes that are left."""
-        while self.yielded < self.count:
-            yield self._next()
-
-    def _next(self) -> Tensor:
-        states = self._at(self.yielded)
-        del self.found[self.yielded]
-        self.yielded += 1
-        return states
-
-    def _at(self, number: int) -> Tensor:
-        if number not in self.found:
-            self.found[number] = self.last.clone()
-        return self.found[number]
 
 
 class Tolerance(Solver):

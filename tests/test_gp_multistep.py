@@ -77,8 +77,8 @@ def test_a_decision_is_the_integral_that_the_docstring_states():
 
 def test_the_series_of_a_decision_is_exact_to_round_off_where_it_ends():
     z = np.nextafter(SMALL, 0)
-    by_parts = quad(lambda w: w**4 / (1 + w**4), 0, z, epsabs=0, epsrel=1e-14)[0]
-    assert float(_decided(np.array(z))) == pytest.approx(by_parts, rel=1e-14)
+    by_parts = quad(lambda w: w**4 / (1 + w**4), 0, z, epsabs=0, epsrel=2e-14)[0]
+    assert float(_decided(np.array(z))) == pytest.approx(by_parts, rel=1e-13)
 
 
 def test_features_are_finite_at_the_data_and_at_pure_noise():
