@@ -14,6 +14,7 @@ from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S
 from solvers.gp_multistep import GPMultistep
 from solvers.implicit import GaussLegendre
 from solvers.implicit_inverse import Effort, FixedPoint, NewtonKrylov
+from solvers.inverse import Inverse
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
 from solvers.noise import NoiseStream
@@ -21,7 +22,7 @@ from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.pndm import PNDM
 from solvers.prior import Prior
 from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
-from solvers.reversible import Companion, Inverse, ReversibleSolver
+from solvers.reversible import Companion, ReversibleSolver
 from solvers.runge_kutta import (
     RK4,
     SSPRK3,

@@ -13,11 +13,20 @@ from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.exponential import DDIM
+from solvers.lattice import FINEST, WIDE
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
 from solvers.real import Real
-from solvers.reversible import FINEST, WIDE, Companion, ReversibleSolver, meets_singular, starts
+from solvers.reversible import (
+    Companion,
+    ReversibleSolver,
+    law_of_steps,
+    meets_singular,
+    one_step,
+    require_steps,
+    starts,
+)
 from solvers.runge_kutta import RK4, Heun
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
@@ -291,24 +300,3 @@ class Reversible(ReversibleSolver):
     def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor) -> Tensor:
         x = z.to(like.dtype)
         return FINEST.snap(one_step(self.base, ode, a, b, x).double() - x.double())
-
-
-def one_step(solver: Solver, ode: Any, a: Node, b: Node, x: Tensor) -> Tensor:
-    """One step of a method from its own start."""
-    return solver.step(ode, a, b, x, solver.start(ode, (a, b), x)).x
-
-
-def law_of_steps(base: Solver) -> Law:
-    """What holds of a method all whose steps begin afresh: without their history steps lose their order."""
-    return base.law if base.one_step else "bounded"
-
-
-def require_steps(outer: Solver, base: Solver) -> None:
-    """Raise unless ``base`` is deterministic and its steps are steps: no tolerance, no library's own stepping."""
-    name = type(outer).__name__
-    if not isinstance(base, Solver):
-        raise TypeError(f"{name}: base={base!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
-    if not base.deterministic:
-        raise ValueError(f"{name}: base={base} is stochastic; use a deterministic one, such as DDIM(eta=0)")
-    if type(base).solve is not Solver.solve:
-        raise ValueError(f"{name}: base={base} chooses its own steps; use a one-step method, such as DDIM() or RK4()")

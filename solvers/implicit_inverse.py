@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from solvers.arguments import as_number, require_whole
-from solvers.coupled import law_of_steps, one_step, require_steps
 from solvers.exponential import DDIM
 from solvers.krylov import anderson, dot, gmres, largest
 from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
 from solvers.real import Real, native
-from solvers.reversible import ReversibleSolver, meets_singular
+from solvers.reversible import ReversibleSolver, law_of_steps, meets_singular, one_step, require_steps
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step
 from solvers.sums import combine

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
-from solvers.coupled import require_steps
 from solvers.exponential import DDIM
 from solvers.implicit_inverse import Effort, require_digits
 from solvers.krylov import largest
@@ -18,7 +17,7 @@ from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
 from solvers.real import native
-from solvers.reversible import ReversibleSolver, meets_singular
+from solvers.reversible import ReversibleSolver, meets_singular, require_steps
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step
 from solvers.sums import combine

@@ -11,15 +11,13 @@ from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.exponential import DDIM
+from solvers.lattice import FINE, WIDE, Lattice
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.real import Real, native
 from solvers.reversible import (
-    FINE,
-    WIDE,
     Companion,
-    Lattice,
     ReversibleSolver,
     meets_singular,
     starts,

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.inverse import Inverse
 from solvers.noise import NoiseStream
-from solvers.reversible import Inverse, ReversibleSolver
+from solvers.reversible import ReversibleSolver
 from solvers.solution import Status
 from solvers.solve import solve
 from solvers.solver import Solver
