@@ -52,8 +52,10 @@ OWN = {"odediff", "solvers", "benchmarks", "__main__"}
 SAMPLING = r"[+~]*(solver|line@solver|grid|closing|steps|nfe|rtol|samples)\b.*="
 """Words of a command line that the demonstration has no use for."""
 
-WITH_A_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-"""Hydra's options that take the next word, where they are not written with an equals sign."""
+MOVED = r"(-m|--multirun|-cd|--config-dir)(=|$)"
+"""Hydra's options that may stand anywhere on a command line."""
+WITH_A_VALUE = {"-cd", "--config-dir"}
+"""Those of them that take the next word, where they are not written with an equals sign."""
 
 APP = App("config", "hydra.run.dir")
 
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def completed(words: Sequence[str]) -> list[str]:
-    """The words of a command line, whose options may stand anywhere, with the task that they leave to be guessed.
+    """The words of a command line, whose `MOVED` ones come first, with the task that they leave to be guessed.
 
     Those that describe a sampling and name no task mean ``task=sample``: the demonstration, which is what no words at
     all mean, has solvers and numbers of calls of its own.
@@ -80,17 +82,18 @@ def completed(words: Sequence[str]) -> list[str]:
     keys = "|".join(key.name for key in fields(SampleTask))
     other = rf"[+~]*(task(?!\.({keys})\b)|experiment)\b|--config-name|-cn"
     named = any(re.match(other, word) for word in words)
-    first = next((at for at, word in enumerate(words) if re.match(SAMPLING, word)), None)
+    sampling = rf"{SAMPLING}|[+~]*task\.({keys})\b"
+    first = next((at for at, word in enumerate(words) if re.match(sampling, word)), None)
     return words if named or first is None else [*words[:first], "task=sample", *words[first:]]
 
 
 def _options_first(words: Sequence[str]) -> list[str]:
-    """The options with their values, then the rest: argparse knows overrides in one stretch only."""
+    """What may stand anywhere, with its values, then the rest: argparse knows overrides in one stretch only."""
     options: list[str] = []
     rest: list[str] = []
     waits = False
     for word in words:
-        (options if waits or word.startswith("-") else rest).append(word)
+        (options if waits or re.match(MOVED, word) else rest).append(word)
         waits = not waits and word in WITH_A_VALUE
     return [*options, *rest]
 

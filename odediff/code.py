@@ -115,10 +115,10 @@ class Code:
     def rows(self, index: Sequence[int] | Tensor) -> Code:
         """The code of the samples ``index`` alone; ``model.rows(index)`` is the model that decodes it."""
         try:
-            at = torch.as_tensor(index, device="cpu")
-        except (TypeError, ValueError):
-            at = torch.empty(())
-        if at.ndim != 1 or at.dtype is not torch.int64 or bool((at < 0).any() or (at >= len(self.x)).any()):
+            at = torch.arange(len(self.x), device="cpu")[torch.as_tensor(index, device="cpu")]
+        except (TypeError, ValueError, IndexError):
+            at = torch.empty((), device="cpu")
+        if at.ndim != 1:
             raise ValueError(f"index={index} must be numbers of this code's samples, from 0 to {len(self.x) - 1}")
 
         def mine(value: Tensor | None, dim: int = 0) -> Any:
@@ -133,6 +133,7 @@ class Code:
             null=selected(dict(self.null), at),
             stats=dataclasses.replace(
                 stats,
+                nfe=max(mine(stats.evaluations).tolist(), default=0),
                 evaluations=mine(stats.evaluations),
                 accepted=mine(stats.accepted),
                 rejected=mine(stats.rejected),

@@ -134,13 +134,11 @@ def inversion_times(
     if not isinstance(model, Model):
         probability_flow(model)
     require_solver(solver)
-    if steps == 1:
-        raise ValueError(
-            "steps=1: the last interval of a grid belongs to the closing rule, so that inversion needs at least 2"
-        )
     if model.threshold is not None:
         raise ValueError(f"model.threshold={model.threshold} is not invertible; encode with Model(..., threshold=None)")
     if grid is None and solver.closes:
+        if steps == 1:
+            raise ValueError("steps=1: the closing rule owns the last interval, so that inversion needs at least 2")
         # The image is the state at the last node: there is no step to the data that would allow for a distant one.
         grid = partial(default_grid(solver, model.integer_time), end=model.path.end)
     # As if the last interval cost nothing: it is dropped below, so all of nfe goes into the encoding.

@@ -39,8 +39,8 @@ class Model:
         path: the schedule that the states follow.
         prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
         conditions: keyword arguments of every call. A number stands for all samples, and reaches the network as a
-            tensor, a float in float32; a tensor or an array, also one in a dict or a list, has a row
-            for each, and the precision that it is given with.
+            tensor, a float in the network's precision but at least float32; a tensor or an array, also one in a dict or
+            a list, has a row for each, and the precision that it is given with.
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (Ho & Salimans 2022, there 1 + w); one
             number, or one per sample, which the default solver takes for strong ones. w = 1 is the conditional
@@ -202,8 +202,9 @@ class Model:
 
     def require_batch(self, batch: int) -> None:
         """Raise `ValueError` where a condition or the guidance has neither one row nor one for each sample."""
-        given = {f"condition {name!r}": value for name, value in (*self.null.items(), *self.conditions.items())}
-        for name, value in {**given, "guidance": self.guidance}.items():
+        conditions = {f"condition {name!r}": value for name, value in self.conditions.items()}
+        nulls = {f"null condition {name!r}": value for name, value in self.null.items()}
+        for name, value in {**nulls, **conditions, "guidance": self.guidance}.items():
             require_rows_for(name, value, batch)
 
     def predict(self, node: Node, x: Tensor) -> Prediction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 import time
@@ -165,9 +166,13 @@ def build(config: DictConfig) -> Run:
 
 
 def _grid(config: DictConfig) -> Grid:
-    """The grid that is described: a function, whose path and steps are those of the run."""
-    function = not isinstance(get_object(config._target_), type)
-    grid: Grid = instantiate(config, _partial_=True) if function else instantiate(config)
+    """The grid that is described: a function of path and steps, which are those of the run, or what makes one."""
+    try:
+        target = get_object(config._target_)
+        is_grid = not isinstance(target, type) and "steps" in inspect.signature(target).parameters
+    except Exception:  # instantiating it says what is wrong, in Hydra's words
+        is_grid = False
+    grid: Grid = instantiate(config, _partial_=True) if is_grid else instantiate(config)
     return grid
 
 

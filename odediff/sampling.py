@@ -169,6 +169,8 @@ def make_times(
     # Where a grid ends above the data, no closing call is made, and a step more may be.
     while len(times) > 2 and _calls(ode, solver, times, closing) > nfe:
         times = _placed(place, path, len(times) - 2)
+    if (cost := _calls(ode, solver, times, closing)) > nfe:
+        raise ValueError(f"nfe={nfe} does not pay for one step of {solver} on this grid, which costs {cost}")
     # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
     while len(times) < 2 * nfe + 16:
         try:

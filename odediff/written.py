@@ -47,28 +47,31 @@ def read_back(description: Any) -> Any:
 def taken_apart(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Conditions as JSON, and their tensors by name; `put_together` undoes it.
 
-    A tensor has the name of its condition after ``name`` and a point; one inside of a dict or a list is
-    ``{"tensor": its name}`` there.
+    A tensor has the name of its condition after ``name`` and a point; those inside of dicts and lists are numbered, and
+    stand there as ``{"tensor": its name}``.
 
     Raises:
         TypeError: a part is neither number, text, tensor, nor a dict, list or tuple of these.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = {f"{name}.{key}": value for key, value in values.items() if isinstance(value, Tensor)}
 
     def plain(value: Any, place: str) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, Tensor):
-            tensors[place] = value
-            return {"tensor": place}
-        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return {"dict": {key: plain(part, f"{place}/{key}") for key, part in value.items()}}
+            number = f"{name}#{len(tensors)}"
+            tensors[number] = value
+            return {"tensor": number}
+        if isinstance(value, Mapping):
+            if odd := [key for key in value if not isinstance(key, str)]:
+                raise TypeError(f"{place}: the key {odd[0]!r} has no written form; use text for keys")
+            return {"dict": {key: plain(part, f"{place}[{key!r}]") for key, part in value.items()}}
         if isinstance(value, list | tuple):
-            return {type(value).__name__: [plain(part, f"{place}/{number}") for number, part in enumerate(value)]}
+            return {type(value).__name__: [plain(part, f"{place}[{number}]") for number, part in enumerate(value)]}
         raise TypeError(f"{place}: a {type(value).__name__} has no written form; use numbers, text and tensors")
 
-    described = {key: plain(value, f"{name}.{key}") for key, value in values.items()}
-    return {key: value for key, value in described.items() if not isinstance(values[key], Tensor)}, tensors
+    others = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+    return {key: plain(value, f"{name}[{key!r}]") for key, value in others.items()}, tensors
 
 
 def put_together(name: str, described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -85,5 +88,5 @@ def put_together(name: str, described: Mapping[str, Any], tensors: Mapping[str, 
         return [whole(part) for part in parts] if kind == "list" else tuple(whole(part) for part in parts)
 
     known = {key: whole(value) for key, value in described.items()}
-    mine = (key for key in tensors if key.startswith(f"{name}.") and "/" not in key)
+    mine = (key for key in tensors if key.startswith(f"{name}."))
     return known | {key.removeprefix(f"{name}."): tensors[key] for key in mine}

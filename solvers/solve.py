@@ -24,6 +24,7 @@ from solvers.solver import Past, Solver, Step, require_rows, require_solver
 from solvers.sums import combine
 
 Closing = Literal["denoise", "extrapolate"] | None
+END = object()
 EXTRAPOLATED = 3
 """Predictions that closing by extrapolation reads: a parabola in s^2 through those at the starts of the last steps."""
 
@@ -154,7 +155,7 @@ def _show(callback: Callable[[Node, Tensor], object], node: Node, x: Tensor) -> 
     answer = callback(node, x)
     if before is not None and x._version != before:
         raise ValueError("callback writes to the state that is being solved; let it work on x.clone()")
-    if isinstance(answer, Tensor):
+    if isinstance(answer, Tensor) and answer is not x:
         raise ValueError(
             "callback returns a tensor, which nothing reads; let it return None. What steers a solve is its field: the "
             "network of a model may be any function"
@@ -189,19 +190,24 @@ def _steps(
             yield _denoise(ode, nodes[-2], nodes[-1], x, failed)._replace(state=state)
 
 
-def _kept(solver: Solver, steps: Iterator[Step], wanted: int, x: Tensor) -> Iterator[Step]:
+def _kept(solver: Solver, solved: Iterable[Step], wanted: int, x: Tensor) -> Iterator[Step]:
     """The steps of a method that keeps the contract; any other is refused at the first that breaks it."""
     own = "step" if type(solver).solve is Solver.solve else "solve"
+    if not isinstance(solved, Iterable):
+        raise TypeError(f"{solver}.solve returned a {type(solved).__name__}; let it yield solvers.Step(x)")
+    steps = iter(solved)
     for made in range(wanted):
         version = None if x.is_inference() else x._version
-        step = next(steps, None)
-        if step is None:
+        step = next(steps, END)
+        if step is END:
             raise ValueError(
                 f"{solver}.solve ended after {made} of {wanted} steps; let it yield one for every interval"
             )
         if not isinstance(step, Step):
             verb = "returned" if own == "step" else "yielded"
             raise TypeError(f"{solver}.{own} {verb} a {type(step).__name__}; let it {verb[:-2]} solvers.Step(x)")
+        if not isinstance(step.x, Tensor):
+            raise TypeError(f"{solver}.{own}: the state is a {type(step.x).__name__}; let it be a torch.Tensor")
         if version is not None and x._version != version:
             raise ValueError(
                 f"{solver}.{own} writes to the state x that it is given, which belongs to the caller; let it compute "
@@ -214,7 +220,7 @@ def _kept(solver: Solver, steps: Iterator[Step], wanted: int, x: Tensor) -> Iter
             )
         x = step.x
         yield step
-    if next(steps, None) is not None:
+    if next(steps, END) is not END:
         raise ValueError(f"{solver}.solve goes on after {wanted} steps; let it yield one for every interval")
 
 

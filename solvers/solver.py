@@ -129,7 +129,7 @@ class Solver(ABC):
             x, state = step.x, step.state
 
     def calls(self, n_steps: int) -> int:
-        """Evaluations that ``n_steps`` steps cost at most."""
+        """Evaluations that ``n_steps`` steps cost; a bound where that depends on what is solved."""
         return n_steps
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:

@@ -188,8 +188,10 @@ def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_computed
         (["task=invert", "steps=5"], ["task=invert", "steps=5"]),
         (["+experiment=editing", "steps=5"], ["+experiment=editing", "steps=5"]),
         (["task.images=2", "steps=5"], ["task.images=2", "steps=5"]),
-        (["task.reference_steps=9", "steps=5"], ["task.reference_steps=9", "task=sample", "steps=5"]),
+        (["task.reference_steps=9", "steps=5"], ["task=sample", "task.reference_steps=9", "steps=5"]),
         (["solver=mine", "--config-dir=own", "-m"], ["--config-dir=own", "-m", "task=sample", "solver=mine"]),
+        (["task.score=true"], ["task=sample", "task.score=true"]),
+        (["task=solvers", "--info", "searchpath"], ["task=solvers", "--info", "searchpath"]),
         (["task=compare", "-cd", "own", "seed=3"], ["-cd", "own", "task=compare", "seed=3"]),
         (["--config-name=mine", "steps=5"], ["--config-name=mine", "steps=5"]),
         (["--help"], ["--help"]),
@@ -203,6 +205,29 @@ def test_a_solver_and_a_number_of_calls_are_all_that_a_sampling_takes(monkeypatc
     assert run(monkeypatch, tmp_path, "solver=heun", "nfe=5", "hydra.run.dir=out", *QUICK) == 0
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["solver"].startswith("Heun") and record["nfe"] == 5
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ("_target_: mygrid.cubic", None),
+        ("_target_: mygrid.cubic\n_partial_: true", None),
+        ("_target_: mygrid.power\npower: 2", None),
+        ("_target_: mygrid.nope", "Error locating target 'mygrid.nope'"),
+        ("power: 2", "is no grid; pass a function"),
+    ],
+)
+def test_a_grid_of_ones_own_is_a_function_or_what_makes_one(monkeypatch, tmp_path, capsys, described, said):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mygrid.py").write_text(
+        "import torch\n\n\ndef cubic(path, steps):\n    return torch.linspace(1, 0, steps + 1).double() ** 3\n\n\n"
+        "def power(power):\n    return lambda path, steps: torch.linspace(1, 0, steps + 1).double() ** power\n"
+    )
+    (tmp_path / "own" / "grid").mkdir(parents=True)
+    (tmp_path / "own" / "grid" / "mine.yaml").write_text(described)
+    words = ["grid=mine", f"--config-dir={tmp_path / 'own'}", "steps=3", "hydra.run.dir=out", *QUICK]
+    assert run(monkeypatch, tmp_path, *words) == (2 if said else 0)
+    assert said is None or said in capsys.readouterr().err
 
 
 def test_a_folder_among_the_pictures_is_none_of_them(tmp_path):

@@ -216,7 +216,14 @@ def test_a_part_of_what_was_recorded_is_decoded_alone(record):
     assert torch.equal(odediff.decode(mine.rows([2]), code.rows([2])), odediff.decode(mine, code)[[2]])
 
 
-@pytest.mark.parametrize("index", [[4], [-1], [[0]], [0.5], "ab"])
+def test_samples_are_chosen_by_number_or_by_a_mask():
+    mine = model(label=torch.tensor([1, 2, 1, 0]))
+    code = odediff.encode(mine, images(), solver=DDIM(), steps=8)
+    for index in (torch.tensor([True, False, False, True]), [0, -1], torch.tensor([0, 3], dtype=torch.int32)):
+        assert torch.equal(odediff.decode(mine.rows(index), code.rows(index)), odediff.decode(mine, code)[[0, 3]])
+
+
+@pytest.mark.parametrize("index", [[4], [-5], [[0]], [0.5], "ab", 1])
 def test_rows_that_a_code_does_not_have_are_named(index):
     code = odediff.encode(model(), images(), solver=DDIM(), steps=8)
     with pytest.raises((ValueError, TypeError), match="index="):
@@ -245,11 +252,21 @@ def test_nested_conditions_come_back_from_a_file(tmp_path: Path):
     read = Code.load(tmp_path / "code.safetensors")
     assert torch.equal(odediff.decode(mine, read), odediff.decode(mine, code))
     assert type(read.conditions["added"]["size"]) is tuple and read.conditions["added"]["size"][2:] == ("px", 3)
+    slashes = odediff.Model(
+        lambda x, time, **given: x + given["a/b"] + given["c"]["d/e"] + given["c"]["d"]["e"],
+        TABLE,
+        conditions={"a/b": torch.ones(4, 1), "c": {"d/e": torch.ones(4, 1), "d": {"e": torch.zeros(4, 1)}}},
+    )
+    odediff.encode(slashes, images(), solver=DDIM(), steps=8).save(tmp_path / "slashes.safetensors")
+    assert Code.load(tmp_path / "slashes.safetensors").conditions["c"]["d/e"].all()
+    with pytest.raises(TypeError, match="the key 1 has no written form"):
+        nameless = odediff.Model(lambda x, time, c: x, TABLE, conditions={"c": {1: 2}})
+        odediff.encode(nameless, images(), solver=DDIM(), steps=8).save(tmp_path / "nameless.safetensors")
     other = odediff.Model(network, TABLE, conditions={"added": {**added, "text": [torch.zeros(4, 1)]}, "scale": 0.5})
     with pytest.raises(ValueError, match="differs from the encoder's"):
         odediff.decode(other, read)
     odd = odediff.Model(lambda x, time, added: x, TABLE, conditions={"added": {"text": object()}})
-    with pytest.raises(TypeError, match="conditions.added/text: a object has no written form"):
+    with pytest.raises(TypeError, match=r"conditions\['added'\]\['text'\]: a object has no written form"):
         odediff.encode(odd, images(), solver=DDIM(), steps=8).save(tmp_path / "odd.safetensors")
 
 

@@ -170,7 +170,15 @@ def test_a_clock_of_the_noise_level_is_named_on_a_shifted_flow(shift, clock, nam
 @pytest.mark.parametrize("length", [2, 8, 12])
 def test_a_short_table_is_tested_inside_its_entries(length, data):
     path = odediff.VPTable.cosine(length)
-    assert diagnose(odediff.Model(ExactNetwork(DATA, path), path, network_time=lambda t: t), data).ok
+    exact = ExactNetwork(DATA, path)
+    assert diagnose(odediff.Model(lambda x, told: exact(x, (told + 1) / length), path), data).ok
+
+
+def test_the_time_of_a_shifted_flow_cannot_be_said_by_custom(data):
+    path = odediff.RectifiedFlow(3.0)
+    exact = ExactNetwork(DATA, path)
+    finding = diagnose(odediff.Model(lambda x, told: exact(x, told.double()), path), data)["schedule and time"]
+    assert finding.measured.startswith("told t, from 0 to 1") and "custom" not in finding.remedy, finding
 
 
 def test_a_reversed_clock_is_named(data):

@@ -397,6 +397,16 @@ class Overwriting(Solver):
 
 
 @dataclass(frozen=True)
+class OverwritingSlopes(Solver):
+    """Euler in the memory of the slope."""
+
+    order: ClassVar[int] = 1
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(ode(a.t, x).mul_(b.t - a.t).add_(x))
+
+
+@dataclass(frozen=True)
 class Ending(DDIM):
     """Its own stepping misses the last interval."""
 
@@ -441,6 +451,61 @@ def test_stepping_of_its_own_that_breaks_the_contract_is_refused(solver, message
         check(solver)
 
 
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8, 1e-10])
+def test_a_method_that_iterates_declares_a_bound(tolerance):
+    check_calls(solvers.GaussLegendre(tolerance=tolerance))
+
+
+@dataclass(frozen=True)
+class Returning(DDIM):
+    """Its own stepping returns a list, which is as good as a generator."""
+
+    def solve(self, ode: Any, nodes: Any, x: torch.Tensor, state: Any):
+        return list(super().solve(ode, nodes, x, state))
+
+
+@dataclass(frozen=True)
+class Forgetting(DDIM):
+    """Its step returns nothing."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None):
+        super().step(ode, a, b, x)
+
+
+@dataclass(frozen=True)
+class Silent(DDIM):
+    """Its own stepping yields nothing."""
+
+    def solve(self, ode: Any, nodes: Any, x: torch.Tensor, state: Any):
+        return None
+
+
+@dataclass(frozen=True)
+class Stateless(DDIM):
+    """Its step has no state."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None):
+        return Step(None)
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (Forgetting(), r"Forgetting.*step returned a NoneType; let it return solvers.Step\(x\)"),
+        (Silent(), r"Silent.*solve returned a NoneType; let it yield solvers.Step\(x\)"),
+        (Stateless(), r"Stateless.*step: the state is a NoneType; let it be a torch.Tensor"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_step_is_named_with_its_solver(solver, message):
+    with pytest.raises(TypeError, match=message):
+        check(solver)
+
+
+def test_steps_in_a_list_are_steps():
+    check(Returning())
+
+
 @dataclass(frozen=True)
 class Lost(DDIM):
     """Its steps are not finite."""
@@ -463,6 +528,7 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
         (check_runs_apart, Remembering(), "in the midst of another ends elsewhere.*never on the instance"),
         (check_runs_apart, Appending(), "changes the state that it is given; let it return a new one"),
         (check_answers_stay, Overwriting(), "writes to a prediction"),
+        (check_answers_stay, OverwritingSlopes(), "writes to the slope that the ODE returned"),
         (check_independence, Coupled(), "apart from the others"),
         (check_independence, Positional(), "apart from the others"),
         (check_dtype, Widening(), "float64"),

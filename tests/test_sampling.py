@@ -588,6 +588,14 @@ def test_torchs_default_device_is_none_of_the_hosts_business(how):
         assert torch.equal(odediff.encode(model, images, steps=4).x, code)
 
 
+def test_a_grid_that_ends_above_the_data_may_be_too_dear():
+    def short(path, steps):
+        return torch.linspace(1.0, 0.1, steps + 1, dtype=torch.float64)
+
+    with pytest.raises(ValueError, match="nfe=1 does not pay for one step of Heun.*on this grid, which costs 2"):
+        odediff.sample(never_asked(), (2, 3), solver=Heun(), nfe=1, grid=short)
+
+
 @pytest.mark.parametrize("nfe", [4, 7, 8, 12])
 @pytest.mark.parametrize("solver", [Heun(), DDIM(), RK4(), solvers.UniPC()], ids=repr)
 def test_a_grid_that_ends_above_the_data_has_no_closing_call_to_pay_for(solver, nfe):

@@ -116,12 +116,18 @@ def _clocks(model: Model) -> Iterator[Hypothesis]:
         }
     for name, clock in conventions.items():
         if _safe(model, clock):
-            remedy = f"tell the network {name}: network_time of odediff.Model, time_scale and time_offset of custom"
+            remedy = f"tell the network {name}: network_time of odediff.Model{_by_custom(path, name)}"
             yield Hypothesis(f"told {name}", telling(model, clock), remedy, TIME)
     for factor, word in ((1.4, "less"), (1 / 1.4, "more")):
         remedy = f"at the times it is told, the network expects {word} noise: check the table, its betas and its length"
         name = f"told {factor:.2g} times the noise-to-signal ratio"
         yield Hypothesis(name, telling(model, _at_noise(model, factor)), remedy, TIME)
+
+
+def _by_custom(path: Schedule, name: str) -> str:
+    """What declares it on the command line, whose clock is the noise level on a rectified flow."""
+    other = isinstance(path, RectifiedFlow) and path.shift != 1 and "tau" not in name
+    return "" if other else ", time_scale and time_offset of custom"
 
 
 def _of_time(name: str, time: Clock) -> dict[str, Clock]:

@@ -113,7 +113,7 @@ def check_alternating_steps(solver: Solver) -> None:
         if not (slope > solver.own_start_order - 0.5 or errors[1] < 100 * ROUND_OFF):
             raise AssertionError(
                 f"{_measured(solver, slope, (start, end))} between nodes whose distances alternate, declared "
-                f"{solver.own_start_order}; let the weights follow from the nodes"
+                f"{solver.own_start_order}; let the weights follow from the nodes, or declare what is left"
             )
 
 
