@@ -257,8 +257,7 @@ class Model:
 
     def _time(self, seen: Node) -> Real:
         time = self._clock(seen.t)
-        beside = np.abs(time - np.round(time))
-        if self.integer_time and anywhere(beside > 1e-6):
+        if self.integer_time and anywhere((beside := np.abs(time - np.round(time))) > 1e-6):
             remedy = (
                 "use a grid of table entries, such as odediff.grid.uniform_t(path, steps) or odediff.grid.subsequence, "
                 "and a solver that asks at its nodes alone: DDIM, Heun or a multistep method"
