@@ -154,6 +154,11 @@ class Backend(Solver):
         return self.line
 
     @property
+    def reads_past(self) -> bool:
+        """Not: history stays in the library."""
+        return False
+
+    @property
     def one_step(self) -> bool:
         """Only methods of that kind on a fixed grid."""
         return self.law == "order"

@@ -51,6 +51,11 @@ class Inverse(Solver):
         return self.solver.own_start_order
 
     @property
+    def reads_past(self) -> bool:
+        """Not: a method is undone from a state of its own."""
+        return False
+
+    @property
     def one_step(self) -> bool:
         """That of the method."""
         return self.solver.one_step

@@ -28,6 +28,11 @@ class ReversibleSolver(Solver):
         """Not: a step reads the companion."""
         return False
 
+    @property
+    def reads_past(self) -> bool:
+        """Not: a companion is made from the state itself."""
+        return False
+
     @abstractmethod
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Leave ``a`` for ``b`` and undo the step from ``b`` to ``a``."""

@@ -133,6 +133,11 @@ class SASolver(Solver):
         return min(2, max(self.predictor_order, self.corrector_order))
 
     @property
+    def reads_past(self) -> bool:
+        """Not: noise would have to be known as well."""
+        return False
+
+    @property
     def one_step(self) -> bool:
         """Where no step reads a second prediction."""
         return max(self.predictor_order, self.corrector_order) == 1

@@ -58,7 +58,7 @@ def solve(
             predictions from which the last three steps set out (a grid of one interval has none, and is denoised), or a
             method's own extrapolation; None, an ordinary step of the solver.
         stream: the noise of stochastic solvers.
-        past: exact (node, state) pairs before ``times[0]``, newest first, for methods with history.
+        past: exact (node, state) pairs before ``times[0]``, newest first, for methods that `Solver.reads_past`.
         state: the `Solution.state` of an earlier solve, to carry it on.
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
@@ -89,6 +89,8 @@ def solve(
         if not isinstance(stream, NoiseStream):
             raise TypeError(f"stream={stream!r} is no solvers.NoiseStream; pass solvers.NoiseStream(seed)")
         stream.ids(len(x))
+    if len(past) and not solver.reads_past:
+        raise ValueError(f"past: {solver} reads no exact states at earlier nodes; leave it out")
     ode.require_batch(len(x))
     nodes = ode.nodes(_checked_times(times))
     closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0

@@ -80,6 +80,11 @@ class Solver(ABC):
         return True
 
     @property
+    def reads_past(self) -> bool:
+        """Whether `start` makes something of exact states at earlier nodes, as methods with a history do."""
+        return not self.one_step
+
+    @property
     def carries_on(self) -> bool:
         """Whether two solves joined by `Solution.state` are one solve, bit for bit."""
         return True

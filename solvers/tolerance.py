@@ -163,6 +163,11 @@ class Tolerance(Solver):
         return self.rtol, self.rtol if self.atol is None else self.atol
 
     @property
+    def reads_past(self) -> bool:
+        """Not: it begins with small steps of low order."""
+        return False
+
+    @property
     def one_step(self) -> bool:
         """Not: a step's size follows from those before."""
         return False

@@ -70,6 +70,11 @@ class TrajectoryInverse(ReversibleSolver):
         return self.base.carries_on
 
     @property
+    def reads_past(self) -> bool:
+        """Whether the base method does."""
+        return self.base.reads_past
+
+    @property
     def one_step(self) -> bool:
         """Whether the base method is one."""
         return self.base.one_step

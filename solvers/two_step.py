@@ -35,6 +35,11 @@ class TwoStep(ReversibleSolver):
     round finds it at its first target, and takes it as it is, without a call.
     """
 
+    @property
+    def reads_past(self) -> bool:
+        """The state before is the companion."""
+        return True
+
     def start(
         self,
         ode: ODE,

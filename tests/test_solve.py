@@ -660,6 +660,27 @@ def test_a_state_of_another_method_is_refused():
             solve(mild_mixture(), solver, earlier.x, later, state=earlier.state)
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        DDIM(),
+        Heun(),
+        solvers.SASolver(),
+        solvers.AdaptiveAdams(),
+        solvers.EDICT(),
+        solvers.Reversible(Heun()),
+        solvers.FixedPoint(),
+        solvers.Inverse(solvers.AsynchronousLeapfrog()),
+        solvers.Torchdiffeq("rk4"),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_a_past_that_nothing_would_read_is_refused(solver):
+    problem, x = mild_mixture(), starting_points()
+    with pytest.raises(ValueError, match="past: .* reads no exact states at earlier nodes; leave it out"):
+        solve(problem, solver, x, [1.3, 1.2], past=[(problem.node(1.35), x)])
+
+
 def test_the_past_of_a_two_step_method_is_checked():
     problem, x = mild_mixture(), starting_points()
     state = solve(problem, solvers.Leapfrog(), x, [1.5, 1.4]).state
