@@ -137,8 +137,9 @@ class BDIA(TwoStep):
         x_b = D(a->b, x_a) + gamma (x_p - D(a->p, x_a))
 
     where D is the DDIM step: what DDIM gets wrong on the way back to p is given back. For gamma = 1, the default, this
-    is the explicit midpoint rule over two intervals, in x. A smaller gamma damps its second root, and the way to the
-    noise amplifies it by 1/gamma in every step: gamma = 0.5 exhausts float64 in 50 steps.
+    is the explicit midpoint rule over two intervals, in x: of order 2 on smooth grids and 1 on irregular ones. A
+    smaller gamma damps its second root, and the way to the noise amplifies it by 1/gamma in every step: gamma = 0.5
+    exhausts float64 in 50 steps.
 
     It starts with a DDIM step, and divides by nothing: regular at both ends.
     """
