@@ -95,8 +95,6 @@ class Model:
         finite = self.guidance.isfinite().all() if isinstance(self.guidance, Tensor) else math.isfinite(self.guidance)
         if not finite:
             raise ValueError(f"guidance={self.guidance!r} must be finite; 1 is the conditional prediction")
-        if isinstance(self.guidance, Tensor) and not self.guidance.ndim and not self.guidance.requires_grad:
-            object.__setattr__(self, "guidance", self.guidance.item())
         for name in ("conditions", "null"):
             given = getattr(self, name)
             if not isinstance(given, Mapping):
@@ -118,13 +116,14 @@ class Model:
         """Network passes for each prediction."""
         return 2 if self.guided else 1
 
-    @property
+    @cached_property
     def amplification(self) -> float:
         """How many times as large as a pass's errors those of a prediction are: sqrt(w^2 + (w - 1)^2), if independent.
 
         Samples that have scales of their own share the value of w = 3: what one of them is must not depend on others.
         """
-        w = 3.0 if isinstance(self.guidance, Tensor) else float(self.guidance)
+        scale = self.guidance.detach() if isinstance(self.guidance, Tensor) else self.guidance
+        w = 3.0 if np.ndim(scale) else float(scale)
         return math.hypot(w, w - 1)
 
     @property

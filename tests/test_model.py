@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import odediff
 import solvers
@@ -568,6 +569,26 @@ def test_a_tensor_of_one_guidance_is_that_number():
         for w, c in ((2.0, 4), (torch.tensor(2.0), np.int64(4)))
     )
     assert (other.guidance, other.amplification, other.chunk) == (one.guidance, one.amplification, one.chunk)
+
+
+def test_a_solve_has_a_derivative_by_its_guidance_in_both_modes():
+    labels = {"label": torch.tensor([1.0, 2.0])}, {"label": torch.tensor([0.0])}
+
+    def network(x, time, label):
+        return torch.tanh(x) * (1 + 0.1 * label.reshape(-1, 1))
+
+    def end(scale):
+        ode = odediff.probability_flow(odediff.Model(network, TABLE, "epsilon", *labels, guidance=scale))
+        x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+        return solvers.solve(ode, solvers.DDIM(), x, odediff.grid.log_snr(TABLE, 5)).x.sum()
+
+    scale = torch.tensor(2.0, dtype=torch.float64)
+    assert torch.autograd.gradcheck(end, scale.clone().requires_grad_(), check_forward_ad=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(scale, torch.ones_like(scale))
+        tangent = forward_ad.unpack_dual(end(dual)).tangent
+    difference = (end(scale + 1e-6) - end(scale - 1e-6)) / 2e-6
+    torch.testing.assert_close(tangent, difference, rtol=1e-7, atol=0)
 
 
 def test_a_form_without_information_at_the_start_is_refused_before_the_network_is_asked():
