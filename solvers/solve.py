@@ -274,7 +274,7 @@ def _check_state(x: Tensor) -> None:
 
 def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
     try:
-        values = np.asarray(times.detach().cpu().double() if isinstance(times, Tensor) else times, dtype=np.float64)
+        values = np.asarray(times.tolist() if isinstance(times, Tensor) else times, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"times={times!r} are no numbers; pass a list, an array or a tensor of floats") from error
     if values.ndim != 1 or len(values) < 2:

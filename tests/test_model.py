@@ -589,6 +589,8 @@ def test_a_solve_has_a_derivative_by_its_guidance_in_both_modes():
         tangent = forward_ad.unpack_dual(end(dual)).tangent
     difference = (end(scale + 1e-6) - end(scale - 1e-6)) / 2e-6
     torch.testing.assert_close(tangent, difference, rtol=1e-7, atol=0)
+    torch.testing.assert_close(torch.func.grad(end)(scale), tangent)
+    torch.testing.assert_close(torch.func.jvp(end, (scale,), (torch.ones_like(scale),))[1], tangent)
 
 
 def test_a_form_without_information_at_the_start_is_refused_before_the_network_is_asked():
