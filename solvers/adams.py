@@ -23,7 +23,7 @@ from solvers.newton_form import (
     with_node_in_front,
 )
 from solvers.solver import Solver
-from solvers.sums import accumulate, combine
+from solvers.sums import combine, per_row, weighted_sums
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
 SAFETY = 0.61
@@ -121,7 +121,7 @@ class AdaptiveAdams(Tolerance):
 class AdamsRun(Run):
     """The histories of one solve.
 
-    ``slopes`` ``(M, B, ...)`` lie in slots, which ``age`` ``(M, B)`` lists, newest first. The slot of the oldest slope
+    ``slopes`` ``(B, M, ...)`` lie in slots, which ``age`` ``(M, B)`` lists, newest first. The slot of the oldest slope
     is free for the one of an attempt, so that M = max_order + 2 states are kept. ``past`` ``(M - 1, B)`` are the places
     q of the others, and ``differences`` the weights of their slopes in Newton's divided differences.
     """
@@ -133,7 +133,7 @@ class AdamsRun(Run):
         self.solver = solver
         count, size = len(z), solver.max_order + 2
         self.gauss, self.odd_gauss = gauss_legendre((size + 1) // 2), gauss_legendre(size - 1)
-        self.slopes = torch.zeros(size, *z.shape, dtype=z.dtype, device=z.device)
+        self.slopes = torch.zeros(count, size, *z.shape[1:], dtype=z.dtype, device=z.device)
         self.age = np.tile(np.arange(size)[:, None], count)
         # Unused places only have to differ from each other and from all used ones.
         self.past = np.tile(span.q_a - span.direction * span.length * np.arange(2.0, size + 1.0)[:, None], count)
@@ -166,7 +166,7 @@ class AdamsRun(Run):
         # Term m of the corrector is over b and m past nodes; its integral is of the products over b and m - 1 of them.
         ahead, corrections = step_integrals(past[: most + 1], q, b, self.gauss)
         weights = newton_weights(ahead[:most], self.differences[:most, :most], k)
-        predicted = self._combine(weights, self.age, self.z)
+        predicted = self._advanced(weights, self.age)
         node = self.span.node(b)
         self._write(self.span.slope(ode, node, predicted, self.dtype))
 
@@ -177,9 +177,9 @@ class AdamsRun(Run):
         terms = corrections[orders, every, None] * differences[orders, : most + 2, every]
         changes = self._combine(terms.swapaxes(1, 2), slots)
         miss = ahead[k, every] / corrections[k, every]
-        corrected = accumulate(predicted, miss[None], changes[:1])
+        corrected = torch.addcmul(predicted, changes[:, 0], per_row(miss, predicted))
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
-        errors = row_norm(changes.mul_(scale).flatten(0, 1)).reshape(3, -1)
+        errors = row_norm(changes.mul_(scale[:, None]).flatten(0, 1)).reshape(-1, 3).T.copy()
         self.broken = ~np.isfinite(errors[0])
         least = MISS_ON_ROTATION if isinstance(self.solver.line, Rotation) else MISS
         errors[0] *= np.maximum(least * np.abs(miss), 1.0)
@@ -196,7 +196,7 @@ class AdamsRun(Run):
         if self.closes and near.any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
             terms = _odd_terms(past[:most], q, b, self.odd_gauss)
-            odd = self._combine(newton_weights(*terms, k), self.age, self.z)
+            odd = self._advanced(newton_weights(*terms, k), self.age)
             closer = row_norm(odd - corrected) <= row_norm(predicted - corrected)
             self.odd = np.where(near, closer, self.odd)
         self.last = _Piece(q, self.z, nodes, slots, k + 1, np.zeros(len(q), dtype=bool))
@@ -251,14 +251,17 @@ class AdamsRun(Run):
         The last term says little where steps grow, of which the last is the longest; what the newest slope changes is
         of the size of the error, and often more.
         """
-        k = self.k
+        k, every = self.k, np.arange(len(self.k))
         integrals, differences = self._terms(self.past[:most], end, odd)
-        ended = self._combine(newton_weights(integrals, differences, k), self.age, self.z)
+        weights = np.zeros((3, most + 1, len(k)))
+        weights[0, :-1] = newton_weights(integrals, differences, k)
+        weights[1, :-1] = integrals[k - 1, every] * differences[k - 1, :, every].T
+        weights[2] = weights[0]
+        weights[2, 1:] -= newton_weights(*self._terms(self.past[1 : most + 1], end, odd), k)
+        sums = self._combine(weights, self.age)
+        ended = self.z + sums[:, 0]
         scale = error_scale(self.span, self.solver.tolerances, self.span.node(end), ended)
-        last = integrals[k - 1, np.arange(len(k))] * differences[k - 1, :, np.arange(len(k))].T
-        error = row_norm(self._combine(last, self.age).mul_(scale))
-        without = newton_weights(*self._terms(self.past[1 : most + 1], end, odd), k)
-        older = row_norm((ended - self._combine(without, self.age[1:], self.z)).mul_(scale))
+        error, older = row_norm(sums[:, 1:].mul_(scale[:, None]).flatten(0, 1)).reshape(-1, 2).T
         return ended, np.where(self.known > k, np.maximum(error, OLDER * older), error)
 
     def _terms(self, nodes: np.ndarray, end: np.ndarray, odd: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +282,8 @@ class AdamsRun(Run):
             of = np.flatnonzero(last.odd[rows] == odd)
             some = rows[of]
             weights[:, of] = _weights(last.nodes[:, some], last.used[some], last.q[some], q[of], odd)
-        return accumulate(last.z[index], self._by_slot(weights, last.slots[:, rows]), self.slopes[:, index])
+        ordered = self._by_slot(weights[None], last.slots[:, rows])
+        return last.z[index] + weighted_sums(ordered, self.slopes[index])[:, 0]
 
     def piece(self, row: int) -> "AdamsPiece":
         """The polynomial of the row's last step, with the slopes that it reads."""
@@ -294,20 +298,20 @@ class AdamsRun(Run):
         """A copy of the row's slope at q, which all pieces that read it share."""
         at = int(self.ids[row]), int(slot)
         if at not in self.copies or self.copies[at][0] != q:
-            self.copies[at] = q, self.slopes[slot, row].clone()
+            self.copies[at] = q, self.slopes[row, slot].clone()
         return self.copies[at][1]
 
     def keep(self, rows: np.ndarray) -> None:
         """Select the rows of the histories."""
         index = self._keep_places(rows)
-        self.slopes = self.slopes[:, index]
+        self.slopes = self.slopes[index]
         for name in ("age", "past", "differences", "known", "k", "steps", "closing_error", "reach", "odd"):
             setattr(self, name, getattr(self, name)[..., rows])
 
     def _write(self, slope: Tensor) -> None:
         """Put the slopes of an attempt into the free slots."""
-        count = len(slope)
-        places = torch.from_numpy(self.age[-1] * count + np.arange(count)).to(slope.device)
+        count, size = self.slopes.shape[:2]
+        places = torch.from_numpy(np.arange(count) * size + self.age[-1]).to(slope.device)
         self.slopes.flatten(0, 1).index_copy_(0, places, slope)
 
     def _with_attempt(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -337,17 +341,21 @@ class AdamsRun(Run):
     def _forget(self, rows: np.ndarray) -> None:
         """A slope that is not finite would make every combination NaN, even with a weight of zero."""
         free = torch.from_numpy(self.age[-1, rows]), torch.from_numpy(np.flatnonzero(rows))
-        self.slopes[free[0].to(self.z.device), free[1].to(self.z.device)] = 0.0
+        self.slopes[free[1].to(self.z.device), free[0].to(self.z.device)] = 0.0
 
-    def _combine(self, weights: np.ndarray, slots: np.ndarray, z: Tensor | None = None) -> Tensor:
-        """``z``, or nothing, plus the slopes in these slots, weighted."""
-        return accumulate(z, self._by_slot(weights, slots), self.slopes)
+    def _advanced(self, weights: np.ndarray, slots: np.ndarray) -> Tensor:
+        """The states, plus the slopes in the first n of ``slots``, with the weights ``(n, B)``."""
+        return self.z + self._combine(weights[None], slots)[:, 0]
+
+    def _combine(self, weights: np.ndarray, slots: np.ndarray) -> Tensor:
+        """Sums of the slopes in the first n of ``slots``, with the weights ``(S, n, B)``: ``(B, S, ...)``."""
+        return weighted_sums(self._by_slot(weights, slots), self.slopes)
 
     def _by_slot(self, weights: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The weights ``(..., n, B)`` of the slopes in the first n of ``slots``, in the order of the slots."""
-        *several, n, count = weights.shape
-        ordered = np.zeros((*several, len(self.slopes), count))
-        ordered[..., slots[:n], np.arange(count)] = weights
+        """The weights ``(S, n, B)`` of the slopes in the first n of ``slots`` as those of all slots, ``(B, S, M)``."""
+        several, n, count = weights.shape
+        ordered = np.zeros((count, several, self.slopes.shape[1]))
+        ordered[np.arange(count)[:, None], :, slots[:n].T] = weights.T
         return ordered
 
 

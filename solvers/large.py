@@ -76,7 +76,12 @@ def _users(x: Tensor) -> tuple[int, int]:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is a large tensor on the CPU, without a tangent, and outside of the transforms of torch.func."""
-    if type(x) is not Tensor or not x.is_cpu or x.nbytes < LEAST:
+    """Whether ``x`` is large, and `is_bare`."""
+    return x.nbytes >= LEAST and is_bare(x)
+
+
+def is_bare(x: Tensor) -> bool:
+    """Whether ``x`` is a tensor on the CPU, without a tangent, and outside of the transforms of torch.func."""
+    if type(x) is not Tensor or not x.is_cpu:
         return False
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad.unpack_dual(x).tangent is None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from solvers.fusion import fused, fusing
-from solvers.large import spare
+from solvers.large import is_bare, spare
 from solvers.real import Real
 from solvers.transfer import placed
 
@@ -118,20 +118,23 @@ def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms)
     return slope, combine(start, (weights[0] * factor, tensor), *read)
 
 
-def accumulate(start: Tensor | None, weights: np.ndarray, tensors: Tensor) -> Tensor:
-    """``start + sum over j of weights[j] tensors[j]``: `combine` for weights ``(M, B)`` and tensors ``(M, B, ...)``.
+def weighted_sums(weights: np.ndarray, tensors: Tensor) -> Tensor:
+    """``sum over j of weights[b, s, j] tensors[b, j]``: weights ``(B, S, M)``, tensors ``(B, M, ...)``.
 
-    Weights ``(S, M, B)`` give S sums at once, ``(S, B, ...)``. All weights are transferred at once; zeros cost nothing.
+    On the CPU this is a product of two matrices for each sample, all of one shape, so that a sample's bits do not
+    depend on the batch. Elsewhere, and where derivatives are recorded, it is done term by term, with other last bits.
     """
-    *several, count, batch = weights.shape
-    read = np.flatnonzero(weights.reshape(-1, count, batch).any(axis=(0, 2))).tolist()
-    if not read:
-        return tensors.new_zeros((*several, *tensors.shape[1:])) if start is None else start.clone()
-    chosen = weights if len(read) == count else weights[..., read, :]
-    first, *columns = per_row(chosen, tensors[0]).unbind(len(several))
-    found = tensors[read[0]] * first if start is None else torch.addcmul(start, tensors[read[0]], first)
-    for j, column in zip(read[1:], columns, strict=True):
-        found.addcmul_(tensors[j], column)
+    batch, several, count = weights.shape
+    if is_bare(tensors) and not (tensors.requires_grad and torch.is_grad_enabled()):
+        rows = tensors.detach().reshape(batch, count, -1).numpy()
+        found = torch.from_numpy(np.matmul(weights.astype(rows.dtype), rows))
+        return found.reshape(batch, several, *tensors.shape[2:])
+    found = tensors.new_zeros(batch, several, *tensors.shape[2:])
+    read = np.flatnonzero(weights.any(axis=(0, 1))).tolist()
+    columns = placed(torch.from_numpy(weights[..., read]), tensors.device, tensors.dtype)
+    columns = columns.reshape(batch, several, len(read), *(1,) * (tensors.ndim - 2))
+    for j, column in zip(read, columns.unbind(2), strict=True):
+        found.addcmul_(tensors[:, j, None], column)
     return found
 
 

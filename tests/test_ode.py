@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from solvers import ODE, Node, PathODE, Prediction, combine
 from solvers.counting import counted
+from solvers.sums import weighted_sums
 from solvers.testing import ExactODE, Gaussian, Trigonometric, mild_mixture, starting_points
 
 coefficients = st.floats(-1e3, 1e3)
@@ -75,6 +76,25 @@ def test_gradients_pass_through_combine():
     combine((2.0, x), (np.array([3.0, 4.0]), y)).sum().backward()
     assert (x.grad == 2).all()
     assert y.grad[:, 0].tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("shape", "several"), [((1,), 1), ((1,), 3), ((5,), 1), ((3, 7, 7), 3), ((784,), 3)])
+def test_weighted_sums_do_not_depend_on_the_batch_and_have_a_gradient(shape, several, dtype):
+    tensors = random(9, 11, *shape, dtype=dtype)
+    weights = np.random.default_rng(0).standard_normal((9, several, 11))
+    weights[:, :, 4] = 0.0
+    found = weighted_sums(weights, tensors)
+    exact = torch.einsum("bsm,bm...->bs...", torch.from_numpy(weights), tensors.double())
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=100 * torch.finfo(dtype).eps)
+    for rows in ([3], [8, 0, 5]):
+        assert torch.equal(weighted_sums(weights[rows], tensors[rows].clone()), found[rows])
+    recorded = tensors.clone().requires_grad_()
+    by_terms = weighted_sums(weights, recorded)
+    torch.testing.assert_close(by_terms.detach(), found, rtol=0, atol=100 * torch.finfo(dtype).eps)
+    by_terms.sum().backward()
+    slope = torch.from_numpy(weights.sum(1)).to(dtype).reshape(9, 11, *(1,) * len(shape)).expand_as(tensors)
+    torch.testing.assert_close(recorded.grad, slope, rtol=1e-5, atol=1e-5)
 
 
 def test_a_node_knows_its_ratio_log_snr_and_angle():
