@@ -25,10 +25,10 @@ from odediff.written import put_together, read_back, taken_apart, written
 from solvers import Companion, Solver, Stats
 from solvers.implicit_inverse import Effort
 
-FORMAT = 2
+FORMAT = 3
 HEADER = "odediff"
 OF_MODEL = {"path", "prediction", "guidance", "conditions", "null", "weights"}
-WRITTEN = {"format", "solver", "stats", "partner", "digest", "tensors"} | OF_MODEL
+WRITTEN = {"format", "solver", "stats", "partner", "origin", "spacing", "digest", "tensors"} | OF_MODEL
 """What the JSON of a file holds."""
 
 
@@ -125,6 +125,7 @@ class Code:
             return None if value is None else value.index_select(dim, at.to(value.device))
 
         stats, state, effort = self.stats, self.state, self.effort
+        companion = {} if state is None else {n: mine(v) for n, v in state._asdict().items() if isinstance(v, Tensor)}
         return dataclasses.replace(
             self,
             x=mine(self.x),
@@ -139,7 +140,7 @@ class Code:
                 rejected=mine(stats.rejected),
             ),
             status=mine(self.status),
-            state=None if state is None else Companion(mine(state.z), mine(state.other), mine(state.slope), state.node),
+            state=None if state is None else state._replace(**companion),
             effort=None
             if effort is None
             else Effort(mine(effort.residual), mine(effort.iterations), mine(effort.status)),
@@ -173,6 +174,8 @@ class Code:
             "weights": self.weights,
             "stats": [self.stats.nfe, self.stats.network_evaluations, self.stats.steps],
             "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
+            "origin": None if self.state is None or self.state.origin is None else float(self.state.origin),
+            "spacing": None if self.state is None else self.state.spacing,
             "digest": self.digest,
             "tensors": tensors_hash(tensors),
         }
@@ -208,7 +211,7 @@ class Code:
             weights=header["weights"],
             stats=Stats(nfe, network_evaluations, tensors["evaluations"], steps),
             status=tensors["status"],
-            state=Companion(**pair, node=node) if pair else None,
+            state=Companion(**pair, node=node, origin=header["origin"], spacing=header["spacing"]) if pair else None,
             effort=None if effort[0] is None else Effort(*effort),  # type: ignore[arg-type]
             offsets=tensors.get("offsets"),
             nulls=_named(tensors, "nulls."),

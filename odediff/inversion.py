@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.replay import NullSchedule, Replayed
 from odediff.sampling import make_times
 from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
-from solvers import Inverse, Node, ReversibleSolver, Solution, Solver, solve
+from solvers import Companion, Inverse, Node, ReversibleSolver, Solution, Solver, solve
 from solvers.implicit_inverse import Effort
 from solvers.solver import require_solver
 
@@ -66,9 +67,16 @@ def encode(
         solver=solver,
         stats=solution.stats,
         status=solution.status,
-        state=solution.state if isinstance(solver, ReversibleSolver) and effort is None else None,
+        state=_without_empty_rest(solution.state) if isinstance(solver, ReversibleSolver) and effort is None else None,
         effort=effort,
     )
+
+
+def _without_empty_rest(state: Any) -> Any:
+    """A companion whose ``rest`` is zero, as that of most images is, without it."""
+    if not isinstance(state, Companion) or state.rest is None or state.rest.any():
+        return state
+    return state._replace(rest=None, origin=None)
 
 
 def decode(

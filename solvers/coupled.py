@@ -1,7 +1,7 @@
 """Reversible one-step methods: the state and its companion move by turns, each by what the other says.
 
-All of them work on a `Lattice`: the way to the noise and back returns every bit of a float32 state. A float64 state is
-rounded to the lattice first, and that is what returns.
+All of them work on a `Lattice`, to which a state is rounded first. What the rounding leaves is added again where the
+run returns: every bit of the state comes back.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.exponential import DDIM
-from solvers.lattice import FINEST, WIDE
+from solvers.lattice import FINE, WIDE, Lattice
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
@@ -21,6 +22,7 @@ from solvers.real import Real
 from solvers.reversible import (
     Companion,
     ReversibleSolver,
+    companion_at,
     law_of_steps,
     meets_singular,
     one_step,
@@ -30,6 +32,9 @@ from solvers.reversible import (
 from solvers.runge_kutta import RK4, Heun
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
+
+USUAL = 2.0
+"""The most that sqrt(alpha^2 + sigma^2), the size of states, is on the way of a usual path; 1 on those that keep it."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,18 @@ class Pair(ReversibleSolver):
         """The line."""
         return Noise()
 
-    def digits(self, node: Node, x: Tensor, state: Companion | None) -> Tensor:
-        """The state in the line's coordinates."""
-        return WIDE.digits(self.along.scale(node), x, None if state is None else state.z)
+    def companion(self, a: Node, x: Tensor, state: Companion | None) -> Companion:
+        """The state in the line's coordinates, with what is carried beside it."""
+        return companion_at(WIDE, self.along.scale(a), a, x, state)
 
     def slope(self, ode: Any, node: Node, z: Tensor, like: Tensor, scale: Real | None = None) -> Tensor:
         """The line's slope at z, on the lattice; the network sees the dtype of ``like``."""
         x = combine((self.along.scale(node) if scale is None else scale, z)).to(like.dtype)
         return WIDE.snap(self.along.slope(node, ode.predict(node, x)))
 
-    def landed(self, node: Node, like: Tensor, z: Tensor, other: Tensor | None, slope: Tensor | None = None) -> Step:
-        """The step that ends with z."""
-        return Step(combine((self.along.scale(node), z)).to(like.dtype), state=Companion(z, other, slope))
+    def landed(self, pair: Companion, b: Node, like: Tensor, **companion: Tensor) -> Step:
+        """The step that ends at b in these digits."""
+        return pair.moved(WIDE, self.along.scale(b), b, like, **companion)
 
 
 @dataclass(frozen=True)
@@ -107,28 +112,28 @@ class EDICT(Pair):
         """Move x by y, y by the new x, and average."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
-        z, y = self._pair(a, x, state)
+        pair, z, y = self._pair(a, x, state)
         snap, h = WIDE.snap, b.s - a.s
         z = z + snap(combine((h, self.slope(ode, a, y, x))))
         y = y + snap(combine((h, self.slope(ode, a, z, x, b.alpha))))
         z = y + WIDE.shrink(z - y, 1 / self.p)
-        return self.landed(b, x, z, z + WIDE.shrink(y - z, 1 / self.p))
+        return self.landed(pair, b, x, z=z, other=z + WIDE.shrink(y - z, 1 / self.p))
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Undo the average, then move y back by x and x back by y."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
-        z, y = self._pair(a, x, state)
+        pair, z, y = self._pair(a, x, state)
         snap, h = WIDE.snap, a.s - b.s
         y = z + WIDE.grow(y - z, 1 / self.p)
         z = y + WIDE.grow(z - y, 1 / self.p)
         y = y - snap(combine((h, self.slope(ode, b, z, x, a.alpha))))
         z = z - snap(combine((h, self.slope(ode, b, y, x))))
-        return self.landed(b, x, z, y)
+        return self.landed(pair, b, x, z=z, other=y)
 
-    def _pair(self, node: Node, x: Tensor, state: Companion | None) -> tuple[Tensor, Tensor]:
-        z = self.digits(node, x, state)
-        return z, z if state is None or state.other is None else state.other
+    def _pair(self, a: Node, x: Tensor, state: Companion | None) -> tuple[Companion, Tensor, Tensor]:
+        pair = self.companion(a, x, state)
+        return pair, pair.z, pair.z if pair.other is None else pair.other
 
 
 @dataclass(frozen=True)
@@ -182,15 +187,16 @@ class AsynchronousLeapfrog(LinePair):
         """Half a step by the old slope, half by the new one."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
-        z, snap = self.digits(a, x, state), WIDE.snap
-        slope = self.slope(ode, a, z, x) if state is None or state.slope is None else state.slope
+        pair, snap = self.companion(a, x, state), WIDE.snap
+        z = pair.z
+        slope = self.slope(ode, a, z, x) if pair.slope is None else pair.slope
         q_a, q_b = self.line.q(a), self.line.q(b)
         half = (q_b - q_a) / 2
         # The same middle from either side, to the last bit: q_a + half is not.
         middle = self.line.node(ode, (q_a + q_b) / 2)
         z = z + snap(combine((half, slope)))
         slope = 2 * self.slope(ode, middle, z, x) - slope
-        return self.landed(b, x, z + snap(combine((half, slope))), None, slope)
+        return self.landed(pair, b, x, z=z + snap(combine((half, slope))), slope=slope)
 
 
 @dataclass(frozen=True)
@@ -209,16 +215,17 @@ class ReversibleHeun(LinePair):
         """Reflect the second state, and integrate the first by the trapezoidal rule over the second's slopes."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
-        z, snap = self.digits(a, x, state), WIDE.snap
-        if state is None or state.other is None or state.slope is None:
+        pair, snap = self.companion(a, x, state), WIDE.snap
+        z = pair.z
+        if pair.other is None or pair.slope is None:
             other, slope = z, self.slope(ode, a, z, x)
         else:
-            other, slope = state.other, state.slope
+            other, slope = pair.other, pair.slope
         half = (self.line.q(b) - self.line.q(a)) / 2
         before = snap(combine((half, slope)))
         other = 2 * (z + before) - other
         slope = self.slope(ode, b, other, x)
-        return self.landed(b, x, z + before + snap(combine((half, slope))), other, slope)
+        return self.landed(pair, b, x, z=z + before + snap(combine((half, slope))), other=other, slope=slope)
 
 
 @dataclass(frozen=True)
@@ -275,28 +282,36 @@ class Reversible(ReversibleSolver):
         stream: NoiseStream | None = None,
         past: Past = (),
         state: Companion | None = None,
-    ) -> Companion | None:
-        """The companion of an earlier run; the first step makes one."""
+    ) -> Companion:
+        """The companion of an earlier run, or one on the lattice for states of the size that they have on the way."""
         require_run(self, state, Companion, "companion")
-        return state
+        if state is not None:
+            return state
+        sizes = [np.hypot(node.alpha, node.sigma) for node in nodes]
+        lattice = WIDE if np.max(sizes) > USUAL else FINE
+        return companion_at(lattice, 1.0, nodes[0], x, None)._replace(spacing=lattice.spacing)
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Move y by z, then z by the new y."""
-        y, z = self._pair(x, state)
-        y = z + self._increment(ode, a, b, z, x) + FINEST.shrink(y - z, 1 / self.coupling)
-        return Step(y.to(x.dtype), state=Companion(y, z - self._increment(ode, b, a, y, x)))
+        lattice, pair, y, z = self._pair(ode, a, b, x, state)
+        y = z + self._increment(ode, a, b, z, x, lattice) + lattice.shrink(y - z, 1 / self.coupling)
+        return pair.moved(lattice, 1.0, b, x, z=y, other=z - self._increment(ode, b, a, y, x, lattice))
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Move z back by y, then y by the old z."""
-        y, z = self._pair(x, state)
-        z = z + self._increment(ode, a, b, y, x)
-        y = z + FINEST.grow(y - z - self._increment(ode, b, a, z, x), 1 / self.coupling)
-        return Step(y.to(x.dtype), state=Companion(y, z))
+        lattice, pair, y, z = self._pair(ode, a, b, x, state)
+        z = z + self._increment(ode, a, b, y, x, lattice)
+        y = z + lattice.grow(y - z - self._increment(ode, b, a, z, x, lattice), 1 / self.coupling)
+        return pair.moved(lattice, 1.0, b, x, z=y, other=z)
 
-    def _pair(self, x: Tensor, state: Companion | None) -> tuple[Tensor, Tensor]:
-        y = FINEST.digits(1.0, x, None if state is None else state.z)
-        return y, y if state is None or state.other is None else state.other
+    def _pair(
+        self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None
+    ) -> tuple[Lattice, Companion, Tensor, Tensor]:
+        begun = self.start(ode, (a, b), x) if state is None else state
+        lattice = FINE if begun.spacing is None else Lattice(begun.spacing)
+        pair = companion_at(lattice, 1.0, a, x, begun)
+        return lattice, pair, pair.z, pair.z if pair.other is None else pair.other
 
-    def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor) -> Tensor:
+    def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor, lattice: Lattice) -> Tensor:
         x = z.to(like.dtype)
-        return FINEST.snap(one_step(self.base, ode, a, b, x).double() - x.double())
+        return lattice.snap(one_step(self.base, ode, a, b, x).double() - x.double())

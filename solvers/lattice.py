@@ -48,12 +48,15 @@ class Lattice:
         fresh = self.snap(combine((1 / scale, x.double())))
         if carried is None:
             return fresh
-        return torch.where(combine((scale, carried)).to(x.dtype) == x, carried, fresh)
+        return torch.where(self.state(scale, carried, x) == x, carried, fresh)
+
+    def state(self, scale: Real, z: Tensor, like: Tensor) -> Tensor:
+        """``scale z``, rounded to the dtype of ``like``."""
+        return combine((scale, z)).to(like.dtype)
 
 
-FINE = Lattice(2.0**-44)
-"""For x itself: exact up to 512, accurate to 6e-14."""
-FINEST = Lattice(2.0**-49)
-"""For x in methods of high order: exact up to 16, accurate to 2e-15."""
+FINE = Lattice(2.0**-49)
+"""For methods of high order and states of a size of 1: exact up to 16, accurate to 2e-15."""
 WIDE = Lattice(2.0**-38)
-"""For the lines, whose x/alpha or x0 may grow large at one end: exact up to 32,768, accurate to 4e-12."""
+"""For the lines, whose x/alpha or x0 may grow large at one end, and for the x of wide paths: exact up to 32,768,
+accurate to 4e-12."""

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from solvers.lattice import Lattice
 from solvers.lines import Line
 from solvers.ode import ODE, Node
+from solvers.real import Real
 from solvers.solver import Law, Solver, Step
 
 
@@ -61,13 +63,35 @@ class Companion(NamedTuple):
     """What a pair method carries beside its state, in float64 and in the method's own coordinates z.
 
     ``z`` are the digits of the state itself: more than its dtype may hold. ``other`` is the second state, at the run's
-    node or, for two-step methods, at ``node``; ``slope`` a slope.
+    node or, for two-step methods, at ``node``; ``slope`` a slope. ``rest`` is what the run's first state, at the time
+    ``origin``, had beside its digits, and gets back when the run returns there. ``spacing`` is that of the run's
+    lattice, for methods that have more than one.
     """
 
     z: Tensor
     other: Tensor | None = None
     slope: Tensor | None = None
     node: Node | None = None
+    rest: Tensor | None = None
+    origin: Real | None = None
+    spacing: float | None = None
+
+    def moved(self, lattice: Lattice, scale: Real, b: Node, like: Tensor, **companion: Any) -> Step:
+        """The step of this run that ends at ``b`` in the state whose digits, and companions, are given."""
+        following = Companion(rest=self.rest, origin=self.origin, spacing=self.spacing, **companion)
+        x = lattice.state(scale, following.z, like)
+        if self.rest is not None and self.origin is not None and np.array_equal(self.origin, b.t):
+            x = x + self.rest
+        return Step(x, state=following)
+
+
+def companion_at(lattice: Lattice, scale: Real, a: Node, x: Tensor, state: Companion | None) -> Companion:
+    """The companion of the state ``x = scale z`` at a: the run's own, or that of a run which begins here."""
+    z = lattice.digits(scale, x, None if state is None else state.z)
+    carried = Companion(z) if state is None else state._replace(z=z)
+    if carried.origin is not None and not np.array_equal(carried.origin, a.t):
+        return carried
+    return carried._replace(rest=x - lattice.state(scale, z, x), origin=a.t)
 
 
 def starts(solver: ReversibleSolver, nodes: Sequence[Node]) -> int:

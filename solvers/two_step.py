@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.exponential import DDIM
-from solvers.lattice import FINE, WIDE, Lattice
+from solvers.lattice import WIDE, Lattice
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
@@ -19,6 +19,7 @@ from solvers.real import Real, native
 from solvers.reversible import (
     Companion,
     ReversibleSolver,
+    companion_at,
     meets_singular,
     starts,
 )
@@ -63,7 +64,7 @@ class TwoStep(ReversibleSolver):
             if not self.reverses(node, nodes[0]):
                 return None  # a singular node has no digits on the line, and no method reads it
             other = self.lattice.digits(self.scale(node), partner, None)
-            return Companion(self.lattice.digits(scale, x, None), other, node=node)
+            return companion_at(self.lattice, scale, nodes[0], x, None)._replace(other=other, node=node)
         return state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
@@ -78,14 +79,14 @@ class TwoStep(ReversibleSolver):
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
         scale = self.scale(b)
-        here = self.lattice.digits(self.scale(a), x, None if state is None else state.z)
-        if state is None or state.other is None or state.node is None:
+        pair = companion_at(self.lattice, self.scale(a), a, x, state)
+        if pair.other is None or pair.node is None:
             there = self.lattice.digits(scale, self.begin(ode, a, b, x), None)
-        elif np.array_equal(state.node.t, b.t):
-            there = state.other
+        elif np.array_equal(pair.node.t, b.t):
+            there = pair.other
         else:
-            there = self._advance(ode, state.node, a, b, state.other, here, x, back)
-        return Step(combine((scale, there)).to(x.dtype), state=Companion(there, here, node=a))
+            there = self._advance(ode, pair.node, a, b, pair.other, pair.z, x, back)
+        return pair.moved(self.lattice, scale, b, x, z=there, other=pair.z, node=a)
 
     def _advance(
         self, ode: Any, p: Node, a: Node, b: Node, partner: Tensor, here: Tensor, x: Tensor, back: bool
@@ -153,8 +154,8 @@ class BDIA(TwoStep):
 
     @property
     def lattice(self) -> Lattice:
-        """That of x."""
-        return FINE
+        """That of x, which is as large as sigma."""
+        return WIDE
 
     def scale(self, node: Node) -> Real:
         """The method works on x."""
