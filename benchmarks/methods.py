@@ -162,8 +162,10 @@ def ours(
             own = default_grid(solver)
             methods.append(Ours(name, solver, own.__name__, own, fixed_closing(solver, "auto")))
             continue
+        # Along a stochastic way there is nothing smooth to extrapolate.
+        rules = [rule for rule in map(_rule, closings) if solver.deterministic or rule != "extrapolate"]
         for grid, place in grids.items():
-            methods += [Ours(name, solver, grid, place, _rule(closing)) for closing in closings]
+            methods += [Ours(name, solver, grid, place, rule) for rule in rules]
     return methods
 
 

@@ -130,7 +130,7 @@ class SASolver(Solver):
         """The weak order."""
         if self.form == "diffusers" and self.predictor_order > 2:
             return 1
-        return min(2, max(self.predictor_order, self.corrector_order))
+        return min(2, self.corrector_order or self.predictor_order)
 
     @property
     def reads_past(self) -> bool:
@@ -140,7 +140,7 @@ class SASolver(Solver):
     @property
     def one_step(self) -> bool:
         """Where no step reads a second prediction."""
-        return max(self.predictor_order, self.corrector_order) == 1
+        return self.predictor_order == 1 and self.corrector_order == 0
 
     @property
     def carries_on(self) -> bool:
@@ -161,6 +161,7 @@ class SASolver(Solver):
             cls(predictor_order=3, corrector_order=4, tau=0.6, s_min=0.5, s_max=2.0),
             cls(form="reference"),
             cls(predictor_order=1, corrector_order=0),
+            cls(corrector_order=1),
             cls(corrector_order=0, form="midpoint"),
             cls(predictor_order=3, corrector_order=0),
             cls(predictor_order=3, corrector_order=0, form="k_diffusion"),
@@ -185,7 +186,7 @@ class SASolver(Solver):
         levels = state.levels if state is not None else ()
         correction = state.steps[state.next - 1].correction if state is not None and state.next else ()
         steps: list[Coefficients] = []
-        total = len(nodes) - 1 + closed_by_own_step(ode, self.line)
+        total = len(nodes) - 1 + closed_by_own_step(ode, Data())
         for done, (a, b) in enumerate(pairwise(nodes)):
             most = total - done if total < self.lower_order_below else HIGHEST
             steps.append(self._coefficients(ode, a, b, levels, correction, most))

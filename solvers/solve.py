@@ -56,7 +56,7 @@ def solve(
         closing: what happens on a last interval that ends in the data (sigma = 0) of a path. ``"denoise"``, a DDIM
             step with a call of its own; ``"extrapolate"``, no call: the limit of x0 as a parabola in s^2 through the
             predictions from which the last three steps set out (a grid of one interval has none, and is denoised), or a
-            method's own extrapolation; None, an ordinary step of the solver.
+            method's own extrapolation, but not for stochastic methods; None, an ordinary step of the solver.
         stream: the noise of stochastic solvers.
         past: exact (node, state) pairs before ``times[0]``, newest first, for methods that `Solver.reads_past`.
         state: the `Solution.state` of an earlier solve, to carry it on.
@@ -78,6 +78,11 @@ def solve(
         raise TypeError(f"ode={ode!r} is no solvers.ODE; wrap a model with odediff.probability_flow(model)")
     if closing not in ("denoise", "extrapolate", None):
         raise ValueError(f'closing={closing!r} is unknown; use "denoise", "extrapolate" or None')
+    if closing == "extrapolate" and not solver.deterministic:
+        raise ValueError(
+            f'closing="extrapolate" takes the predicted data for a smooth function of the noise level, and fresh noise '
+            f'moves it along a way of {solver}; use closing="denoise"'
+        )
     if max_nfe is not None:
         require_whole("max_nfe", max_nfe, 1, hint=", or None for no limit")
     if callback is not None and not callable(callback):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.exponential import DDIM, start_noise
-from solvers.lines import Noise, singular_step, singular_steps
+from solvers.lines import Data, Noise, singular_step, singular_steps
+from solvers.multistep import closed_by_own_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.real import log, native
@@ -82,8 +83,8 @@ class Churning(NamedTuple):
 class EDMHeun(Solver):
     """EDM's stochastic sampler (Karras et al. 2022, algorithm 2): raise the noise level, then a step of Heun.
 
-    With ``gamma = min(churn / N, sqrt(2) - 1)`` where ``s_min <= s_a <= s_max``, else 0, in N steps of its own (a
-    closing DDIM step is not among them):
+    With ``gamma = min(churn / N, sqrt(2) - 1)`` where ``s_min <= s_a <= s_max``, else 0, in N steps, a closing DDIM
+    step among them, as the paper's last step is one:
 
         s_hat = (1 + gamma) s_a
         x_hat = (alpha_hat / alpha_a) x_a + alpha_hat sqrt(s_hat^2 - s_a^2) noise z
@@ -144,7 +145,8 @@ class EDMHeun(Solver):
         require_path(self, ode)
         require_run(self, state, Churning)
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
-        return Churning(stream, min(self.churn / max(len(nodes) - 1, 1), LARGEST_RAISE), nodes[0])
+        steps = len(nodes) - 1 + closed_by_own_step(ode, Data())
+        return Churning(stream, min(self.churn / max(steps, 1), LARGEST_RAISE), nodes[0])
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Raise the level and step down from there; one draw for every step, raised or not."""

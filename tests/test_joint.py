@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from odediff.schedule import VPCosine
+from odediff.schedule import RectifiedFlow, VPCosine
 from odediff.tasks import joint
 from solvers import DDIM, DDPM, NoiseStream, solve
 from solvers.testing import ExactODE, Gaussian
@@ -129,3 +129,12 @@ def test_the_tasks_moments_tell_a_right_law_from_a_wrong_one():
     off = joint.moments(noise, data, closed_form=right["covariance"] - 5 * DEVIATION * math.sqrt(1.09 / 4000))
     assert off["standard_errors_off"] == pytest.approx(5, rel=0.05)
     assert joint.moments(noise, 1.1 * data, closed_form=0.0)["p_value"] < 1e-6
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_closed_form_is_finite_from_pure_noise(eta):
+    path = RectifiedFlow()
+    begin, near, end = (path.node(t) for t in (1.0, 1.0 - 1e-9, 0.0))
+    found = joint.covariance(begin, end, eta)
+    assert found == pytest.approx(joint.covariance(near, end, eta), abs=0.01)
+    assert found == (pytest.approx(DEVIATION) if eta == 0 else 0)

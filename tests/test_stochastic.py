@@ -196,3 +196,40 @@ def test_history_begins_after_a_singular_node():
     whole = solve(ode, SASolver(line=Data()), starting_points(), times, stream=NoiseStream(3), trajectory=True)
     rest = solve(ode, SASolver(line=Data()), whole.trajectory[1], times[1:], stream=NoiseStream(3, counter=1))
     assert torch.equal(whole.x, rest.x)
+
+
+def test_the_corrector_of_order_1_leaves_order_1():
+    """It replaces what a better predictor found; and the next step reads the correction."""
+    assert SASolver(predictor_order=3, corrector_order=1).order == 1
+    assert not SASolver(predictor_order=1, corrector_order=1).one_step
+    assert SASolver(predictor_order=1, corrector_order=0).one_step
+
+
+@pytest.mark.parametrize("line", [Data(), Noise()])
+@pytest.mark.parametrize("below", [0, math.inf])
+def test_sa_solver_ends_with_the_step_that_closes(line, below):
+    solver = SASolver(line, 3, 0, lower_order_below=below)
+    ode, times, x = mild_mixture(), [1.3, 1.1, 0.9, 0.7, 0.5, 0.0], starting_points()
+    closed, whole = (
+        solve(ode, solver, x, times, stream=NoiseStream(0), closing=closing, trajectory=True).trajectory[-2]
+        for closing in ("denoise", None)
+    )
+    assert torch.equal(closed, whole)
+
+
+def test_a_closing_step_is_one_of_the_steps_that_churn_is_shared_among():
+    ode, times = mild_mixture(), [1.3, 0.9, 0.5, 0.0]
+    for closing, steps in (("denoise", 3), (None, 3)):
+        found = solve(ode, EDMHeun(churn=0.3), starting_points(), times, stream=NoiseStream(0), closing=closing)
+        assert found.state.gamma == pytest.approx(0.3 / steps)
+
+
+def test_stochastic_methods_do_not_extrapolate():
+    def refuse(*arguments):
+        raise AssertionError("the network was asked")
+
+    ode = mild_mixture()
+    ode.predict = refuse
+    for solver in (DDIM(eta=0.5), *METHODS):
+        with pytest.raises(ValueError, match=r'closing="extrapolate".*use closing="denoise"'):
+            solve(ode, solver, starting_points(), [1.3, 0.5, 0.0], stream=NoiseStream(0), closing="extrapolate")

@@ -39,7 +39,7 @@ def run(config: DictConfig, etas: list[float]) -> None:
     if count < 2:
         raise ValueError(f"samples={count} have no covariance; ask for at least 2, and for thousands to see it")
     require_room(count, (1,), torch.float64, "cpu")
-    model = exact_model(DATA, run.model.path)
+    model = exact_model(DATA, run.model.path, "v")  # which says what there is at either end of every path
     times = make_times(probability_flow(model), DDIM(), run.grid, config.steps, config.nfe, "denoise")
     start, end = (model.path.node(float(t)) for t in (times[0], times[-1]))
     drawn = NoiseStream(config.seed).draw(torch.empty(count, 1, dtype=torch.float64))[0]
@@ -80,11 +80,12 @@ def covariance(a: Node, b: Node, eta: float) -> float:
     In y = x/alpha and v = s^2 the method is, in that limit, the reverse diffusion ``dy = -(1 + eta^2)/2 (y - m)/(d^2 +
     v) |dv| + eta dW(|dv|)`` as v falls from v_a to v_b: a linear equation, whose mean shrinks by ``((d^2 + v_b)/(d^2 +
     v_a))^p, p = (1 + eta^2)/2``, while y_a has the variance d^2 + v_a. The ODE (p = 1/2) makes the correlation 1, DDPM
-    (p = 1) the one of the forward chain.
+    (p = 1) the one of the forward chain. Written with the deviations of x, alpha sqrt(d^2 + v), it is finite at alpha_a
+    = 0: ``spread_a^(1 - eta^2) alpha_a^(eta^2) spread_b^(1 + eta^2) alpha_b^(-eta^2)``.
     """
-    power = (1 + eta**2) / 2
-    before, after = (DATA.deviation**2 + float(node.s) ** 2 for node in (a, b))
-    return float(a.alpha * b.alpha) * before ** (1 - power) * after**power
+    share = eta**2
+    of_noise = spread(a) ** (1 - share) * float(a.alpha) ** share
+    return of_noise * spread(b) ** (1 + share) * float(b.alpha) ** -share
 
 
 def moments(noise: Tensor, data: Tensor, closed_form: float) -> dict[str, float]:
