@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import solvers
-from odediff.conditions import selected
+from odediff.conditions import as_row_numbers, selected
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint, tensors_hash
 from odediff.model import Model
@@ -92,17 +92,17 @@ class Code:
         return self.nodes[:, 0]
 
     def require_model(self, model: Model, edit: bool = False) -> None:
-        """Raise `ValueError` unless ``model`` is the one that encoded; an edit may change condition and guidance."""
+        """Raise `ValueError` unless ``model`` is the one that encoded; an edit may change conditions and guidance."""
         remedy = "decode with the same model"
         for name, given in describe_model(model).items():
             stored = getattr(self, name)
-            editable = name in ("guidance", "conditions")
+            editable = name in ("guidance", "conditions", "null")
             if (edit and editable) or (name == "null" and not model.guided) or _same(given, stored):
                 continue
             hint = " (edit=True changes condition and guidance on purpose)" if editable else ""
-            raise ValueError(
-                f"model.{name}={_shown(given)} differs from the encoder's {_shown(stored)}; {remedy}{hint}"
-            )
+            one, other = _shown(given), _shown(stored)
+            theirs = "of the same shape and other values" if one == other else other
+            raise ValueError(f"model.{name}={one} differs from the encoder's {theirs}; {remedy}{hint}")
         if model.threshold is not None:
             raise ValueError(f"model.threshold={model.threshold} does not decode; use Model(..., threshold=None)")
         here = grid_nodes(model, self.times)
@@ -113,13 +113,11 @@ class Code:
             )
 
     def rows(self, index: Sequence[int] | Tensor) -> Code:
-        """The code of the samples ``index`` alone; ``model.rows(index)`` is the model that decodes it."""
-        try:
-            at = torch.arange(len(self.x), device="cpu")[torch.as_tensor(index, device="cpu")]
-        except (TypeError, ValueError, IndexError):
-            at = torch.empty((), device="cpu")
-        if at.ndim != 1:
-            raise ValueError(f"index={index} must be numbers of this code's samples, from 0 to {len(self.x) - 1}")
+        """The code of the samples ``index`` alone; ``model.rows(index)`` is the model that decodes it.
+
+        Decoded alone they are what they are among the others, to the last bit with `Model.chunk`.
+        """
+        at = torch.arange(len(self.x), device="cpu")[as_row_numbers(index, len(self.x)).cpu()]
 
         def mine(value: Tensor | None, dim: int = 0) -> Any:
             return None if value is None else value.index_select(dim, at.to(value.device))

@@ -72,6 +72,35 @@ def _taken(value: Any, index: Tensor) -> Any:
     return nested(lambda part: part[index.to(part.device)] if _has_rows(part) else part, value)
 
 
+def as_row_numbers(index: Any, count: int | None) -> Tensor:
+    """The numbers of samples that ``index`` holds, or at which it is true, ``(n,)`` on its device.
+
+    ``count`` is how many samples there are, if that is known.
+
+    Raises:
+        ValueError: it holds none, or those of samples that there are not.
+    """
+    try:
+        given = torch.as_tensor(index, device=index.device if isinstance(index, Tensor) else "cpu")
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.empty((), device="cpu")
+    if given.dtype is torch.bool and given.ndim == 1:
+        given = given.nonzero().ravel()
+    whole = given.ndim == 1 and not (len(given) and (given.is_floating_point() or given.is_complex()))
+    inside = count is None or not given.numel() or bool(((given >= -count) & (given < count)).all())
+    if not (whole and inside):
+        room = "" if count is None else f", from 0 to {count - 1}"
+        raise ValueError(f"index={index!r} must be numbers of samples{room}, such as [0, 2] or range(2)")
+    return given.long()
+
+
+def row_count(values: Any) -> int | None:
+    """How many samples the tensors of ``values`` have rows for; None if each has one for all."""
+    found: list[int] = []
+    nested(lambda part: found.append(len(part)) if _has_rows(part) and len(part) > 1 else None, values)
+    return max(found, default=None)
+
+
 def nested(function: Callable[[Any], Any], value: Any) -> Any:
     """``function`` of the value, or of every part of a dict, a list or a tuple, in a new one.
 

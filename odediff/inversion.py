@@ -18,8 +18,9 @@ from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.replay import NullSchedule, Replayed
 from odediff.sampling import make_times
-from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
+from odediff.tolerance import at_tolerance, follows_tolerance, require_regular, tolerance_span
 from solvers import Companion, Inverse, Node, ReversibleSolver, Solution, Solver, solve
+from solvers.arguments import as_number
 from solvers.implicit_inverse import Effort
 from solvers.solver import require_solver
 
@@ -58,6 +59,10 @@ def encode(
         probability_flow(model)
         solver = default_solver(model.path)
     times = encoding_times(model, solver, grid, steps, nfe)
+    if rtol is not None:
+        require_regular(model, solver, times.tolist())
+    if throw:
+        require_images(images)
     solution = climb(probability_flow(model), solver, images, times, callback=callback, progress=progress, throw=throw)
     effort = solution.state if isinstance(solution.state, Effort) else None
     return Code.of(
@@ -90,8 +95,9 @@ def decode(
 ) -> Tensor:
     """Integrate a code back to the node where its encoding began: the image, up to the solver's error.
 
-    ``edit=True`` decodes under another condition or guidance: what comes is no reconstruction, but the image that the
-    same code gives there, such as one of another class (a dual diffusion implicit bridge, Su et al. 2023).
+    ``edit=True`` decodes under another condition, null condition or guidance: what comes is no reconstruction, but the
+    image that the same code gives there, such as one of another class (a dual diffusion implicit bridge, Su et al.
+    2023).
 
     Raises:
         ValueError: ``model`` differs from the encoder in schedule, prediction form, weights, guidance, condition or by
@@ -183,6 +189,22 @@ def climb(
         )
 
 
+def require_images(images: Tensor) -> Tensor:
+    """The images, if no sample of them holds an infinity or a NaN.
+
+    Raises:
+        TypeError: they are no floating-point tensor.
+        ValueError: there is such a sample; otherwise the network would be blamed for it.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = f"have dtype {images.dtype}" if isinstance(images, Tensor) else f"are a {type(images).__name__}"
+        raise TypeError(f"images {given}; pass a floating-point torch.Tensor of shape (B, ...)")
+    if not (finite := images.isfinite()).all():
+        broken = (~finite).reshape(len(images), -1).any(1).nonzero().ravel().tolist()
+        raise ValueError(f"images: samples {broken} hold infinities or NaNs; leave them out")
+    return images
+
+
 def mix_codes(one: Code, other: Code, weight: float) -> Code:
     """The code on the great circle between two, sample by sample: 0 gives the first, 1 the second.
 
@@ -207,8 +229,12 @@ def slerp(x: Tensor, y: Tensor, weight: float) -> Tensor:
 
     Where x and y are nearly parallel, and sin(theta) has no digits left, it is the straight line.
     """
-    if not math.isfinite(weight):
+    if not math.isfinite(as_number(weight)):
         raise ValueError(f"weight={weight!r} must be a finite number: 0 gives the first of the two, 1 the second")
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            given = f"has dtype {value.dtype}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+            raise TypeError(f"{name} {given}; pass a floating-point torch.Tensor of shape (B, ...)")
     if x.shape != y.shape or x.ndim < 2:
         raise ValueError(f"y has shape {tuple(y.shape)}; pass that of x, {tuple(x.shape)}, (B, ...)")
     flat_x, flat_y = x.double().flatten(1), y.double().flatten(1)

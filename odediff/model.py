@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odediff.conditions import as_tensors, chunks, expanded, require_rows_for, selected
+from odediff.conditions import as_row_numbers, as_tensors, chunks, expanded, require_rows_for, row_count, selected
 from odediff.fingerprint import held_modules, module_of
 from odediff.overwriting import LastAnswer, share_memory, written
 from odediff.prediction import FORMS, Form, predict, require_information
@@ -187,7 +187,9 @@ class Model:
 
     def rows(self, index: Sequence[int] | Tensor) -> Model:
         """The same model for the samples ``index`` alone."""
-        index = torch.as_tensor(index, device=index.device if isinstance(index, Tensor) else "cpu")
+        # A GPU would be waited for.
+        counts = not isinstance(index, Tensor) or index.is_cpu
+        index = as_row_numbers(index, row_count([self.conditions, self.null, self.guidance]) if counts else None)
 
         def select(values: Mapping[str, Any]) -> dict[str, Any]:
             return {name: selected(value, index) for name, value in values.items()}
@@ -223,6 +225,10 @@ class Model:
             output = _guided(unconditional, output, self.guidance)
         prediction = predict(self.prediction, seen, x_seen, output)
         return threshold_prediction(self.threshold, node, prediction) if self.threshold else prediction
+
+    def told(self, name: str, value: Any, x: Tensor) -> Any:
+        """What the network is told where the condition ``name`` has this value, a row for each of the samples ``x``."""
+        return expanded(f"condition {name!r}", value, len(x), x.device, _clock_dtype(self._network_dtype or x.dtype))
 
     def told_at(self, node: Node) -> Real:
         """The time that the network is told at ``node``."""
@@ -272,8 +278,7 @@ class Model:
         if batch == 0:  # An empty batch has no row to fill a chunk up with, and some of torch's layers refuse it.
             return torch.empty_like(x)
         given = x if x.dtype is dtype else x.to(dtype)
-        # Half precision cannot hold a time: in bfloat16 entry 999 is 1000.
-        clock = dtype if dtype in (torch.float32, torch.float64) else torch.promote_types(dtype, torch.float32)
+        clock = _clock_dtype(dtype)
         if self.integer_time:
             times = placed(torch.from_numpy(np.broadcast_to(np.round(time), batch).astype(np.int64)), x.device)
         elif isinstance(time, int | float):
@@ -326,6 +331,11 @@ class Model:
         module = module_of(self.network)
         parameters = iter(()) if module is None else module.parameters()
         return next((p for p in parameters if p.is_floating_point()), None)
+
+
+def _clock_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which times and numbers are told to a network of ``dtype``: in bfloat16 entry 999 would be 1000."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.promote_types(dtype, torch.float32)
 
 
 def _guided(unconditional: Tensor, conditional: Tensor, guidance: float | Tensor) -> Tensor:

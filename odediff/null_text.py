@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid
-from odediff.inversion import climb, inversion_times
+from odediff.inversion import climb, inversion_times, require_images
 from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.recorders import finite_status, pivots
@@ -91,7 +91,8 @@ def shared_null(
     adam, passes = _Adam(nulls), 0
     with torch.no_grad():
         wanted = [_landing(_conditional(model), a, b, pivot[i]) for i, (a, b) in enumerate(pairwise(nodes))]
-    for _ in tqdm(range(iterations), desc="shared null", unit="round", disable=not progress):
+    rounds = range(iterations if len(images) else 0)
+    for _ in tqdm(rounds, desc="shared null", unit="round", disable=not progress):
         gradients = {name: torch.zeros_like(value) for name, value in nulls.items()}
         for i, (a, b) in enumerate(pairwise(nodes)):
             _, found = _loss_and_gradient(model, a, b, pivot[i], pivot[i + 1], wanted[i], nulls)
@@ -118,16 +119,18 @@ def negative_prompt(
     scale does not matter: the reconstruction is that of guidance 1, bit for bit. It is of use for edits.
     """
     _require_guided(model)
+    require_images(images)
     times = inversion_times(model, DDIM(), grid, steps, None)
-    solution = climb(probability_flow(model.condition(guidance=1.0)), DDIM(), images, times, progress=progress)
-    batch = len(images)
     rows = {}
     for name, null in model.null.items():
-        value = model.conditions.get(name, null)
-        if isinstance(value, Mapping | list | tuple):
-            raise TypeError(f"condition {name!r} is a {type(value).__name__}; a null of each sample must be one tensor")
-        value = torch.as_tensor(value)
-        rows[name] = (value if value.ndim and len(value) == batch else value.expand(batch, *value.shape[1:]))[None]
+        value = model.told(name, model.conditions.get(name, null), images)
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"condition {name!r} is a {type(value).__name__}; a null of each sample must be one tensor, or a "
+                "number; use odediff.direct_inversion"
+            )
+        rows[name] = value[None]
+    solution = climb(probability_flow(model.condition(guidance=1.0)), DDIM(), images, times, progress=progress)
     calls = len(times) - 1
     return _code(model, times, solution.x, rows, calls, calls, solution.status)
 
@@ -163,6 +166,9 @@ def _prepare(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The times, the pivot, and the first null of every sample."""
     _require_guided(model)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode() records no gradient, by which the null is optimised; leave it here")
+    require_images(images)
     start = model.null_embedding()
     times = inversion_times(model, DDIM(), grid, steps, None)
     nulls = {
@@ -206,7 +212,7 @@ def _optimise(
         wanted = _landing(_conditional(model), a, b, x)
     adam, values = _Adam(nulls), dict(nulls)
     active, passes = torch.arange(len(x), device="cpu"), 1
-    for _ in range(iterations):
+    for _ in range(iterations if len(x) else 0):
         at = active.to(x.device)
         some = {name: value[active.to(value.device)] for name, value in values.items()}
         loss, gradients = _loss_and_gradient(model.rows(at), a, b, x[at], target[at], wanted[at], some)
@@ -232,7 +238,7 @@ def _loss_and_gradient(
         leaves = {name: value.detach().requires_grad_() for name, value in nulls.items()}
         bare = replace(model, conditions={**model.conditions, **model.null, **leaves}, guidance=1.0)
         free = _landing(bare, a, b, x)
-        weight = per_row(torch.as_tensor(model.guidance, dtype=torch.float64).numpy(), x)
+        weight = per_row(torch.as_tensor(model.guidance, dtype=torch.float64).detach().cpu().numpy(), x)
         loss = (free + weight * (wanted - free) - target).square().flatten(1).mean(1)
         gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
     return loss.detach().cpu(), dict(zip(leaves, gradients, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid
-from odediff.inversion import climb, inversion_times
+from odediff.inversion import climb, inversion_times, require_images
 from odediff.model import Model
 from odediff.problem import probability_flow
 from odediff.replay import mean_step
@@ -44,6 +44,7 @@ def direct_inversion(
         raise ValueError(
             f"solver={solver} reads what earlier steps left behind, and each is recorded by itself; use DDIM()"
         )
+    require_images(images)
     times = inversion_times(model, solver, grid, steps, None)
     pivot, climbing = pivots(model, images, times, solver, progress)
     return _record(model, solver, times, pivot[0], pivot[1:], climbing)
@@ -64,6 +65,7 @@ def edit_friendly(
     Huberman-Spiegelglas et al. 2024, "An edit friendly DDPM noise space": ``x_t = alpha x0 + sigma eps_t`` with fresh
     eps_t; the offset is ``x_b - mean(x_a)``, the paper's sigma z. ``eta = 1`` is DDPM.
     """
+    images = require_images(images).detach()
     solver, times = _stochastic(eta), inversion_times(model, DDIM(), grid, steps, None)
     nodes = probability_flow(model).nodes(times.flip(0).tolist())
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
@@ -89,6 +91,7 @@ def cycle_diffusion(
     Wu & De la Torre 2023, "A latent space of stochastic diffusion models" (CycleDiffusion): ``x_a`` at pure noise is
     drawn once, then ``x_b ~ q(x_b | x_a, x0)``, so that the states are as strongly related as a sampler's are.
     """
+    images = require_images(images).detach()
     solver, times = _stochastic(eta), inversion_times(model, DDIM(), grid, steps, None)
     nodes = probability_flow(model).nodes(times.flip(0).tolist())
     stream = NoiseStream(seed, None if samples is None else tuple(samples))

@@ -57,8 +57,9 @@ def sample(
         steps: intervals of the grid, the closing one included; 20 unless ``nfe`` or ``rtol`` is given.
         nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
         rtol: a tolerance instead of ``steps`` or ``nfe``: the relative error allowed to each step of each sample. The
-            solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed. Each sample takes steps of
-            its own, so that the network is told another time in every row.
+            solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed; the times of one are
+            further nodes, beside the schedule's end. Each sample takes steps of its own, so that the network is told
+            another time in every row.
         seed: fixes every sample, whatever the batch size, its order, or how work is sharded; to the last bit in float32
             and float64, if the network's rows do not depend on each other, or with `Model.chunk`. (Sums in half
             precision round by a row's place in memory.)

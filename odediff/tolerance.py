@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -71,7 +73,8 @@ def tolerance_span(model: Model, solver: Solver, closing: AutoClosing, grid: obj
 
     A model that is declared to know all times down to 0 is followed to the end, by a method that reaches it, and any
     other as far as `Schedule.end`, from where a method that can extrapolates and the others denoise. A prediction of
-    the data tells nothing at the data itself, whatever is declared.
+    the data tells nothing at the data itself, whatever is declared. A grid that ends in a longer step to the data than
+    a closing rule is for gets `Schedule.end` as one more time.
     """
     path = model.path
     if model.integer_time and isinstance(solver, Tolerance | Backend):
@@ -83,9 +86,12 @@ def tolerance_span(model: Model, solver: Solver, closing: AutoClosing, grid: obj
         whole = model.continuous and model.prediction != "x0" and _reaches_data(model, solver)
         closing = None if whole else "extrapolate" if solver.extrapolates else "denoise"
     if isinstance(grid, Tensor):
-        return grids.custom(path, grid), closing
-    times = (path.start, 0.0) if closing is None else (path.start, path.end, 0.0)
-    _require_regular(model, solver, times[:2])
+        times = grids.custom(path, grid).tolist()
+        if closing is not None and times[-1] == 0 and times[-2] > path.end:
+            times.insert(-1, path.end)
+    else:
+        times = [path.start, 0.0] if closing is None else [path.start, path.end, 0.0]
+    require_regular(model, solver, times if closing is None or times[-1] > 0 else times[:-1])
     return torch.tensor(times, dtype=torch.float64, device="cpu"), closing
 
 
@@ -97,17 +103,18 @@ def _reaches_data(model: Model, solver: Solver) -> bool:
     return not np.any(singular_step(solver.way, probability_flow(model), data, data))
 
 
-def _require_regular(model: Model, solver: Solver, times: tuple[float, ...]) -> None:
-    """Refuse a way whose two ends alone are nodes where one of them is singular on the solver's line.
+def require_regular(model: Model, solver: Solver, times: Sequence[float]) -> None:
+    """Refuse a way to a tolerance with nodes that are singular on the solver's line.
 
-    A step that leaves or reaches a singular node is a DDIM step, whatever the tolerance; here it would be all there is.
+    A step that leaves or reaches one is a DDIM step, whatever the tolerance.
     """
-    if isinstance(solver, Tolerance | Backend):
-        ode = probability_flow(model)
-        a, b = ode.nodes(list(times))
+    if not isinstance(solver, Tolerance | Backend):
+        return
+    ode = probability_flow(model)
+    for a, b in pairwise(ode.nodes(list(times))):
         if np.any(singular_step(solver.way, ode, a, b)):
             raise ValueError(
                 f"solver={solver}: its line is singular at t={a.t:g} or t={b.t:g}, and the way between them would be "
                 "one DDIM step, whatever the tolerance; use one on a line that is regular there, such as "
-                "solvers.AdaptiveAdams() or solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation()), or give a grid"
+                "solvers.AdaptiveAdams() or solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation())"
             )

@@ -33,4 +33,7 @@ class Dense:
             q = float(piece.span.q(node))
             if min(piece.q_a, piece.q_b) <= q <= max(piece.q_a, piece.q_b):
                 return combine((float(piece.span.scale(node)), piece(q)))
-        raise ValueError(f"t={node.t}: sample {sample} did not get there, or got there by a step of the closing rule")
+        raise ValueError(
+            f"t={node.t}: sample {sample} did not get there, or got there by a DDIM step, of the closing rule or at a "
+            "node where the line is singular, which has no states between its ends"
+        )

@@ -230,6 +230,38 @@ def test_rows_that_a_code_does_not_have_are_named(index):
         code.rows(index)
 
 
+@pytest.mark.parametrize("index", [[4], [[0]], [0.5], "ab", 1, slice(0, 2)])
+def test_rows_that_a_model_does_not_have_are_named(index):
+    with pytest.raises(ValueError, match=r"index=.*must be numbers of samples, from 0 to 3"):
+        model(label=torch.tensor([1, 2, 1, 0])).rows(index)
+
+
+def test_no_row_is_a_part_too():
+    mine = model(label=torch.tensor([1, 2, 1, 0]))
+    code = odediff.encode(mine, images(), solver=DDIM(), steps=8).rows([])
+    assert odediff.decode(mine.rows([]), code).shape == images()[:0].shape
+
+
+def test_an_edit_may_have_another_null():
+    mine, code = model(guidance=3.0), odediff.encode(model(guidance=3.0), images(), solver=DDIM(), steps=8)
+    other = replace(mine, null={"label": 2})
+    with pytest.raises(ValueError, match=r"model\.null=.*edit=True changes"):
+        odediff.decode(other, code)
+    assert not torch.equal(odediff.decode(other, code, edit=True), odediff.decode(mine, code))
+
+
+def test_conditions_of_one_shape_are_said_to_differ_by_their_values():
+    mine, other = (
+        replace(model(), network=lambda x, time, label: 0.1 * x, conditions={"label": torch.full((4, 3), float(value))})
+        for value in (1, 2)
+    )
+    code = odediff.encode(mine, images(), solver=DDIM(), steps=8)
+    with pytest.raises(
+        ValueError, match=r"tensor of shape \(4, 3\)} differs from .* of the same shape and other values"
+    ):
+        odediff.decode(other, code)
+
+
 def test_samples_that_were_not_encoded_are_left_out():
     def network(x, time):
         return torch.where(torch.arange(len(x))[:, None] == 1, torch.nan, torch.tanh(x)) if len(x) == 4 else x.tanh()

@@ -258,3 +258,24 @@ def test_the_heun_round_trip_of_real_images_falls_at_least_like_one_over_steps_s
     steps = [10, 20, 40, 80]
     errors = [round_trip(odediff.zoo.fashion_mnist(), real_images, Heun(Noise()), n) for n in steps]
     assert metrics.convergence_slope(steps, errors, floor) <= -1.8
+
+
+@pytest.mark.parametrize("throw", [True, False])
+def test_an_image_that_is_not_finite_is_named_or_lost_alone(throw):
+    asked = []
+    model = odediff.Model(lambda x, time: asked.append(time) or 0.1 * x, odediff.VPTable.linear())
+    given = torch.ones(3, 2)
+    given[1, 0] = torch.inf
+    if throw:
+        with pytest.raises(ValueError, match=r"images: samples \[1\] hold infinities or NaNs"):
+            odediff.encode(model, given, solver=DDIM(), steps=5)
+        assert not asked
+    else:
+        code = odediff.encode(model, given, solver=DDIM(), steps=5, throw=False)
+        assert code.status.tolist() == [0, int(solvers.Status.NON_FINITE), 0]
+
+
+@pytest.mark.parametrize("weight", ["x", None, torch.tensor([0.1, 0.2]), float("nan")])
+def test_a_weight_that_is_no_number_is_named(weight):
+    with pytest.raises(ValueError, match="weight=.*must be a finite number"):
+        odediff.inversion.slerp(torch.ones(2, 3), torch.zeros(2, 3), weight)

@@ -1,5 +1,7 @@
 """Null-text inversion, its shortcuts and the recorders: what they reach, and that samples do not meet."""
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -230,7 +232,7 @@ def test_recorders_want_images_of_real_numbers_and_say_which_were_lost():
 
     model = odediff.Model(network, odediff.VPTable.linear())
     for record in (odediff.edit_friendly, odediff.cycle_diffusion):
-        with pytest.raises(TypeError, match=r"x has dtype torch\.uint8"):
+        with pytest.raises(TypeError, match=r"images have dtype torch\.uint8"):
             record(model, torch.zeros(2, 6, dtype=torch.uint8), steps=5)
         code = record(model, torch.tensor([[0.0] * 6, [50.0] * 6]), steps=5)
         assert code.status.tolist() == [solvers.Status.SUCCESS, solvers.Status.NON_FINITE]
@@ -305,3 +307,61 @@ def test_a_nested_condition_is_no_null_of_a_negative_prompt():
 def test_what_is_no_solver_is_named_by_the_recorders():
     with pytest.raises(TypeError, match="solver='ddim'"):
         odediff.direct_inversion(embedded(), images(), solver="ddim", **STEPS)
+
+
+def test_a_number_that_is_the_condition_keeps_the_network_s_precision():
+    class Sized(torch.nn.Linear):
+        def forward(self, x, time, size):
+            return torch.tanh(super().forward(x)) * size[:, None]
+
+    network = Sized(5, 5).double().requires_grad_(False)
+    model = odediff.Model(network, TABLE, conditions={"size": 0.3}, null={"size": 0.1}, guidance=7.5)
+    given = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    free, code = model.condition(guidance=1.0), odediff.negative_prompt(model, given, **STEPS)
+    plain = odediff.decode(free, odediff.encode(free, given, solver=DDIM(), **STEPS))
+    assert torch.equal(odediff.decode(model, code), plain)
+
+
+def test_what_is_no_tensor_is_no_null_and_nothing_is_computed():
+    def network(x, time, **condition):
+        raise AssertionError("the network was asked")
+
+    model = odediff.Model(network, TABLE, conditions={"text": "a cat"}, null={"text": ""}, guidance=3)
+    with pytest.raises(TypeError, match="condition 'text' is a str; a null of each sample must be one tensor"):
+        odediff.negative_prompt(model, images(), **STEPS)
+
+
+EVERY = [
+    odediff.null_text,
+    odediff.shared_null,
+    odediff.negative_prompt,
+    odediff.direct_inversion,
+    odediff.edit_friendly,
+    odediff.cycle_diffusion,
+]
+
+
+@pytest.mark.parametrize("record", EVERY)
+def test_images_that_are_not_finite_are_named_before_the_network_is_asked(record):
+    def network(x, time, prompt):
+        raise AssertionError("the network was asked")
+
+    model = replace(prompted(), network=network)
+    given = images()
+    given[2, 0] = math.nan
+    with pytest.raises(ValueError, match=r"images: samples \[2\] hold infinities or NaNs"):
+        record(model, given, **STEPS)
+
+
+@pytest.mark.parametrize("record", EVERY)
+def test_no_image_is_a_batch_too_and_a_code_holds_no_graph(record):
+    model = prompted(guidance=torch.full((4,), 3.0, requires_grad=True))
+    code = record(model, images().requires_grad_(), **STEPS)
+    assert not code.x.requires_grad
+    assert record(prompted(batch=0), images(0), **STEPS).x.shape == images(0).shape
+
+
+@pytest.mark.parametrize("record", EVERY[:2])
+def test_where_no_gradient_is_recorded_nothing_can_be_optimised(record):
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        record(prompted(), images(), **STEPS)

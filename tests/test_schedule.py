@@ -475,3 +475,9 @@ def test_noise_levels_of_a_table_that_were_rounded_to_float32_lie_on_it():
         assert table.time(-math.log(sigma)) == pytest.approx(1.0, abs=1e-6)
     with pytest.raises(ValueError, match="is not on this path"):
         table.time(-math.log(loudest * 1.0001))
+
+
+def test_a_table_whose_angles_float64_does_not_tell_apart_is_refused():
+    for alphas in (VPTable.linear(beta_end=0.13).zero_terminal_snr, lambda: VPTable([0.9, 0.5, 1e-34, 1e-35, 0.0])):
+        with pytest.raises(ValueError, match=r"alphas_cumprod\[\d+\] = .*let alpha-bar fall less steeply"):
+            alphas()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,27 @@ def test_a_way_that_would_be_one_ddim_step_is_refused(solver, path):
         odediff.sample(model, noise=noise(2), solver=solver)
     grid = torch.tensor([path.start, 0.9, 0.3, 0.0], dtype=torch.float64)
     assert odediff.sample(model, noise=noise(2), solver=solver, grid=grid).isfinite().all()
+
+
+def test_a_grid_does_not_hide_a_ddim_step():
+    path, solver = RectifiedFlow(), solvers.AdaptiveAdams(line=solvers.Noise())
+    model, message = exact_model(DATA, path, "v"), "would be one DDIM step, whatever the tolerance"
+    grid = torch.tensor([1.0, 0.5, 0.001, 0.0], dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        odediff.sample(model, noise=noise(4), solver=solver, rtol=1e-6, grid=grid)
+    with pytest.raises(ValueError, match=message):
+        odediff.encode(model, noise(4), solver=solver, rtol=1e-6, grid=grid)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("solver", [solvers.Adaptive(solvers.Tsit5()), solvers.AdaptiveAdams()], ids=str)
+def test_a_tolerance_holds_where_a_grid_ends_in_a_long_step(solver, continuous):
+    model = replace(exact_model(DATA, VPLinear(), "v"), continuous=continuous)
+    x, whole = noise(4), torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    found = odediff.sample(model, noise=x, solver=solver, rtol=1e-6, grid=whole, return_solution=True)
+    without = odediff.sample(model, noise=x, solver=solver, rtol=1e-6)
+    assert float((found.x - without).abs().max()) < 1e-5
+    assert 0.5 in [node.t for node in found.nodes]
 
 
 def test_lost_samples_change_nothing_for_the_others_on_the_last_interval():

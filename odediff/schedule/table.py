@@ -54,6 +54,13 @@ class VPTable(VP):
         _validate(table)
         table.setflags(write=False)
         object.__setattr__(self, "alphas_cumprod", table)
+        if (flat := np.diff(self._rise) <= 0).any():
+            i = int(flat.argmax())
+            raise ValueError(
+                f"alphas_cumprod[{i}] = {table[i]:g}: float64 does not tell its angle atan2(sigma, alpha), in which a "
+                "table that ends at 0 is interpolated, from that of the entry before; let alpha-bar fall less "
+                "steeply, or end above 0"
+            )
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> VPTable:
@@ -121,14 +128,18 @@ class VPTable(VP):
     def _ends_at_zero(self) -> bool:
         return bool(self.alphas_cumprod[-1] == 0.0)
 
-    @cached_property
-    def _spline(self) -> MonotoneSpline:
-        """-log alpha-bar, or the squared angle, over n; both start at 0 and increase."""
+    @property
+    def _rise(self) -> Array:
+        """-log alpha-bar, or the squared angle, at n = 0, 1, ..., T; both start at 0 and increase."""
         if self._ends_at_zero:
             rise = np.arctan2(np.sqrt(1.0 - self.alphas_cumprod), np.sqrt(self.alphas_cumprod)) ** 2
         else:
             rise = -np.log(self.alphas_cumprod)
-        return MonotoneSpline(np.concatenate([[0.0], rise]))
+        return np.concatenate([[0.0], rise])
+
+    @cached_property
+    def _spline(self) -> MonotoneSpline:
+        return MonotoneSpline(self._rise)
 
     def _path(self, t: Array) -> tuple[Array, Array]:
         rise = self._spline(t * self.T)

@@ -18,7 +18,7 @@ from odediff.images import embedded_images
 from odediff.inversion import decode, encode, mix_codes
 from odediff.metrics import psnr
 from odediff.model import Model
-from odediff.null_text import negative_prompt, null_text
+from odediff.null_text import negative_prompt, null_text, shared_null
 from odediff.pictures import labelled_grid, montage
 from odediff.recorders import cycle_diffusion, direct_inversion, edit_friendly
 from odediff.run import Run, build, refuse_unused
@@ -28,11 +28,14 @@ from solvers.implicit_inverse import ImplicitInverse
 
 RECORDERS: dict[str, Callable[..., Code]] = {
     "null_text": null_text,
+    "shared_null": shared_null,
     "negative_prompt": negative_prompt,
     "direct_inversion": direct_inversion,
     "edit_friendly": edit_friendly,
     "cycle_diffusion": cycle_diffusion,
 }
+OF_GUIDANCE = ("null_text", "shared_null", "negative_prompt")
+STOCHASTIC = ("edit_friendly", "cycle_diffusion")
 WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -47,11 +50,19 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     if method not in (*RECORDERS, "bridge", "slerp"):
         raise ValueError(f"task.method={method} is unknown; use bridge, slerp or one of {', '.join(RECORDERS)}")
     refuse_unused(("closing",), "an inversion ends at the grid's last time above the data, which no step can leave")
+    refuse_unused(("model.condition.label",), "the images have their own labels, and task.shift asks for others")
+    if method not in STOCHASTIC:
+        refuse_unused(("seed",), f"task.method={method} draws nothing")
     if method == "slerp":
         refuse_unused(("task.shift",), "task.method=slerp stays within the class")
     run, begun = build(config), time.perf_counter()
     if config.nfe is not None:
         raise ValueError(f"nfe={config.nfe}: task=edit counts steps; give steps=...")
+    if method in OF_GUIDANCE and not run.model.guided:
+        raise ValueError(
+            f"model.guidance={run.model.guidance}: what task.method={method} finds matters under guidance only; give "
+            "model.guidance=7.5"
+        )
     if config.rtol is not None and method not in ("bridge", "slerp"):
         raise ValueError(f"rtol={config.rtol}: task.method={method} records steps; give steps=...")
     if method in RECORDERS and run.solver != DDIM():
@@ -102,7 +113,7 @@ def _encode(run: Run, model: Model, images: Tensor, method: str) -> Code:
     settings: dict[str, Any] = {"grid": run.grid, "steps": run.config.steps}
     if method == "bridge":
         return encode(model, images, solver=run.solver, progress=run.progress, **settings)
-    if method in ("edit_friendly", "cycle_diffusion"):
+    if method in STOCHASTIC:
         return RECORDERS[method](model, images, seed=run.config.seed, **settings)
     return RECORDERS[method](model, images, progress=run.progress, **settings)
 

@@ -17,8 +17,11 @@ from odediff.table import text_table
 def run(config: DictConfig, images: str | None) -> None:
     """Encode and decode ``samples`` images; write inversion.safetensors, inversion.png and run.json."""
     refuse_unused(("closing",), "an inversion ends at the grid's last time above the data, which no step can leave")
+    refuse_unused(("seed",), "an inversion draws nothing")
     run, count = build(config), config.samples
     pictures, labels = load_images(images, count, run.shape)
+    if labels is not None and "label" in run.model.null:
+        refuse_unused(("model.condition.label",), "the embedded images are inverted under their own labels")
     model = run.conditioned(count, **run.labelled(labels))
     given = pictures.to(device=config.device, dtype=run.dtype)
     code = encode(
