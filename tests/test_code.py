@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import odediff
 import solvers
 from odediff import Code
-from odediff.code import read_back, written
+from odediff.code import FORMAT, read_back, written
 from odediff.problems import exact_model
 from solvers import BDIA, DDIM, EDICT, OBELM, AsynchronousLeapfrog, FixedPoint, Heun, Noise, Reversible, Rotation
 from solvers.testing import Gaussian
@@ -35,6 +35,19 @@ class Network(torch.nn.Module):
 def model(weight: float = 0.3, label=1, guidance=2.0, path: odediff.Schedule = TABLE, **options) -> odediff.Model:
     conditions = {"label": label}
     return odediff.Model(Network(weight), path, conditions=conditions, null={"label": 0}, guidance=guidance, **options)
+
+
+def bent(table: odediff.VPTable) -> odediff.VPTable:
+    """A table with the same ends."""
+    alphas_cumprod = table.alphas_cumprod.copy()
+    alphas_cumprod[1:-1] **= 1.001
+    return odediff.VPTable(alphas_cumprod)
+
+
+def header_of(file: Path) -> dict:
+    """The description that a file holds."""
+    with safe_open(file, framework="pt") as opened:
+        return json.loads(opened.metadata()["odediff"])
 
 
 def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -86,8 +99,7 @@ def test_numbers_of_numpy_in_a_solver_are_numbers(tmp_path: Path):
 def test_a_description_that_lost_a_part_is_refused(tmp_path: Path, part):
     file = tmp_path / "code.safetensors"
     odediff.encode(model(), images(), solver=DDIM(), steps=5).save(file)
-    with safe_open(file, framework="pt") as opened:
-        header = json.loads(opened.metadata()["odediff"])
+    header = header_of(file)
     del header[part]
     save_file(load_file(file), file, metadata={"odediff": json.dumps(header)})
     with pytest.raises(ValueError, match="altered"):
@@ -147,7 +159,9 @@ def test_an_altered_or_foreign_file_is_refused(tmp_path: Path):
         (model(guidance=3.0), "model.guidance=3.0 differs from the encoder's 2.0.*edit=True"),
         (model(label=2), "model.conditions=.*label: 2.* differs from the encoder's .*label: 1.*edit=True"),
         (model(label=torch.tensor([1, 1, 1, 2])), "model.conditions="),
+        (replace(model(), conditions={}), "model.conditions={} differs"),
         (model(path=odediff.VPTable.scaled_linear()), "model.path="),
+        (model(path=bent(TABLE)), "model.path has other nodes"),
         (model(prediction="v"), "model.prediction=v"),
         (replace(model(), null={"label": 3}), "model.null="),
         (model(threshold=odediff.StaticThreshold()), "threshold"),
@@ -157,6 +171,12 @@ def test_another_model_does_not_decode(other, message):
     code = odediff.encode(model(), images(), steps=5)
     with pytest.raises(ValueError, match=message):
         odediff.decode(other, code)
+
+
+def test_a_null_condition_that_guidance_does_not_ask_for_may_be_another():
+    code = odediff.encode(model(guidance=1.0), images(), steps=5)
+    other = replace(model(guidance=1.0), null={"label": 3})
+    assert torch.equal(odediff.decode(other, code), odediff.decode(model(guidance=1.0), code))
 
 
 def test_an_edit_changes_condition_and_guidance_on_purpose_and_nothing_else():
@@ -175,11 +195,25 @@ def test_an_edit_changes_condition_and_guidance_on_purpose_and_nothing_else():
         lambda code: {"x": code.x.double()},
         lambda code: {"x": code.x[:2]},
         lambda code: {"guidance": 1.0},
+        lambda code: {"path": ""},
+        lambda code: {"prediction": "v"},
         lambda code: {"weights": ""},
         lambda code: {"state": code.state._replace(node=solvers.Node(0.5, 0.5, 0.5))},
         lambda code: {"state": None},
     ],
-    ids=["grid", "shorter grid", "solver", "dtype", "batch", "guidance", "weights", "partner", "no pair"],
+    ids=[
+        "grid",
+        "shorter grid",
+        "solver",
+        "dtype",
+        "batch",
+        "guidance",
+        "path",
+        "prediction",
+        "weights",
+        "partner",
+        "no pair",
+    ],
 )
 def test_a_code_whose_description_was_changed_does_not_exist(change):
     code = odediff.encode(model(), images(), solver=OBELM(), steps=6)
@@ -201,6 +235,7 @@ def test_samples_that_were_not_encoded_do_not_decode():
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_a_part_of_a_code_is_decoded_by_a_part_of_its_model(solver):
     mine = model(label=torch.tensor([1, 2, 1, 0]), guidance=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    mine = replace(mine, null={"label": torch.tensor([0, 0, 3, 3])})
     code = odediff.encode(mine, images(), solver=solver, steps=8)
     part = code.rows([3, 1])
     assert torch.equal(part.x, code.x[[3, 1]]) and part.digest != code.digest
@@ -214,6 +249,18 @@ def test_a_part_of_what_was_recorded_is_decoded_alone(record):
     mine = model(label=torch.tensor([1, 2, 1, 0]))
     code = record(mine, images(), steps=8)
     assert torch.equal(odediff.decode(mine.rows([2]), code.rows([2])), odediff.decode(mine, code)[[2]])
+
+
+def test_a_part_of_a_code_costs_what_its_samples_cost():
+    mine = odediff.Model(lambda x, time: x.clip(-1, 1) ** 3, odediff.VPLinear(), continuous=True)
+    code = odediff.encode(mine, torch.tensor([[0.01], [1.0], [3.0]], dtype=torch.float64), rtol=1e-4)
+    evaluations = code.stats.evaluations.tolist()
+    assert len(set(evaluations)) == 3
+    for row, calls in enumerate(evaluations):
+        stats = code.rows([row]).stats
+        assert stats.nfe == calls
+        for part, whole in ((stats.accepted, code.stats.accepted), (stats.rejected, code.stats.rejected)):
+            assert torch.equal(part, whole[[row]])
 
 
 def test_samples_are_chosen_by_number_or_by_a_mask():
@@ -391,10 +438,16 @@ def test_conditions_in_lists_are_compared_one_by_one():
 def test_a_file_without_its_digest_is_refused(tmp_path: Path):
     file = tmp_path / "code.safetensors"
     odediff.encode(GAUSSIAN, torch.ones(2, 3), solver=BDIA(), steps=9).save(file)
-    with safe_open(file, framework="pt") as opened:
-        header = json.loads(opened.metadata()["odediff"])
-    save_file(load_file(file), file, metadata={"odediff": json.dumps(header | {"digest": ""})})
+    save_file(load_file(file), file, metadata={"odediff": json.dumps(header_of(file) | {"digest": ""})})
     with pytest.raises(ValueError, match="altered: its description"):
+        Code.load(file)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path):
+    file = tmp_path / "code.safetensors"
+    odediff.encode(model(), images(), steps=5).save(file)
+    save_file(load_file(file), file, metadata={"odediff": json.dumps(header_of(file) | {"format": FORMAT + 1})})
+    with pytest.raises(ValueError, match=f"has format {FORMAT + 1}, this version reads {FORMAT};"):
         Code.load(file)
 
 
@@ -418,3 +471,8 @@ def test_a_code_moves_to_another_device_and_back(solver):
     assert there.digest == code.digest and there.times.device.type == "cpu"
     back = code.to("cpu")
     assert torch.equal(odediff.decode(model(), back), odediff.decode(model(), code))
+
+
+def test_null_conditions_that_were_recorded_move_with_their_code():
+    code = odediff.negative_prompt(model(), images(), steps=4)
+    assert code.nulls and all(null.is_meta for null in code.to("meta").nulls.values())

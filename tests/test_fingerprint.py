@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import odediff
-from odediff.fingerprint import fingerprint
+from odediff.fingerprint import fingerprint, tensors_hash
 
 
 class Net(nn.Linear):
@@ -42,6 +42,20 @@ def by_default(network):
     return called
 
 
+def by_keyword_default(network):
+    def called(x, time, *, network=network):
+        return network(x, time)
+
+    return called
+
+
+def calling_itself(network):
+    def called(x, time, again=True):
+        return called(x, time, again=False) if again else network(x, time)
+
+    return called
+
+
 def named_one(x, time):
     return ONE(x, time)
 
@@ -53,7 +67,10 @@ def named_other(x, time):
 WRAPPERS = {
     "lambda": closed_over,
     "default": by_default,
+    "keyword default": by_keyword_default,
+    "recursion": calling_itself,
     "partial": partial,
+    "partial by keyword": lambda network: partial(lambda x, time, network: network(x, time), network=network),
     "partial of a function": lambda network: partial(lambda network, x, time: network(x, time), network),
     "object": Caller,
     "method": lambda network: network.forward,
@@ -77,7 +94,23 @@ def test_several_networks_in_a_function_all_count():
         return lambda x, time: first(x, time) + second(x, time)
 
     assert fingerprint(both(ONE, OTHER)) == fingerprint(both(ONE, OTHER))
-    assert fingerprint(both(ONE, OTHER)) != fingerprint(both(OTHER, ONE)) != fingerprint(both(ONE, Net(0.3)))
+    pairs = (ONE, OTHER), (OTHER, ONE), (ONE, Net(0.3))
+    assert len({fingerprint(both(*pair)) for pair in pairs}) == len(pairs)
+
+
+def test_a_name_that_has_no_value_yet_holds_nothing():
+    def called(x, time):
+        return late(x, time)
+
+    before = fingerprint(called)
+    late = ONE
+    assert before != fingerprint(called) == fingerprint(ONE)
+
+
+def test_tensors_are_told_apart_by_their_names_in_any_order():
+    one, other = torch.ones(2), torch.zeros(2)
+    assert tensors_hash({"a": one, "b": other}) == tensors_hash({"b": other, "a": one})
+    assert tensors_hash({"a": one}) != tensors_hash({"b": one})
 
 
 def test_without_weights_a_network_is_its_name():

@@ -77,6 +77,17 @@ def test_a_lost_sample_stays_lost_when_the_solve_is_carried_on():
     assert rest.stats.evaluations[0] > 2 and rest.stats.evaluations[1] == 0
 
 
+def test_a_sample_that_is_lost_in_the_last_step_is_no_state():
+    found = solve(mild_mixture(), GaussLegendre(iterations=1), starting_points(), [1.2, 0.4], throw=False)
+    assert (found.status == Status.NOT_CONVERGED).all() and found.x.isnan().all()
+
+
+def test_a_solve_leaves_the_state_that_it_carries_on_alone():
+    first = solve(mild_mixture(), GaussLegendre(), starting_points(), [1.2, 1.1])
+    rest = solve(mild_mixture(), GaussLegendre(iterations=1), first.x, [1.1, 0.4], state=first.state, throw=False)
+    assert (rest.status == Status.NOT_CONVERGED).all() and (first.state == Status.SUCCESS).all()
+
+
 def test_samples_stop_iterating_when_they_are_done():
     found = solve(mild_mixture(), GaussLegendre(None, tolerance=1e-6), starting_points(), TIMES)
     evaluations = found.stats.evaluations
@@ -92,7 +103,8 @@ def test_the_tolerance_bounds_the_error_of_the_iteration():
 
 def test_samples_with_their_own_nodes_take_their_own_steps():
     ode, x, solver = mild_mixture(), starting_points(), GaussLegendre(Data(), 2)
-    ends = [(1.2, 0.8), (1.35, 0.9), (0.5, 0.7), (0.4, 0.0)]
+    # The third is done after fewer iterations than the first two, and the last takes a DDIM step.
+    ends = [(1.2, 0.8), (1.35, 0.9), (0.5, 0.501), (0.4, 0.0)]
     a, b = (Node(*map(np.array, zip(*map(ode.node, times), strict=True))) for times in zip(*ends, strict=True))
     together = solver.step(ode, a, b, x).x
     for row, times in enumerate(ends):

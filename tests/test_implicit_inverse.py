@@ -82,6 +82,25 @@ def test_gmres_solves_each_sample_s_own_system():
     torch.testing.assert_close(found, torch.linalg.solve(matrices, right), rtol=0, atol=1e-10)
 
 
+def test_gmres_loses_a_sample_whose_products_are_no_numbers_alone():
+    right = torch.ones(2, 3, dtype=torch.float64)
+    found = gmres(lambda v, rows: torch.where(rows[:, None] == 0, torch.nan, 2.0) * v, right, 3)
+    torch.testing.assert_close(found[1], right[1] / 2)
+
+
+def test_gmres_asks_no_more_of_a_sample_that_is_solved():
+    scale = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    asked = []
+
+    def product(v, rows):
+        asked.append(rows.tolist())
+        return scale[rows] * v
+
+    found = gmres(product, torch.ones_like(scale), 3, reduction=1e-6)
+    torch.testing.assert_close(found, 1 / scale)
+    assert asked == [[0, 1], [1], [1]]
+
+
 @pytest.mark.parametrize("solver", [FixedPoint(max_iterations=30), NewtonKrylov(max_iterations=6)], ids=repr)
 def test_a_step_that_has_no_inverse_says_so(solver):
     # eps = -cos(40 x) is far from a score: the step folds the line, and no iteration can unfold it.

@@ -5,6 +5,7 @@ import math
 import pickle
 from collections import UserDict
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -128,9 +129,10 @@ def test_guidance_of_another_batch_is_refused(batch):
 # --- conditions ---------------------------------------------------------------------------------------------------
 
 
-def test_a_number_is_told_of_every_sample_and_rows_are_told_of_their_own():
+@pytest.mark.parametrize("label", [3, np.int64(3)], ids=["python", "numpy"])
+def test_a_number_is_told_of_every_sample_and_rows_are_told_of_their_own(label):
     network = Recorded()
-    model = odediff.Model(network, TABLE, conditions={"label": 3, "text": torch.arange(8.0).reshape(4, 2)})
+    model = odediff.Model(network, TABLE, conditions={"label": label, "text": torch.arange(8.0).reshape(4, 2)})
     model.predict(TABLE.node(0.5), states(4))
     seen = network.calls[0][2]
     assert torch.equal(seen["label"], torch.tensor([3, 3, 3, 3]))
@@ -211,8 +213,14 @@ def test_tensors_in_dicts_and_lists_have_a_row_for_each_sample_too(kind):
     assert torch.allclose(solution[index], alone, rtol=1e-5)
 
 
-def test_a_mapping_of_a_class_of_its_own_reaches_the_network_as_it_is():
-    network, encoding = Recorded(), UserDict(ids=torch.arange(6))
+class Size(NamedTuple):
+    height: float
+    width: float
+
+
+@pytest.mark.parametrize("encoding", [UserDict(ids=torch.arange(6)), Size(1.0, 2.0)], ids=["mapping", "named tuple"])
+def test_an_object_of_a_class_of_its_own_reaches_the_network_as_it_is(encoding):
+    network = Recorded()
     odediff.Model(network, TABLE, conditions={"encoding": encoding}).predict(TABLE.node(0.5), states(2))
     assert network.calls[0][2]["encoding"] is encoding
 
@@ -309,6 +317,11 @@ def test_an_empty_batch_is_solved_like_any_other(solver, chunk):
     if solver.deterministic:
         code = odediff.encode(model, none.x, solver=solver, steps=3)
         assert odediff.decode(model, code).shape == (0, 1, 28, 28)
+
+
+def test_a_batch_without_samples_needs_no_rows_of_a_condition():
+    model = odediff.Model(Recorded(), TABLE, conditions={"label": torch.arange(2)})
+    assert odediff.sample(model, noise=torch.empty(0, 2, 3), steps=2).shape == (0, 2, 3)
 
 
 # --- dtypes -------------------------------------------------------------------------------------------------------

@@ -352,6 +352,15 @@ def test_a_singular_node_is_left_by_ddim_and_enters_no_history(solver, times):
     assert all(torch.isfinite(state).all() for state in states)
 
 
+def test_no_polynomial_in_s_passes_through_a_node_near_pure_noise():
+    problem, x, solver = problem_on(), starting_points(), ExponentialAdams(3, Data(), "s")
+    nodes = [problem.node(t) for t in (math.acos(5e-4), 1.3, 1.1, 0.9)]
+    states, _ = run(solver, problem, nodes, x)
+    ddim = DDIM().step(problem, nodes[0], nodes[1], x).x
+    afresh, _ = run(solver, problem, nodes[1:], ddim)
+    assert torch.equal(states[-1], afresh[-1])
+
+
 def test_the_order_falls_to_one_at_the_end_of_short_grids_alone():
     problem, nodes = problem_on(), nodes_on()
     lowered, _ = run(DPMpp(3, lower_order_below=9), problem, nodes, starting_points())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from solvers import NoiseStream
-from solvers.noise import normal, philox
+from solvers.noise import AT_ONCE, normal, philox
 
 SIZE = (1, 28, 28)
 
@@ -116,6 +116,14 @@ def test_a_longer_row_begins_with_the_shorter_one():
     np.testing.assert_array_equal(normal(2, np.arange(3), 0, 9)[:, :5], normal(2, np.arange(3), 0, 5))
 
 
+def test_rows_that_are_drawn_in_parts_are_those_drawn_alone_and_repeat_nothing():
+    size = 6 * AT_ONCE  # a part and a half, in blocks of four
+    together = normal(5, np.arange(2), 0, size)
+    for sample, row in enumerate(together):
+        assert np.array_equal(row, normal(5, np.array([sample]), 0, size)[0])
+        assert len(np.unique(row)) == size
+
+
 def test_every_draw_advances_the_counter_and_the_stream_itself_stays():
     stream = NoiseStream(9)
     like = torch.empty(2, 3, dtype=torch.float64)
@@ -144,6 +152,10 @@ def test_a_row_without_components_and_a_batch_without_rows_are_empty():
 def test_a_seed_that_is_no_whole_number_in_range_is_refused(seed):
     with pytest.raises(ValueError, match=r"seed=.* from 0 to 2\*\*64 - 1"):
         NoiseStream(seed)
+
+
+def test_the_largest_seed_and_id_draw_noise():
+    assert draw(NoiseStream(2**64 - 1, (2**63 - 1,)), 1).isfinite().all()
 
 
 @pytest.mark.parametrize("samples", [(-1,), (2**63,), (0, -5), (1.5,), ("a",)])

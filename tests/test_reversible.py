@@ -259,6 +259,18 @@ def test_nodes_of_single_samples_are_stepped_row_by_row():
             torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-10)
 
 
+def test_rows_return_whether_their_steps_grow_or_shrink():
+    ode, solver = mild_mixture(), OBELM()
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p, a, b = (ode.node(np.repeat(column, 100)) for column in ([0.5, 1.3], [0.6, 0.9], [0.9, 0.85]))
+    step = solver.step(ode, p, a, x)
+    step = solver.step(ode, a, b, step.x, step.state)
+    step = solver.unstep(ode, b, a, step.x, step.state)
+    step = solver.unstep(ode, a, p, step.x, step.state)
+    assert torch.equal(step.x[:100], x[:100])
+    torch.testing.assert_close(step.x[100:], x[100:], rtol=0, atol=1e-9)
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 

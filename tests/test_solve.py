@@ -30,7 +30,7 @@ from solvers import (
     fusion,
     solve,
 )
-from solvers.counting import counted
+from solvers.counting import Recorded, counted
 from solvers.large import LEAST, reusing
 from solvers.solve import extrapolate_data
 from solvers.testing import ExactODE, Gaussian, Trigonometric, flow, mild_mixture, starting_points, uneven_times
@@ -549,6 +549,13 @@ def test_rows_at_singular_nodes_are_counted_by_sample():
     assert wrapped.ledger.evaluations.tolist() == [1, 1, 4, 4]
 
 
+def test_a_record_of_some_samples_is_read_by_their_numbers():
+    problem, x = mild_mixture(), starting_points()[:3]
+    node = problem.node(0.9)
+    record = Recorded(node, problem.predict(node, x), torch.tensor([1, 3, 4]))
+    assert torch.equal(record.data(torch.tensor([3, 4])), record.prediction.x0[[1, 2]])
+
+
 # Compiled combinations
 
 
@@ -699,6 +706,7 @@ def test_the_past_of_a_two_step_method_is_checked():
         ([(problem.node(1.5), x)], {"state": state}, "past, state"),
         ([(problem.node(1.5), x[:1])], {}, r"past\[0\] has the state"),
         ([(problem.node(1.3), x)], {}, "past: its node t=1.3 does not lie behind"),
+        ([(problem.node(1.4), x)], {}, "past: its node t=1.4 does not lie behind"),
     ):
         with pytest.raises(ValueError, match=message):
             solve(problem, solvers.Leapfrog(), x, [1.4, 1.3], past=past, **more)

@@ -90,6 +90,15 @@ def test_euler_maruyama_is_that_of_the_variance_preserving_sde():
     assert_equal(end_of(EulerMaruyama(), "VP"), x, 1e-7)
 
 
+@pytest.mark.parametrize("times", [[math.acos(5e-4), 1.3], [0.4, 0.0]], ids=["noise", "data"])
+def test_euler_maruyama_is_ddim_with_eta_1_where_its_field_is_singular(times):
+    found, expected = (
+        solve(mild_mixture(), solver, starting_points(), times, stream=NoiseStream(0), closing=None).x
+        for solver in (EulerMaruyama(), DDIM(eta=1.0))
+    )
+    assert torch.equal(found, expected)
+
+
 def test_edm_heun_is_algorithm_2_of_its_paper():
     """Karras et al. 2022, with sigma(t) = t and s(t) = 1; the raised level does not exceed the first."""
     ode = problem_on("VE")
@@ -113,6 +122,21 @@ def test_edm_heun_never_asks_above_the_first_level():
     solver = EDMHeun(churn=1e3, s_max=math.inf)
     found = solve(ode, solver, starting_points(), [1.35, 1.3, 1.2, 0.4], stream=NoiseStream(0))
     assert found.stats.nfe == solver.calls(3) == 6
+
+
+def test_edm_heun_adds_at_most_as_much_noise_as_the_state_has():
+    solver = EDMHeun(churn=1e3)
+    found = solve(mild_mixture(), solver, starting_points(), [1.35, 1.3, 0.4], stream=NoiseStream(0))
+    assert (1 + found.state.gamma) ** 2 == pytest.approx(2)
+
+
+def test_edm_heun_raises_no_level_where_alpha_is_small():
+    times = [math.acos(2e-4), math.acos(5e-4), 1.3]
+    found, expected = (
+        solve(mild_mixture(), solver, starting_points(), times, stream=NoiseStream(0)).x
+        for solver in (EDMHeun(s_max=math.inf), DDIM())
+    )
+    assert torch.equal(found, expected)
 
 
 def test_edm_heun_outside_its_window_is_heun():
@@ -196,6 +220,20 @@ def test_history_begins_after_a_singular_node():
     whole = solve(ode, SASolver(line=Data()), starting_points(), times, stream=NoiseStream(3), trajectory=True)
     rest = solve(ode, SASolver(line=Data()), whole.trajectory[1], times[1:], stream=NoiseStream(3, counter=1))
     assert torch.equal(whole.x, rest.x)
+
+
+def test_a_step_that_freezes_its_predictions_has_the_noise_of_tau():
+    ode = mild_mixture()
+    a, b = ode.node(math.acos(5e-4)), ode.node(1.3)
+    (step,) = SASolver(Noise(), tau=0.5).start(ode, [a, b], starting_points(), stream=NoiseStream(0)).steps
+    assert step.std == pytest.approx(b.sigma * math.sqrt(1 - (b.s / a.s) ** 0.5))
+
+
+def test_the_corrector_reads_as_many_slopes_as_its_order_whatever_the_predictor_reads():
+    ode = mild_mixture()
+    nodes = ode.nodes(times_on("trigonometric", 4))
+    run = SASolver(predictor_order=1, corrector_order=4).start(ode, nodes, starting_points(), stream=NoiseStream(0))
+    assert [len(step.correction) for step in run.steps] == [2, 3, 4, 4]
 
 
 def test_the_corrector_of_order_1_leaves_order_1():
