@@ -232,10 +232,16 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
         ValueError: naming the first time that breaks a rule.
     """
     _require_schedule(path)
-    values = times.detach().double().cpu().numpy() if isinstance(times, torch.Tensor) else np.array(list(times))
+    try:
+        given = times.detach().cpu() if isinstance(times, torch.Tensor) else torch.as_tensor(np.array(list(times)))
+    except (TypeError, ValueError):
+        raise TypeError(f"times={times!r} are no numbers: give a tensor, an array or a list of floats") from None
+    if given.is_complex():
+        raise ValueError(f"times={times!r} are complex: give real numbers")
+    values = given.double().numpy()
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}: give a one-dimensional sequence of at least 2 times")
-    return _descending(path, values.astype(np.float64))
+    return _descending(path, values)
 
 
 def subsequence(path: VPTable, indices: Iterable[int]) -> torch.Tensor:

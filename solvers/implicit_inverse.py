@@ -57,7 +57,9 @@ class ImplicitInverse(ReversibleSolver):
 
     sample by sample: each stops by its own residual. ``tolerance`` bounds the residual relative to the larger of 1 and
     the state's max-norm; None is 100 times the rounding of the state's dtype. Around a network in float32 it cannot be
-    met much below 1e-6, whatever the dtype of the state.
+    met much below 1e-6, whatever the dtype of the state. It is the tolerance of a step: near the noise, where the state
+    is 100 times as large as the data, 1e-5 of it are 1e-3 of the image. On the way back a trained network forgets that,
+    and others may not; where images do not return, ask for less.
 
     The iterations start from z = x and use ``P = min(alpha_b/alpha_a, sigma_b/sigma_a)`` for the inverse of the step's
     Jacobian J. Where the noise's Jacobian lies between 0 and 1/sigma, as an exact posterior's does, a DDIM step's lies

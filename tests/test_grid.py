@@ -431,3 +431,13 @@ def test_options_out_of_range_are_named():
 def test_more_nodes_than_float64_can_tell_apart_are_refused():
     with pytest.raises(ValueError, match="fewer steps if they collide"):
         grid.uniform_t(VPLinear(), 10, end=1.0 - 4e-16)
+
+
+@pytest.mark.parametrize("times", [["a", "b"], [1.0, None], 3, [1.0, 0.5j, 0.0], torch.tensor([1.0 + 0j, 0.0])])
+def test_times_that_are_no_real_numbers_are_named(times):
+    with pytest.raises((TypeError, ValueError), match=r"^times=.*(no numbers|complex): give"):
+        grid.custom(VPLinear(), times)
+
+
+def test_times_of_half_precision_are_times():
+    assert grid.custom(VPLinear(), torch.tensor([1.0, 0.5, 0.0], dtype=torch.bfloat16)).tolist() == [1.0, 0.5, 0.0]
