@@ -32,9 +32,9 @@ def solver_table() -> str:
     """A Markdown table with a row for each class; a cell lists what its `Solver.variants` declare.
 
     "weak" marks an order in which moments converge, "adaptive" a method that chooses its own steps, "bounded" one whose
-    error has no order. ``calls per step`` is a bound. Invertible "exactly" has an algebraic inverse, "by flipping" the
-    solve on the flipped grid, up to the solver's error. ``solver=`` are the names on the command line: the
-    configurations of that class.
+    error has no order. ``calls per step`` is a bound. Invertible "exactly" has an inverse of its own, algebraic or
+    solved for, "by flipping" the solve on the flipped grid, up to the solver's error. ``solver=`` are the names on the
+    command line: the configurations of that class.
     """
     names = configured()
     rows = [HEADER, *(_row(one, names.get(one.__name__, ())) for one in solver_classes())]

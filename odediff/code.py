@@ -229,7 +229,10 @@ class Code:
         return found if self.offsets is None else found | {"offsets": self.offsets}
 
     def _description_hash(self) -> str:
-        """Over everything but the states' values and what encoding cost."""
+        """Over model, grid, solver, and what the states are: dtypes, shapes, the partner's node, the lattice.
+
+        Not over the states' values, the nulls, how encoding ended and what it cost.
+        """
         companions = [] if self.state is None else [v for v in self.state[:3] if v is not None]
         stored = [self.x, *companions, *([] if self.offsets is None else [self.offsets[0]])]
         described = {
@@ -242,6 +245,7 @@ class Code:
             "null": {name: _hashable(value) for name, value in sorted(self.null.items())},
             "nodes": _hashable(self.nodes),
             "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
+            "spacing": None if self.state is None else self.state.spacing,
             "states": [[str(v.dtype), list(v.shape)] for v in stored],
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()

@@ -78,7 +78,7 @@ def as_row_numbers(index: Any, count: int | None) -> Tensor:
     ``count`` is how many samples there are, if that is known.
 
     Raises:
-        ValueError: it holds none, or those of samples that there are not.
+        ValueError: it is no list of whole numbers or truth values, or numbers samples that there are not.
     """
     try:
         given = torch.as_tensor(index, device=index.device if isinstance(index, Tensor) else "cpu")

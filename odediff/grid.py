@@ -53,7 +53,8 @@ def uniform_t(
 
     - "linspace": from the last entry to the first, rounded;
     - "leading": every (T // steps)-th entry counted from the first, or every ((T + 1 - n) // steps)-th from the entry n
-      that is the `end`. It starts below the noise end, at n = 1 + (steps - 1) (T // steps), and never visits t = 1;
+      that is the `end`. It starts below the noise end, at n = 1 + (steps - 1) (T // steps), and visits t = 1 only with
+      T steps;
     - "trailing": every (T / steps)-th entry counted from the last, rounded. Its last node is T/steps, not `end`, so
       that an inversion begins by doubling sigma/alpha, where "linspace" multiplies it many times over.
 
@@ -156,7 +157,7 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
 
     Their density in log s, s = sigma/alpha, is 1/[(1 + (low/s)^p) (1 + (s/high)^r)], between a first node below the
     path's start, which stands before it, and a last one; with more steps the first moves towards the path's start, and
-    the last, up to 22 steps, towards `end`. Up to 13 steps thin out above a lower level: they are needed where images
+    the last, up to 23 steps, towards `end`. Up to 13 steps thin out above a lower level: they are needed where images
     take shape. From 22 nodes on they suit the formulas of close nodes, and more and more of them stand at high levels.
     Where an ``end`` is given, as for an inversion, which sets out from there, more of them stand near it.
     Made for `solvers.GPMultistep`, whose step from there makes no call; its constants were chosen along with those of

@@ -44,7 +44,7 @@ class Model:
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (Ho & Salimans 2022, there 1 + w); one
             number, or one per sample, which the default solver takes for strong ones. w = 1 is the conditional
-            prediction, bit for bit, in one pass.
+            prediction, bit for bit; as a number, in one pass.
         threshold: keeps the predicted data in the range of images; it makes sampling non-invertible.
         chunk: the number of rows in every call of the network. Networks round differently at different batch sizes;
             calls of one size make a sample's bits independent of the batch around it.

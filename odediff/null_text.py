@@ -167,7 +167,9 @@ def _prepare(
     """The times, the pivot, and the first null of every sample."""
     _require_guided(model)
     if torch.is_inference_mode_enabled():
-        raise ValueError("torch.inference_mode() records no gradient, by which the null is optimised; call this outside of it")
+        raise ValueError(
+            "torch.inference_mode() records no gradient, by which the null is optimised; call this outside of it"
+        )
     require_images(images)
     start = model.null_embedding()
     times = inversion_times(model, DDIM(), grid, steps, None)

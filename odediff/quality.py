@@ -102,7 +102,8 @@ def memorised(samples: Tensor, training: Tensor) -> float:
     """Share of samples that lie nearer to a training point than that point lies to any other training point.
 
     The complement of authenticity (Alaa, van Breugel, Saveliev & van der Schaar 2022). Fresh samples of the training
-    law score about a half; copies score 1.
+    law score by their dimension, Gaussians 2/3 in one, 0.3 in 16 and 0.2 in 64: compare with held-out data. Copies
+    score 1.
     """
     samples, training = _points(samples, training)
     if len(training) < 2:

@@ -50,7 +50,8 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
     """``solver`` at ``rtol``, `AdaptiveAdams` unless one is given.
 
     Raises:
-        ValueError: the tolerance is none, or the solver steps on a grid and follows none.
+        TypeError: ``solver`` is none.
+        ValueError: ``rtol`` is not positive and finite, or the solver steps on a grid and follows no tolerance.
     """
     if rtol is not None:
         require_positive("rtol", rtol, "1e-2")

@@ -38,7 +38,7 @@ SHRINK = 0.2
 UNKNOWN = 1e-9
 """What an error of zero counts as, in units of the tolerance."""
 START = 0.03
-"""The first call is made at ``START rtol^(1/3)`` of the state's size over its slope's."""
+"""The first step, a probe, is ``START rtol^(1/3)`` of the state's size over its slope's."""
 LEAST_START = 1e-9
 """Of the span: where a state is next to nothing its size says little of the solution's scale."""
 CLOSEST = 1e-3
@@ -72,7 +72,7 @@ class AdaptiveAdams(Tolerance):
     allow. The weights come from Newton's form of the polynomials, whose terms all orders share, in float64 for all
     samples at once. The method is that of Shampine & Gordon (1975), "Computer solution of ordinary differential
     equations", with the coefficients written anew at each step; the lines make it exponential. The rotation is the line
-    to use: on others the same error costs 2 to 8 times the calls.
+    to use: on the other lines and x(t) the same error costs up to 8 times the calls.
 
     For smooth data x0 is an even and eps an odd function of s, so that the slopes of `Rotation` and `Noise` are odd in
     q at the data. The last step to sigma = 0 uses this: it integrates q times the polynomial in q^2 through the slopes
@@ -183,8 +183,8 @@ class AdamsRun(Run):
         self.broken = ~np.isfinite(errors[0])
         least = MISS_ON_ROTATION if isinstance(self.solver.line, Rotation) else MISS
         errors[0] *= np.maximum(least * np.abs(miss), 1.0)
-        # The first call is a probe: its slope is kept and the state stays, so that the second, of order 2, sets out
-        # from the start again and its estimate covers both. From order 1 to the error of order 2 leads h over the
+        # The first step is a probe: its slope is kept and the state stays, so that the next, of order 2, sets out from
+        # the start again and its estimate covers both. From order 1 to the error of order 2 leads h over the
         # solution's scale.
         probe = (self.known == 1) & ~self.broken
         errors[0] = np.where(probe, errors[0] * h / self.reach, errors[0])

@@ -275,8 +275,8 @@ class Torchdiffeq(Backend):
 
     The fixed-grid ones step on the given nodes. The adaptive ones stop at the last node, where the library by itself
     would step over it and interpolate back. The Adams methods have the weights of an even grid: on an uneven one they
-    are not consistent beyond order 2. ``scipy_solver`` is LSODA with times rounded to float32, so that tolerances below
-    1e-7 are out of its reach; ``Scipy("LSODA")`` meets them.
+    are of order 1 at most, 2 where neighbouring steps differ by O(h^2). ``scipy_solver`` is LSODA with times rounded to
+    float32, so that tolerances below 1e-7 are out of its reach; ``Scipy("LSODA")`` meets them.
     """
 
     methods: ClassVar[Mapping[str, Method]] = {

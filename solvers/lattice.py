@@ -14,10 +14,10 @@ class Lattice:
     asked the same questions. Rounding alone would not do: a change in the last digit of a float64 state crosses, once
     in a while, a rounding boundary of a float32 network, and a difference of 1e-7 in its answer grows on the way. A
     factor r >= 1 is undone as well, by `grow` and `shrink`: the way to the noise and back is exact where the way there
-    expands, as it does in every method here. Levesque & Verlet 1993, "Molecular dynamics and time
-    reversibility", made the leapfrog method exact in this way.
+    expands, as it does in every method here but `OBELM` between steps that shrink. Levesque & Verlet 1993, "Molecular
+    dynamics and time reversibility", made the leapfrog method exact in this way.
 
-    Exactness ends where a state exceeds ``2^53 spacing``, ordinary float64 rounding takes over there.
+    Exactness ends where a state exceeds ``2^53 spacing``; from there on sums round as float64 does.
     """
 
     def __init__(self, spacing: float) -> None:
@@ -37,8 +37,9 @@ class Lattice:
     def shrink(self, z: Tensor, r: Real) -> Tensor:
         """``z / r`` for r >= 1, which undoes `grow`: ``m - round((r - 1)/r m)``.
 
-        With ``(r - 1) n = k + e``, k whole and |e| <= 1/2, the number rounded here is ``k + e/r``. A product
-        ``r n`` rounded as a whole would be undone just so, were it not for the digits that a large n leaves for it.
+        With ``(r - 1) n = k + e``, k whole and |e| <= 1/2, the number rounded here is ``k + e/r``. Rounding
+        ``r n`` as a whole could be undone in the same way, but for large n float64 leaves that product no digits after
+        the point.
         """
         # 1 - 1/r would have lost the digits that r - 1 has.
         return z - self.snap(combine(((r - 1) / r, z)))

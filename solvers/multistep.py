@@ -109,9 +109,9 @@ class ExponentialAdams(Solver):
         order: of the method, from exact history and with its corrector: the number of predictions that the polynomial
             passes through, 1 to 6 (with a corrector 2 to 7, one fewer for the predictor).
         line: the change of variables.
-        variable: of the polynomial: "log_snr" (for which "log s" is another name), "s", "t", "angle", "asinh" (of s/c,
-            which is log s far from the data and regular there; c is that of a `Rotation`, otherwise 1), the line's own
-            "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
+        variable: of the polynomial: "log_snr" (whose polynomials are those in log s), "s", "t", "angle", "asinh" (of
+            s/c, which is log s far from the data and regular there; c is that of a `Rotation`, otherwise 1), the line's
+            own "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
         corrector: whether to correct.
         lower_order_below: on a grid with fewer steps than this, no step passes its polynomial through more predictions
             than there are steps left, itself included and, on the data line, the closing one: the last is of order 1. 0

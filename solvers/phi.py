@@ -15,7 +15,7 @@ from solvers.real import Real
 SMALL = 2.0
 """Below it the series is used: the recursion divides round-off by z, k times."""
 TERMS = 30
-"""The series' last term at z = 2 is 2^30/30! = 4e-24 of its first."""
+"""The first term left out, at z = 2 and k = 0, is 2^30/30! = 4e-24 of the first."""
 RECIPROCALS = tuple(1 / factorial(n) for n in range(TERMS + 8))
 
 

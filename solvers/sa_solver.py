@@ -128,7 +128,7 @@ class SASolver(Solver):
     @property
     def order(self) -> int:  # type: ignore[override]
         """The weak order."""
-        if self.form == "diffusers" and self.predictor_order > 2:
+        if self.form == "diffusers" and self.predictor_order == 3:
             return 1
         return min(2, self.corrector_order or self.predictor_order)
 

@@ -60,8 +60,8 @@ def pending(terms: Terms) -> Terms:
 def _up_to_a_factor(terms: Terms) -> tuple[float, Tensor] | None:
     """A factor and the sum over it; one term stays as it is. None where samples have coefficients of their own.
 
-    None as well where a tensor that is unlike the first would decide on the result: of the two that are added first one
-    is the first, and the others are added in place.
+    None as well where the two tensors that are added first differ in dtype or shape: torch would promote or broadcast
+    the sum. The others are added in place.
 
     The factor is 1 where it can be, so that zeros added to a state leave it as it was, and otherwise the largest
     coefficient, beside which no other one overflows.

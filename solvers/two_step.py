@@ -133,7 +133,9 @@ class TwoStep(ReversibleSolver):
 
 @dataclass(frozen=True)
 class BDIA(TwoStep):
-    """Bidirectional integration approximation (Zhang, Lewis & Kleijn 2023, "Exact diffusion inversion via BDIA").
+    """Bidirectional integration approximation.
+
+    Zhang, Lewis & Kleijn 2023, "Exact diffusion inversion via bi-directional integration approximation":
 
         x_b = D(a->b, x_a) + gamma (x_p - D(a->p, x_a))
 
@@ -256,10 +258,11 @@ class OBELM(LineTwoStep):
 
         z_b = r z_p + (1 - r) z_a + h (g + h)/g slope_a
 
-    is the explicit two-step formula with the least error: exact for parabolas, whatever the steps. Its second root is
-    -r: over a way its product is the square of the ratio of the last step to the first, on the way to the noise and on
-    the noise line 48 over 50 nodes uniform in t and 4e4 on nodes uniform in log-SNR. On irregular grids, where local
-    errors feed that root, the order falls to about 1.4. Where steps shrink towards the noise, as on the data line, the
+    is, of the explicit two-step formulas with one slope, that with the least error: exact for parabolas, whatever the
+    steps. Its second root is -r: over a way its product is the square of the ratio of the last step to the first, on
+    the way to the noise, DDPM's table and the noise line 1.7e5 over the 50 nodes of `uniform_t` and 1.7e8 over those of
+    `log_snr`. Alternating or jittered steps keep order 2; between nodes drawn at random, where r may be large, errors
+    grow with the number of steps. Where steps shrink towards the noise, as on the data line, the
     way up contracts, and the way back amplifies what the lattice rounds by the same product.
     """
 

@@ -1,4 +1,4 @@
-"""On a CUDA device: every method does there what it does on the CPU, and a fixed grid never waits for the device."""
+"""On a CUDA device: every method does there what it does on the CPU, and a fixed grid waits for the device once."""
 
 import warnings
 
@@ -60,7 +60,7 @@ def test_a_solver_takes_the_same_way(solver, direction):
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("solver", ON_GRIDS, ids=str)
-def test_a_fixed_grid_never_waits_for_the_device(solver, guidance):
+def test_a_fixed_grid_waits_for_the_device_once(solver, guidance):
     """Six steps wait as often as three: at the end, for the statuses."""
     guided = model(conditions={"label": 3}, null={"label": 0}, guidance=guidance)
     assert waits(guided, solver, 6) == waits(guided, solver, 3) == 1

@@ -37,8 +37,8 @@ def diagnose(
 ) -> Report:
     """Test ``model`` against its declaration.
 
-    It costs about 90 calls of ``samples`` rows. A network that looks times up in an embedding has to be declared
-    ``integer_time=True``: other conventions are then tried inside its table only.
+    It costs about 120 calls of ``samples`` rows, 70 with ``integer_time=True``, as a network that looks times up in an
+    embedding has to be declared: other conventions are then tried inside its table only.
 
     Args:
         model: the network as it is declared. Conditions with a row for each image are taken along.

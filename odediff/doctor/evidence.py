@@ -114,7 +114,7 @@ class Advantage(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether the errors are at least 5 % smaller, by five standard errors: some 150 possibilities are compared."""
+        """Whether the errors are 5 % smaller at least, by five standard errors: it is one of up to 260 possibilities."""
         return self.log_ratio > 0.05 and self.log_ratio > 5 * self.error
 
 

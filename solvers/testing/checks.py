@@ -20,7 +20,7 @@ from solvers.testing.laws import check_alternating_steps, check_law
 from solvers.testing.problem import SPAN, across, mild_mixture, starting_points, uneven_times
 
 ERROR_AT_THE_ENDS = 0.5
-"""Twice what DDIM leaves after 12 steps over the whole path."""
+"""Two and a half times what DDIM leaves after 12 steps over the whole path."""
 
 
 def check_calls(solver: Solver, steps: int = 6) -> None:
