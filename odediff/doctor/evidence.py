@@ -114,7 +114,7 @@ class Advantage(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether the errors are 5 % smaller at least, by five standard errors: it is one of up to 260 possibilities."""
+        """Whether the errors are 5 % smaller at least, by five standard errors: one of up to 260 possibilities is."""
         return self.log_ratio > 0.05 and self.log_ratio > 5 * self.error
 
 
