@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -139,13 +140,16 @@ def trained(name: str, folder: Path) -> Perceptron:
         _train(network, average, data, name)
         with replacing(file) as partial:
             save_file(average.state_dict(), partial)
-    average.load_state_dict(load_file(file))
+    try:
+        average.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{file} does not hold the weights of {name}; delete it to train anew") from error
     return average.requires_grad_(False)
 
 
 def _train(network: Perceptron, average: Perceptron, data: Tensor, name: str) -> None:
     """Ho, Jain & Abbeel 2020, eq. 14, by Adam with a cosine of rates; ``average`` follows the weights."""
-    table = torch.from_numpy(VPTable.linear().alphas_cumprod)
+    table = torch.tensor(VPTable.linear().alphas_cumprod)
     alpha, sigma = table.sqrt().float()[:, None], (1 - table).sqrt().float()[:, None]
     average.load_state_dict(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)

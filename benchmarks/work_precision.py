@@ -21,7 +21,8 @@ from torch import Tensor
 
 import odediff
 from benchmarks.problems import gaussian, kernel_density, mixture
-from odediff.app import plain_failures
+from benchmarks.store import require_folder, writable
+from odediff.app import App, plain_failures
 from odediff.defaults import AutoClosing
 from odediff.files import replacing
 from odediff.problems import Distribution, exact_model
@@ -81,12 +82,15 @@ class Curve:
 
 def main() -> None:
     """Print and draw, or print one clear line."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    with plain_failures():
-        show()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=PICTURES, help="of the picture, work_precision.png")
+    folder = parser.parse_args().folder
+    with plain_failures(App("work_precision", "--folder")):
+        require_folder(folder, "--folder ")
+        show(folder)
 
 
-def show() -> None:
+def show(folder: Path) -> None:
     """Print the tables and draw the diagram."""
     torch.set_num_threads(1)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
@@ -104,13 +108,13 @@ def show() -> None:
     axes[0].set_ylabel("rms error / deviation of the data")
     axes[1].legend(fontsize=7)
     figure.tight_layout()
-    PICTURES.mkdir(exist_ok=True)
-    with replacing(PICTURES / "work_precision.png") as partial:
-        figure.savefig(partial, dpi=110, format="png")
     print("\nerror over tolerance, by sample: median (p95)")
     print(text_table(("problem", *(f"{t:.0e}" for t in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6))), proportionality()))
     times = ", ".join(f"{host_time(size) * 1e3:.2f} for {size}" for size in (16, 64, 784))
     print(f"\nthe host's time beside the network for each step of a batch of 64, by the numbers in a state: {times} ms")
+    with writable(folder, "--folder "), replacing(folder / "work_precision.png") as partial:
+        figure.savefig(partial, dpi=110, format="png")
+    print(f"picture: {folder / 'work_precision.png'}")
 
 
 def measured(dimension: int) -> dict[str, Curve]:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,9 +63,17 @@ APP = App("config", "hydra.run.dir")
 
 def main() -> None:
     """The console script: run, or print one clear line and exit with 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without a letter of some path shows its code, and the run does not fail by it.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if "--version" in sys.argv[1:]:
-        print(f"odediff {__version__}")
+        with plain_failures():
+            print(f"odediff {__version__}", flush=True)
         return
+    # As `python -m` has it: solvers and models of the user's own are modules of the folder where they are.
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())
     leave_failures_to_us()
     sys.argv[1:] = completed(sys.argv[1:])
     register()

@@ -1,13 +1,15 @@
 """What both trainings share: everything random about step k is a function of (seed, k), so any step can come next."""
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from odediff.files import replacing
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -35,16 +37,22 @@ def save_checkpoint(path: Path, step: int, optimizer: torch.optim.AdamW, **modul
     for name, _, state in _moments(modules["network"], optimizer):
         tensors |= {f"mean.{name}": state["exp_avg"], f"square.{name}": state["exp_avg_sq"]}
     tensors = {k: v.contiguous() for k, v in tensors.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors | {"step": torch.tensor(step)}, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors | {"step": torch.tensor(step)}, partial)
 
 
 def restore_checkpoint(path: Path, optimizer: torch.optim.AdamW, **modules: nn.Module) -> int:
-    """Undo `save_checkpoint` and return the next step; 0 where ``path`` does not exist yet."""
+    """Undo `save_checkpoint` and return the next step; 0 where ``path`` does not exist yet.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not path.exists():
         return 0
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}); delete it to train anew") from error
     step = int(tensors["step"])
     for prefix, module in modules.items():
         module.load_state_dict({k: tensors[f"{prefix}.{k}"] for k in module.state_dict()})
