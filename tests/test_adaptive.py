@@ -209,6 +209,13 @@ def test_nan_at_one_sample_loses_that_sample_alone(solver):
 
 
 @pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_a_single_nan_is_stepped_around(solver):
+    problem = Plain(lambda t, x: -x * (math.nan if len(problem.times) == 8 else 1.0))
+    found = solve(problem, solver, torch.ones(1, 1, dtype=torch.float64), (0.0, 1.0))
+    assert found.x.item() == pytest.approx(math.exp(-1), abs=1e-3) and len(problem.times) > 8
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
 def test_nan_from_the_first_call_on(solver):
     problem = Plain(lambda t, x: torch.where(x > 1.5, math.nan, -x))
     found = solve(problem, solver, torch.tensor([[1.0], [2.0]], dtype=torch.float64), (0.0, 1.0), throw=False)
@@ -321,6 +328,14 @@ def test_a_span_of_no_length_or_off_the_path_is_refused_before_any_call():
     with pytest.raises(ValueError, match="strictly monotone"):
         solve(problem, AdaptiveAdams(line=None), torch.ones(1, 2), (0.5, 0.5))
     assert problem.times == []
+
+
+def test_a_controller_reads_the_last_three_errors_after_an_accepted_step_and_the_newest_after_a_rejected_one():
+    newest, older, oldest = 0.5, 0.7, 0.3
+    errors = np.array([[newest, older, oldest]] * 2 + [[math.nan, older, oldest]])
+    accepted = 0.9 * newest ** (-0.7 / 4) * older ** (0.5 / 4) * oldest ** (-0.1 / 4)
+    found = PID.factor(errors, 4, np.array([True, False, False]))
+    np.testing.assert_allclose(found, [accepted, 0.9 * newest ** (-1 / 4), PID.shrink], rtol=1e-14)
 
 
 # The DPM pairs

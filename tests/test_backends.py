@@ -142,6 +142,10 @@ def test_adams_calls_are_an_upper_bound_that_counts_the_start(solver):
         assert solve(mild_mixture(), solver, starting_points(), uneven_times(*SPAN, 20)).stats.nfe == solver.calls(20)
 
 
+def test_a_start_of_fewer_steps_than_the_method_wants_is_counted_as_what_it_is():
+    assert [Torchdiffeq("implicit_adams").calls(steps) for steps in (1, 2, 3)] == [4, 8, 13]
+
+
 def test_the_error_follows_the_tolerance_along_a_line_too():
     check_tolerance(Scipy("DOP853", line=Rotation()))
 

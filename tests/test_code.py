@@ -379,6 +379,13 @@ def test_codes_are_mixed_when_they_are_alike():
         odediff.mix_codes(first, second, float("nan"))
 
 
+def test_a_sample_that_either_of_two_mixed_codes_lost_is_lost():
+    whole = odediff.encode(model(), images(), solver=DDIM(), steps=8)
+    lost = replace(whole, status=torch.tensor([0, 0, int(solvers.Status.NON_FINITE), 0]))
+    for mixed in (odediff.mix_codes(whole, lost, 0.5), odediff.mix_codes(lost, whole, 0.5)):
+        assert mixed.status.equal(lost.status)
+
+
 # --- every solver, and what a file must hold ----------------------------------------------------------------------
 
 GAUSSIAN = exact_model(Gaussian(mean=0.5, deviation=0.6), odediff.VPTable.linear())

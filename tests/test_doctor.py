@@ -8,7 +8,9 @@ import torch
 
 import odediff
 from odediff import zoo
-from odediff.doctor import diagnose
+from odediff.doctor import Finding, Report, diagnose
+from odediff.doctor.evidence import Answer, Reading
+from odediff.doctor.verdict import check_noise_variance
 from odediff.prediction import FORMS
 from odediff.problems import ExactNetwork, exact_model
 from solvers.testing import Gaussian
@@ -108,7 +110,11 @@ def entry_network(path, counts_from=0):
 @pytest.mark.parametrize("length", [100, 1000])
 def test_an_index_off_by_one_is_found_and_a_right_one_is_not(length, integer_time, smooth):
     path = odediff.VPTable.linear(length, 0.1 / length, 20 / length)
-    for counts_from, status, remedy in ((0, "ok", ""), (1, "wrong", "from 1"), (-1, "wrong", "from 0")):
+    for counts_from, status, remedy in (
+        (0, "ok", ""),
+        (1, "wrong", "one more, as if it counted from 1"),
+        (-1, "wrong", "one less, as if it counted from 0"),
+    ):
         model = odediff.Model(entry_network(path, counts_from), path, integer_time=integer_time)
         finding = diagnose(model, smooth)["time offset"]
         assert finding.status == status and remedy in finding.remedy, (counts_from, finding)
@@ -292,6 +298,17 @@ def test_the_report_is_a_table_with_one_remedy_below_each_mistake(data):
     assert lines[0].split() == ["check", "status", "measured"]
     assert max(map(len, lines)) <= 120
     assert str(report).count("-> ") == sum(bool(finding.remedy) for finding in report.findings)
+
+
+def test_a_report_is_ok_where_nothing_is_wrong_or_suspicious():
+    statuses = ("ok", "cannot tell", "suspicious", "wrong")
+    assert [Report((Finding("output", status, ""),)).ok for status in statuses] == [True, True, False, False]
+
+
+def test_a_noise_variance_that_chance_explains_is_no_mistake():
+    node, noise = odediff.VPTable.linear().node(0.3), torch.ones(4, 1)
+    answer = Answer(node, torch.zeros(4, 1), torch.tensor([[1.5], [0.5], [1.5], [0.5]]), noise)
+    assert check_noise_variance([answer], Reading("epsilon")).status == "ok"
 
 
 def test_the_same_seed_gives_the_same_report(data):

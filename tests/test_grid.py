@@ -117,6 +117,14 @@ def test_a_plateau_that_sets_out_from_a_given_end_has_more_nodes_there(steps):
     np.testing.assert_allclose(parts, np.mean(parts), rtol=1e-4)
 
 
+def test_a_plateau_may_end_above_its_first_level():
+    path = VPCosine()
+    end = path.time(-math.log(90.0))
+    times = grid.plateau(path, 3, end=end)
+    assert (times[0], times[2], times[3]) == (path.start, end, 0.0)
+    assert times[0] > times[1] > times[2]
+
+
 @pytest.mark.parametrize("path", [VPTable.linear(), VE(), RectifiedFlow(), VPTable.scaled_linear()], ids=repr)
 @pytest.mark.parametrize("steps", [4, 10, 11, 15, 17, 21, 22, 23, 25, 31, 35, 60])
 def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps):

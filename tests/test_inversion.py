@@ -8,7 +8,7 @@ import odediff
 import solvers
 from odediff import metrics
 from odediff.problems import exact_model
-from solvers import DDIM, DDPM, RK4, Dopri5, Euler, Heun, Noise, Rotation
+from solvers import DDIM, DDPM, RK4, Dopri5, Euler, FixedPoint, Heun, Noise, Rotation
 from solvers.testing import Gaussian
 
 TABLE = odediff.VPTable.linear()
@@ -87,6 +87,12 @@ def test_nfe_bounds_the_calls_of_an_encoding_and_one_more_step_would_break_it(so
     code = odediff.encode(model, states(), solver=solver, nfe=nfe)
     more = odediff.encode(model, states(), solver=solver, steps=len(code.times) + 1)
     assert code.stats.nfe <= nfe < more.stats.nfe
+
+
+def test_nfe_bounds_the_calls_of_an_implicit_inverse():
+    solver = FixedPoint(max_iterations=3, tolerance=0.5)
+    code = odediff.encode(exact_model(LAW, TABLE), states(), solver=solver, nfe=20, throw=False)
+    assert len(code.times) == 6 and code.stats.nfe <= 20
 
 
 def test_a_tensor_of_times_is_a_grid_with_or_without_its_zero():

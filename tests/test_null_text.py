@@ -10,6 +10,7 @@ import torch
 import odediff
 import solvers
 from odediff.metrics import psnr
+from odediff.replay import NullSchedule
 from solvers import DDIM, Heun, Noise
 
 TABLE = odediff.VPTable.linear()
@@ -81,13 +82,29 @@ def test_adam_is_torchs():
     torch.testing.assert_close(odediff.decode(model, code), state, rtol=0, atol=1e-9)
 
 
-def test_no_sample_depends_on_its_batch_mates():
-    everyone = odediff.null_text(prompted(), images(), tolerance=1e-3, iterations=5, **STEPS)
+@pytest.mark.parametrize(
+    ("guidance", "tolerance"), [(5.0, 1e-3), (torch.tensor([1.5, 3.0, 5.0, 7.0]), 0.38)], ids=["one", "each"]
+)
+def test_no_sample_depends_on_its_batch_mates(guidance, tolerance):
+    model = prompted(guidance)
+    everyone = odediff.null_text(model, images(), tolerance=tolerance, iterations=5, **STEPS)
     for i in range(4):
-        one = prompted().rows(torch.tensor([i]))
-        alone = odediff.null_text(one, images()[i : i + 1], tolerance=1e-3, iterations=5, **STEPS)
+        one = model.rows(torch.tensor([i]))
+        alone = odediff.null_text(one, images()[i : i + 1], tolerance=tolerance, iterations=5, **STEPS)
         assert torch.equal(alone.nulls["prompt"][:, 0], everyone.nulls["prompt"][:, i])
-        assert torch.equal(odediff.decode(one, alone)[0], odediff.decode(prompted(), everyone)[i])
+        assert torch.equal(odediff.decode(one, alone)[0], odediff.decode(model, everyone)[i])
+
+
+def test_the_bound_of_a_step_rises_with_the_steps():
+    times = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)
+
+    def passes(tolerance):
+        options = {"grid": times, "iterations": 4, "learning_rate": 0.0, "tolerance": tolerance}
+        return odediff.null_text(embedded(1.5, batch=1), images(1), **options).stats.network_evaluations
+
+    # The losses are 3.5 and 56, the second bound three times the first. Decoding takes 6 passes, a landing of the
+    # condition 1, and a step that meets its bound 1 more, one that never does 4.
+    assert [passes(tolerance) for tolerance in (20.0, 18.0, 3.0)] == [10, 13, 16]
 
 
 def test_one_null_for_all_steps_reaches_less_and_more_than_none():
@@ -203,6 +220,17 @@ def test_independent_noises_are_independent_and_chained_ones_are_not():
     assert correlations[1] == pytest.approx(a.alpha * b.sigma / (b.alpha * a.sigma), abs=0.06)
 
 
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_chained_states_have_the_deviation_of_their_nodes_at_any_eta(eta):
+    model = odediff.Model(lambda x, time: torch.zeros_like(x), TABLE)
+    code = odediff.cycle_diffusion(model, torch.zeros(4000, 1, dtype=torch.float64), eta=eta, **STEPS)
+    state, nodes = code.x, TABLE.nodes(code.times.flip(0).tolist())
+    # The last state is the image itself.
+    for (a, b), offset in zip(pairwise(nodes[:-1]), code.offsets[:-1], strict=True):
+        state = b.alpha / a.alpha * state + offset
+        assert float(state.std()) == pytest.approx(b.sigma, rel=0.05)
+
+
 @pytest.mark.parametrize("record", RECORDERS[1:], ids=lambda record: record.__name__)
 def test_a_recorder_s_noise_belongs_to_seed_and_sample(record):
     whole = record(embedded(), images(), seed=3, **STEPS)
@@ -304,6 +332,12 @@ def test_a_nested_condition_is_no_null_of_a_negative_prompt():
         odediff.negative_prompt(model, images(), **STEPS)
 
 
+def test_a_negative_prompt_leaves_a_null_alone_that_no_condition_names():
+    model, size = embedded(), torch.ones(1, 3, dtype=torch.float64)
+    code = odediff.negative_prompt(replace(model, null={**model.null, "size": size}), images(), **STEPS)
+    assert torch.equal(code.nulls["size"], size.expand(1, 4, 3))
+
+
 def test_what_is_no_solver_is_named_by_the_recorders():
     with pytest.raises(TypeError, match="solver='ddim'"):
         odediff.direct_inversion(embedded(), images(), solver="ddim", **STEPS)
@@ -365,3 +399,19 @@ def test_no_image_is_a_batch_too_and_a_code_holds_no_graph(record):
 def test_where_no_gradient_is_recorded_nothing_can_be_optimised(record):
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         record(prompted(), images(), **STEPS)
+
+
+# --- null conditions of a grid ------------------------------------------------------------------------------------
+
+
+def test_some_samples_of_null_conditions_have_their_own():
+    nulls = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(2, 2, 3)
+    flow = NullSchedule(embedded(batch=2), [0.6, 0.3, 0.1], {"prompt": nulls})
+    node, x = flow.node(0.3), images(2)
+    assert torch.equal(flow.rows(torch.tensor([1])).predict(node, x[1:]).x0, flow.predict(node, x).x0[1:])
+
+
+def test_null_conditions_have_no_value_between_their_nodes():
+    flow = NullSchedule(embedded(), [0.6, 0.3, 0.1], {"prompt": torch.zeros(1, 4, 3, dtype=torch.float64)})
+    with pytest.raises(ValueError, match=r"t=0\.2 is none of them"):
+        flow.predict(flow.node(0.2), images())

@@ -7,7 +7,7 @@ from scipy import stats
 
 from odediff import metrics
 from odediff.accuracy import accuracy, sample_errors
-from odediff.quality import kernel_distance, memorised, precision_recall, sliced_wasserstein
+from odediff.quality import BLOCK, kernel_distance, memorised, precision_recall, sliced_wasserstein
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -102,6 +102,11 @@ def test_samples_of_one_mode_are_precise_and_recall_it_alone():
     assert 0.4 < found.recall <= 0.5
 
 
+def test_points_on_one_place_cover_it():
+    place = torch.zeros(6, 2)
+    assert precision_recall(place, place) == (1.0, 1.0)
+
+
 def test_copies_are_memorised_and_fresh_samples_about_half_of_the_time():
     training = normal(400, 3)
     assert memorised(training[:50] + 1e-9, training) == 1.0
@@ -118,6 +123,11 @@ def test_memorisation_is_the_literal_definition():
         own = np.linalg.norm(training.numpy() - training.numpy()[distances.argmin()], axis=1)
         count += distances.min() < np.sort(own)[1]
     assert memorised(samples, training) == count / 20
+
+
+def test_more_samples_than_a_block_are_all_counted():
+    samples = normal(BLOCK + 1, 2)
+    assert memorised(samples, samples) == 1.0
 
 
 # --- Errors of samples --------------------------------------------------------------------------------------------

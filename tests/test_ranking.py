@@ -45,6 +45,12 @@ def test_the_interval_is_the_classical_one_of_a_median():
         assert abs(np.searchsorted(errors, found) - expected) <= 4
 
 
+def test_who_leads_a_rank_is_compared_with_itself():
+    errors = lognormal(50, 8)
+    _, second = rank({"a": errors, "b": 10 * errors})
+    assert (second.rank, second.ratio_low, second.ratio_high) == (2, 1.0, 1.0)
+
+
 def test_samples_that_failed_are_the_worst_and_make_no_nan():
     errors = lognormal(50, 6)
     lost = np.where(np.arange(50) < 30, np.inf, errors)

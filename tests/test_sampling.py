@@ -540,10 +540,11 @@ def test_arguments_of_a_wrong_type_are_named(arguments, error, message):
         odediff.sample(model, **{"shape": (2, 3), **arguments})
 
 
-def test_a_network_of_whole_times_follows_no_tolerance():
+@pytest.mark.parametrize("arguments", [{"rtol": 1e-2}, {"solver": solvers.Scipy()}], ids=["rtol", "solver"])
+def test_a_network_of_whole_times_follows_no_tolerance(arguments):
     model = odediff.Model(_tanh, TABLE, integer_time=True)
     with pytest.raises(ValueError, match="integer_time=True.*give steps or nfe"):
-        odediff.sample(model, (2, 3), rtol=1e-2)
+        odediff.sample(model, (2, 3), **arguments)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from odediff.schedule import (
     VP,
     RectifiedFlow,
     Schedule,
+    Section,
     SubVP,
     VPCosine,
     VPLinear,
@@ -238,6 +239,7 @@ def test_network_time_is_t_or_the_noise_level_or_the_entry():
     np.testing.assert_array_equal(every_entry, np.arange(1000.0))
     assert type(table.network_time(0.5)) is float
     assert table.network_time(0.5005) == pytest.approx(499.5)
+    assert table.network_time(np.array([0.5003, 0.25])) == pytest.approx([499.3, 249.0])
     assert table.network_time(0.001 - 1e-15) == 0.0
 
 
@@ -314,10 +316,14 @@ def test_between_entries_of_a_zero_terminal_snr_table_the_squared_angle_is_the_s
     np.testing.assert_allclose(np.arctan2(table.sigma(n / 50), table.alpha(n / 50)) ** 2, spline(n), rtol=1e-11)
 
 
-def test_a_table_on_which_the_spline_would_swing_stays_monotone():
-    jumpy = [0.999, 0.998, 0.997, 0.3, 0.299, 0.298, 0.297, 0.01]
-    knots = CubicSpline(np.arange(9), np.concatenate([[0.0], np.log(jumpy)]))
-    assert np.any(knots(np.linspace(0, 8, 1000), 1) > 0)
+@pytest.mark.parametrize(
+    "jumpy",
+    [[0.999, 0.998, 0.997, 0.3, 0.299, 0.298, 0.297, 0.01], np.exp([-5.0, -5.2, -7.2, -10.3])],
+    ids=["at its knots", "between them alone"],
+)
+def test_a_table_on_which_the_spline_would_swing_stays_monotone(jumpy):
+    knots = CubicSpline(np.arange(len(jumpy) + 1), np.concatenate([[0.0], np.log(jumpy)]))
+    assert np.any(knots(np.linspace(0, len(jumpy), 1000), 1) > 0)
     table = VPTable(jumpy)
     t = np.linspace(0, 1, 2001)
     levels = table.log_snr(t)
@@ -403,9 +409,11 @@ def test_what_is_no_table_is_refused_with_the_remedy(table, message):
         (lambda: SubVP(beta_min=-1.0), "beta_min = -1.0"),
         (lambda: VPCosine(s=0.0), "s = 0.0"),
         (lambda: VPCosine(start=1.5), "start = 1.5"),
+        (lambda: VPCosine(start=0.0), "start = 0.0"),
         (lambda: VPSigmoid(tau=0.0), "tau = 0.0"),
         (lambda: VPSigmoid(low=3.0, high=-3.0), "low = 3.0 is not below high"),
         (lambda: VE(sigma_min=100.0), "sigma_min = 100.0 is not below sigma_max"),
+        (lambda: VE(sigma_min=80.0), "sigma_min = 80.0 is not below sigma_max"),
         (lambda: RectifiedFlow(shift=0.0), "shift = 0.0"),
         (lambda: RectifiedFlow(time_scale=math.inf), "time_scale = inf"),
         (lambda: VE(sigma_max="a"), "sigma_min = 0.002 is not below sigma_max = 'a'"),
@@ -433,8 +441,11 @@ def test_times_off_the_path_are_refused(path, t):
 
 
 @every_schedule
-def test_round_off_past_the_noise_end_counts_as_the_noise_end(path):
+def test_round_off_alone_past_the_noise_end_counts_as_the_noise_end(path):
     assert path.node(path.latest * (1 + 3e-16))[1:] == path.node(path.latest)[1:]
+    assert path.time(path.log_snr(path.latest) - 1e-8) == path.latest
+    with pytest.raises(ValueError, match="is not on this path"):
+        path.alpha(path.latest * 1.0001)
 
 
 @pytest.mark.parametrize("path", [VPLinear(), VPScaledLinear(), VPTable.linear(), SubVP(), VE()], ids=repr)
@@ -443,6 +454,8 @@ def test_log_snrs_beyond_the_noise_are_refused(path):
         path.time(path.log_snr(path.latest) - 1e-3)
     with pytest.raises(ValueError, match="half log-SNRs run from"):
         path.node_at(np.array([0.0, -50.0]))
+    with pytest.raises(ValueError, match="half log-SNRs run from"):
+        path.time(np.full(40, -20.0))
     for ask in (path.time, path.node_at):
         with pytest.raises(ValueError, match="log_snr = -inf is not on this path"):
             ask(-math.inf)
@@ -481,3 +494,11 @@ def test_a_table_whose_angles_float64_does_not_tell_apart_is_refused():
     for alphas in (VPTable.linear(beta_end=0.13).zero_terminal_snr, lambda: VPTable([0.9, 0.5, 1e-34, 1e-35, 0.0])):
         with pytest.raises(ValueError, match=r"alphas_cumprod\[\d+\] = .*let alpha-bar fall less steeply"):
             alphas()
+
+
+def test_a_section_has_the_closer_of_both_ends():
+    whole = VPCosine()
+    wide, narrow = Section(whole, VE(1e-4, 1e4)), Section(whole, VE(0.1, 10.0))
+    assert (wide.start, wide.end) == (whole.start, whole.end)
+    assert narrow.start == narrow.latest == pytest.approx(whole.time(-math.log(10.0)))
+    assert narrow.end == pytest.approx(whole.time(-math.log(0.1)))

@@ -193,6 +193,13 @@ def test_a_flipped_grid_and_a_missing_stream_are_refused_before_the_first_call(s
         solve(ode, solver, starting_points(), times)
 
 
+def test_a_run_is_refused_if_one_of_its_samples_goes_to_the_noise():
+    ode = mild_mixture()
+    nodes = [ode.node(np.array(times)) for times in ([1.2, 0.4], [0.8, 0.8])]
+    with pytest.raises(ValueError, match="is stochastic and runs from noise to data only"):
+        DDIM(eta=1.0).start(ode, nodes, starting_points()[:2], stream=NoiseStream(0))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -42,12 +42,17 @@ def test_a_network_is_asked_no_nearer_to_the_data_than_it_was_declared_for(path,
     assert found.success and min(asked) >= path.end * (1 - 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("solver", "atol"),
+    [(None, 1e-4), (solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation()), 3e-4)],
+    ids=["extrapolated", "denoised"],
+)
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
-def test_a_continuous_model_of_the_data_is_followed_without_asking_at_the_data(path):
+def test_a_continuous_model_of_the_data_is_followed_without_asking_at_the_data(path, solver, atol):
     x = noise(4) * odediff.sampling.initial_deviation(path.node(path.start))
-    found = odediff.sample(exact_model(DATA, path, "x0"), noise=x, rtol=1e-5)
+    found = odediff.sample(exact_model(DATA, path, "x0"), noise=x, rtol=1e-5, solver=solver)
     exact = DATA.flow(path.node(path.start), path.node(0.0), x)
-    torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, exact, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
