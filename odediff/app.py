@@ -71,9 +71,6 @@ def main() -> None:
         with plain_failures():
             print(f"odediff {__version__}", flush=True)
         return
-    # As `python -m` has it: solvers and models of the user's own are modules of the folder where they are.
-    if not {"", os.getcwd()} & {*sys.path}:
-        sys.path.append(os.getcwd())
     leave_failures_to_us()
     sys.argv[1:] = completed(sys.argv[1:])
     register()

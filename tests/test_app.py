@@ -604,6 +604,22 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+def test_a_terminal_of_few_letters_shows_their_codes(tmp_path):
+    command = [sys.executable, "-m", "odediff", "solver=ddim", "steps=2", "samples=1", "hydra.run.dir='\u00fc'"]
+    letters = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=letters)
+    assert done.returncode == 0 and "\\xfc" in done.stdout
+    assert (tmp_path / "\u00fc" / "samples.png").is_file()
+
+
+def test_the_console_script_finds_a_solver_where_it_is(tmp_path):
+    (tmp_path / "mine.py").write_text("import solvers\n\nclass Mine(solvers.DDIM):\n    pass\n")
+    script = Path(sys.executable).with_name("odediff")
+    command = [script, "solver._target_=mine.Mine", "steps=2", "samples=1", "hydra.run.dir=out", "progress=false"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Mine" in done.stdout
+
+
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
     command = f"{sys.executable} -m odediff --help | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -257,3 +257,11 @@ def test_labels_may_be_given_in_any_form(label):
 def test_no_label_is_named():
     with pytest.raises(ValueError, match="label=None must be a whole number"):
         zoo.fashion_mnist().condition(label=None)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    checkpoint = tmp_path / "network.safetensors"
+    classifier_run(checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"network\.safetensors is truncated .*delete it to train anew"):
+        classifier_run(checkpoint)
