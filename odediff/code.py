@@ -28,7 +28,7 @@ from solvers.implicit_inverse import Effort
 FORMAT = 3
 HEADER = "odediff"
 OF_MODEL = {"path", "prediction", "guidance", "conditions", "null", "weights"}
-WRITTEN = {"format", "solver", "stats", "partner", "origin", "spacing", "digest", "tensors"} | OF_MODEL
+WRITTEN = {"format", "solver", "stats", "partner", "origin", "digest", "tensors"} | OF_MODEL
 """What the JSON of a file holds."""
 
 
@@ -96,7 +96,8 @@ class Code:
         remedy = "decode with the same model"
         for name, given in describe_model(model).items():
             stored = getattr(self, name)
-            editable = name in ("guidance", "conditions", "null")
+            # Nulls that were recorded take the place of the model's.
+            editable = name in ("guidance", "conditions") or (name == "null" and not self.nulls)
             if (edit and editable) or (name == "null" and not model.guided) or _same(given, stored):
                 continue
             hint = " (edit=True changes condition and guidance on purpose)" if editable else ""
@@ -172,8 +173,7 @@ class Code:
             "weights": self.weights,
             "stats": [self.stats.nfe, self.stats.network_evaluations, self.stats.steps],
             "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
-            "origin": None if self.state is None or self.state.origin is None else float(self.state.origin),
-            "spacing": None if self.state is None else self.state.spacing,
+            "origin": None if self.state is None or self.state.rest is None else self.state.origin,
             "digest": self.digest,
             "tensors": tensors_hash(tensors),
         }
@@ -209,7 +209,7 @@ class Code:
             weights=header["weights"],
             stats=Stats(nfe, network_evaluations, tensors["evaluations"], steps),
             status=tensors["status"],
-            state=Companion(**pair, node=node, origin=header["origin"], spacing=header["spacing"]) if pair else None,
+            state=Companion(**pair, node=node, origin=header["origin"]) if pair else None,
             effort=None if effort[0] is None else Effort(*effort),  # type: ignore[arg-type]
             offsets=tensors.get("offsets"),
             nulls=_named(tensors, "nulls."),
@@ -229,7 +229,7 @@ class Code:
         return found if self.offsets is None else found | {"offsets": self.offsets}
 
     def _description_hash(self) -> str:
-        """Over model, grid, solver, and what the states are: dtypes, shapes, the partner's node, the lattice.
+        """Over model, grid, solver, and what the states are: dtypes, shapes, the partner's node, the time of the rest.
 
         Not over the states' values, the nulls, how encoding ended and what it cost.
         """
@@ -245,7 +245,7 @@ class Code:
             "null": {name: _hashable(value) for name, value in sorted(self.null.items())},
             "nodes": _hashable(self.nodes),
             "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
-            "spacing": None if self.state is None else self.state.spacing,
+            "origin": None if self.state is None or self.state.rest is None else self.state.origin,
             "states": [[str(v.dtype), list(v.shape)] for v in stored],
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()

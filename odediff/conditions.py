@@ -84,14 +84,16 @@ def as_row_numbers(index: Any, count: int | None) -> Tensor:
         given = torch.as_tensor(index, device=index.device if isinstance(index, Tensor) else "cpu")
     except (TypeError, ValueError, RuntimeError):
         given = torch.empty((), device="cpu")
-    if given.dtype is torch.bool and given.ndim == 1:
-        given = given.nonzero().ravel()
+    mask = given.dtype is torch.bool
     whole = given.ndim == 1 and not (len(given) and (given.is_floating_point() or given.is_complex()))
-    inside = count is None or not given.numel() or bool(((given >= -count) & (given < count)).all())
+    numbers = given.long() if whole and not mask else given
+    inside = count is None or (
+        len(given) == count if mask and whole else bool(((numbers >= -count) & (numbers < count)).all())
+    )
     if not (whole and inside):
         room = "" if count is None else f", from 0 to {count - 1}"
         raise ValueError(f"index={index!r} must be numbers of samples{room}, such as [0, 2] or range(2)")
-    return given.long()
+    return numbers.nonzero().ravel() if mask else numbers
 
 
 def row_count(values: Any) -> int | None:

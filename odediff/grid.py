@@ -230,16 +230,18 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
     They fall strictly, start on the path, and end at 0 or above it, without entering (0, `path.first_defined`).
 
     Raises:
+        TypeError: these are no real numbers.
         ValueError: naming the first time that breaks a rule.
     """
     _require_schedule(path)
     try:
-        given = times.detach().cpu() if isinstance(times, torch.Tensor) else torch.as_tensor(np.array(list(times)))
+        given = times.detach().cpu() if isinstance(times, torch.Tensor) else np.array(list(times))
+        real = not (given.is_complex() if isinstance(given, torch.Tensor) else np.iscomplexobj(given))
+        values = np.asarray(given.double() if isinstance(given, torch.Tensor) else given, np.float64) if real else None
     except (TypeError, ValueError):
-        raise TypeError(f"times={times!r} are no numbers: give a tensor, an array or a list of floats") from None
-    if given.is_complex():
-        raise ValueError(f"times={times!r} are complex: give real numbers")
-    values = given.double().numpy()
+        values = None
+    if values is None:
+        raise TypeError(f"times={times!r} are no real numbers: give a tensor, an array or a list of floats")
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}: give a one-dimensional sequence of at least 2 times")
     return _descending(path, values)

@@ -45,8 +45,8 @@ def encode(
     node before it: a denoising step cannot be undone. ``grid``, ``steps`` and ``nfe`` mean the same as in
     `odediff.sample`, so that one description of a grid serves both directions; ``nfe`` bounds the calls of the
     encoding. With ``rtol`` the solver follows a tolerance, each sample with steps of its own, from ``path.end`` to
-    ``path.start``; `decode` follows the same one. With ``throw=False`` samples that fail have their status in the code
-    instead of raising.
+    ``path.start``, or along the times of a grid; `decode` follows the same one. With ``throw=False`` samples that fail
+    have their status in the code instead of raising.
 
     Raises:
         TypeError, ValueError: an argument cannot be used, among them a stochastic solver and a model with a threshold;
@@ -229,6 +229,8 @@ def slerp(x: Tensor, y: Tensor, weight: float) -> Tensor:
 
     Where x and y are nearly parallel, and sin(theta) has no digits left, it is the straight line.
     """
+    if isinstance(weight, Tensor) and weight.ndim == 0:
+        weight = float(weight)
     if not math.isfinite(as_number(weight)):
         raise ValueError(f"weight={weight!r} must be a finite number: 0 gives the first of the two, 1 the second")
     for name, value in (("x", x), ("y", y)):

@@ -52,8 +52,8 @@ def sample(
         shape: of the result, ``(B, ...)``; or give ``noise``.
         noise: the state to start from, instead of drawing it from the seed.
         solver: the method; unless given the one that buys most with few calls, see `defaults.default_solver`.
-        grid: a function of `odediff.grid`, or the times themselves, noise first; unless given the solver's own, see
-            `defaults.default_grid`.
+        grid: a function of `odediff.grid`, or the times themselves, noise first, which without ``rtol`` are taken as
+            they are; unless given the solver's own, see `defaults.default_grid`.
         steps: intervals of the grid, the closing one included; 20 unless ``nfe`` or ``rtol`` is given.
         nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
         rtol: a tolerance instead of ``steps`` or ``nfe``: the relative error allowed to each step of each sample. The

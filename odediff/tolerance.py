@@ -114,8 +114,9 @@ def require_regular(model: Model, solver: Solver, times: Sequence[float]) -> Non
     ode = probability_flow(model)
     for a, b in pairwise(ode.nodes(list(times))):
         if np.any(singular_step(solver.way, ode, a, b)):
+            closing = 'give closing="denoise", or ' if b.sigma == 0 else ""
             raise ValueError(
                 f"solver={solver}: its line is singular at t={a.t:g} or t={b.t:g}, and the way between them would be "
-                "one DDIM step, whatever the tolerance; use one on a line that is regular there, such as "
+                f"one DDIM step, whatever the tolerance; {closing}use one on a line that is regular there, such as "
                 "solvers.AdaptiveAdams() or solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation())"
             )

@@ -1,15 +1,16 @@
 """Reversible one-step methods: the state and its companion move by turns, each by what the other says.
 
 All of them work on a `Lattice`, to which a state is rounded first. What the rounding leaves is added again where the
-run returns: every bit of the state comes back.
+run returns: from the noise every bit of the data comes back. The other way round, from the noise to the data and back,
+methods whose way down contracts lose digits.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
@@ -32,9 +33,6 @@ from solvers.reversible import (
 from solvers.runge_kutta import RK4, Heun
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
-
-USUAL = 2.0
-"""The most that sqrt(alpha^2 + sigma^2), the size of states, is on the way of a usual path; 1 on those that keep it."""
 
 
 @dataclass(frozen=True)
@@ -240,13 +238,19 @@ class Reversible(ReversibleSolver):
     The result is y, z its companion; it starts with z = y, keeps the order of ``base`` and costs twice its calls. In x
     it divides by nothing and is reversible wherever ``base`` is finite; in x/alpha over sigma/alpha it is known as Rex.
     The smaller c, the more stable the way, and the more the way back amplifies: by 1/c in every step.
+
+    Its lattice is fine, for the sake of ``base``, and exact for states up to 16. On paths whose states grow larger,
+    such as `VE`'s, let ``spacing`` be 2^-38, which is exact up to 32,768 and rounds to 4e-12.
     """
 
     base: Solver = field(default_factory=lambda: RK4(Noise()))
     coupling: float = 0.999
+    spacing: float = FINE.spacing
 
     def __post_init__(self) -> None:
         require_steps(self, self.base)
+        if not 0 < (spacing := as_number(self.spacing)) < 1 or math.frexp(spacing)[0] != 0.5:
+            raise ValueError(f"Reversible: spacing={self.spacing!r} must be a power of two below 1, such as 2**-38")
         if not 0 < as_number(self.coupling) <= 1:
             raise ValueError(f"Reversible: coupling={self.coupling!r} must lie in (0, 1]; the paper's is 0.999")
 
@@ -259,6 +263,11 @@ class Reversible(ReversibleSolver):
     def law(self) -> Law:  # type: ignore[override]
         """That of the base method's steps, each by itself."""
         return law_of_steps(self.base)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The numbers that its states are made of."""
+        return Lattice(self.spacing)
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
@@ -282,36 +291,28 @@ class Reversible(ReversibleSolver):
         stream: NoiseStream | None = None,
         past: Past = (),
         state: Companion | None = None,
-    ) -> Companion:
-        """The companion of an earlier run, or one on the lattice for states of the size that they have on the way."""
+    ) -> Companion | None:
+        """The companion of an earlier run; the first step makes one."""
         require_run(self, state, Companion, "companion")
-        if state is not None:
-            return state
-        sizes = [np.hypot(node.alpha, node.sigma) for node in nodes]
-        lattice = WIDE if np.max(sizes) > USUAL else FINE
-        return companion_at(lattice, 1.0, nodes[0], x, None)._replace(spacing=lattice.spacing)
+        return state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Move y by z, then z by the new y."""
-        lattice, pair, y, z = self._pair(ode, a, b, x, state)
-        y = z + self._increment(ode, a, b, z, x, lattice) + lattice.shrink(y - z, 1 / self.coupling)
-        return pair.moved(lattice, 1.0, b, x, z=y, other=z - self._increment(ode, b, a, y, x, lattice))
+        pair, y, z = self._pair(a, x, state)
+        y = z + self._increment(ode, a, b, z, x) + self.lattice.shrink(y - z, 1 / self.coupling)
+        return pair.moved(self.lattice, 1.0, b, x, z=y, other=z - self._increment(ode, b, a, y, x))
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
         """Move z back by y, then y by the old z."""
-        lattice, pair, y, z = self._pair(ode, a, b, x, state)
-        z = z + self._increment(ode, a, b, y, x, lattice)
-        y = z + lattice.grow(y - z - self._increment(ode, b, a, z, x, lattice), 1 / self.coupling)
-        return pair.moved(lattice, 1.0, b, x, z=y, other=z)
+        pair, y, z = self._pair(a, x, state)
+        z = z + self._increment(ode, a, b, y, x)
+        y = z + self.lattice.grow(y - z - self._increment(ode, b, a, z, x), 1 / self.coupling)
+        return pair.moved(self.lattice, 1.0, b, x, z=y, other=z)
 
-    def _pair(
-        self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None
-    ) -> tuple[Lattice, Companion, Tensor, Tensor]:
-        begun = self.start(ode, (a, b), x) if state is None else state
-        lattice = FINE if begun.spacing is None else Lattice(begun.spacing)
-        pair = companion_at(lattice, 1.0, a, x, begun)
-        return lattice, pair, pair.z, pair.z if pair.other is None else pair.other
+    def _pair(self, a: Node, x: Tensor, state: Companion | None) -> tuple[Companion, Tensor, Tensor]:
+        pair = companion_at(self.lattice, 1.0, a, x, state)
+        return pair, pair.z, pair.z if pair.other is None else pair.other
 
-    def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor, lattice: Lattice) -> Tensor:
+    def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor) -> Tensor:
         x = z.to(like.dtype)
-        return lattice.snap(one_step(self.base, ode, a, b, x).double() - x.double())
+        return self.lattice.snap(one_step(self.base, ode, a, b, x).double() - x.double())

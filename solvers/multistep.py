@@ -310,8 +310,13 @@ def closed_by_own_step(ode: Any, line: Line) -> bool:
     DDIM's, where the line is singular there. On other lines it comes after the method's last step, as
     ``denoise_to_zero`` does in the reference code of DPM-Solver.
     """
+    return denoised_after(ode) and bool(line.singular(DATA))
+
+
+def denoised_after(ode: Any) -> bool:
+    """Whether a closing DDIM step follows."""
     ledger = getattr(ode, "ledger", None)
-    return ledger is not None and ledger.denoises and bool(line.singular(DATA))
+    return ledger is not None and ledger.denoises
 
 
 def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:

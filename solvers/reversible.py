@@ -64,8 +64,7 @@ class Companion(NamedTuple):
 
     ``z`` are the digits of the state itself: more than its dtype may hold. ``other`` is the second state, at the run's
     node or, for two-step methods, at ``node``; ``slope`` a slope. ``rest`` is what the run's first state, at the time
-    ``origin``, had beside its digits, and gets back when the run returns there. ``spacing`` is that of the run's
-    lattice, for methods that have more than one.
+    ``origin``, had beside its digits, and gets back when the run returns there.
     """
 
     z: Tensor
@@ -74,11 +73,10 @@ class Companion(NamedTuple):
     node: Node | None = None
     rest: Tensor | None = None
     origin: Real | None = None
-    spacing: float | None = None
 
     def moved(self, lattice: Lattice, scale: Real, b: Node, like: Tensor, **companion: Any) -> Step:
         """The step of this run that ends at ``b`` in the state whose digits, and companions, are given."""
-        following = Companion(rest=self.rest, origin=self.origin, spacing=self.spacing, **companion)
+        following = Companion(rest=self.rest, origin=self.origin, **companion)
         x = lattice.state(scale, following.z, like)
         if self.rest is not None and self.origin is not None and np.array_equal(self.origin, b.t):
             x = x + self.rest

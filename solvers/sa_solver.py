@@ -13,7 +13,7 @@ from solvers.arguments import as_number, require_whole
 from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
-from solvers.multistep import closed_by_own_step
+from solvers.multistep import denoised_after
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.phi import phi
@@ -186,7 +186,7 @@ class SASolver(Solver):
         levels = state.levels if state is not None else ()
         correction = state.steps[state.next - 1].correction if state is not None and state.next else ()
         steps: list[Coefficients] = []
-        total = len(nodes) - 1 + closed_by_own_step(ode, Data())
+        total = len(nodes) - 1 + denoised_after(ode)
         for done, (a, b) in enumerate(pairwise(nodes)):
             most = total - done if total < self.lower_order_below else HIGHEST
             steps.append(self._coefficients(ode, a, b, levels, correction, most))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.exponential import DDIM, start_noise
-from solvers.lines import Data, Noise, singular_step, singular_steps
-from solvers.multistep import closed_by_own_step
+from solvers.lines import Noise, singular_step, singular_steps
+from solvers.multistep import denoised_after
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.real import log, native
@@ -145,7 +145,7 @@ class EDMHeun(Solver):
         require_path(self, ode)
         require_run(self, state, Churning)
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
-        steps = len(nodes) - 1 + closed_by_own_step(ode, Data())
+        steps = len(nodes) - 1 + denoised_after(ode)
         return Churning(stream, min(self.churn / max(steps, 1), LARGEST_RAISE), nodes[0])
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:

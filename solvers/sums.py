@@ -1,5 +1,6 @@
 """Where coefficients meet tensors: linear combinations of states."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from solvers.transfer import placed
 Term = tuple[Real, Tensor]
 """A coefficient and a tensor."""
 Terms = Sequence[Term]
+LARGE_SAMPLE = 2**14
+"""Numbers of a sample beyond which a product of matrices takes as long as its terms one by one."""
 
 
 def combine(*terms: Term) -> Tensor:
@@ -122,10 +125,12 @@ def weighted_sums(weights: np.ndarray, tensors: Tensor) -> Tensor:
     """``sum over j of weights[b, s, j] tensors[b, j]``: weights ``(B, S, M)``, tensors ``(B, M, ...)``.
 
     On the CPU this is a product of two matrices for each sample, all of one shape, so that a sample's bits do not
-    depend on the batch. Elsewhere, and where derivatives are recorded, it is done term by term, with other last bits.
+    depend on the batch. Elsewhere, for large samples, where zeros would cost more than that saves, and where
+    derivatives are recorded, it is done term by term, with other last bits.
     """
     batch, several, count = weights.shape
-    if is_bare(tensors) and not (tensors.requires_grad and torch.is_grad_enabled()):
+    small = math.prod(tensors.shape[2:]) <= LARGE_SAMPLE
+    if small and is_bare(tensors) and not (tensors.requires_grad and torch.is_grad_enabled()):
         rows = tensors.detach().reshape(batch, count, -1).numpy()
         found = torch.from_numpy(np.matmul(weights.astype(rows.dtype), rows))
         return found.reshape(batch, several, *tensors.shape[2:])

@@ -270,14 +270,14 @@ def test_samples_are_chosen_by_number_or_by_a_mask():
         assert torch.equal(odediff.decode(mine.rows(index), code.rows(index)), odediff.decode(mine, code)[[0, 3]])
 
 
-@pytest.mark.parametrize("index", [[4], [-5], [[0]], [0.5], "ab", 1])
+@pytest.mark.parametrize("index", [[4], [-5], [[0]], [0.5], "ab", 1, [True, False], [False] * 9])
 def test_rows_that_a_code_does_not_have_are_named(index):
     code = odediff.encode(model(), images(), solver=DDIM(), steps=8)
     with pytest.raises((ValueError, TypeError), match="index="):
         code.rows(index)
 
 
-@pytest.mark.parametrize("index", [[4], [[0]], [0.5], "ab", 1, slice(0, 2)])
+@pytest.mark.parametrize("index", [[4], [[0]], [0.5], "ab", 1, slice(0, 2), [True, False], np.uint16([9])])
 def test_rows_that_a_model_does_not_have_are_named(index):
     with pytest.raises(ValueError, match=r"index=.*must be numbers of samples, from 0 to 3"):
         model(label=torch.tensor([1, 2, 1, 0])).rows(index)
@@ -295,6 +295,13 @@ def test_an_edit_may_have_another_null():
     with pytest.raises(ValueError, match=r"model\.null=.*edit=True changes"):
         odediff.decode(other, code)
     assert not torch.equal(odediff.decode(other, code, edit=True), odediff.decode(mine, code))
+
+
+def test_a_null_that_was_recorded_is_no_edit():
+    mine = model(guidance=3.0)
+    code = odediff.negative_prompt(mine, images(), steps=8)
+    with pytest.raises(ValueError, match=r"model\.null="):
+        odediff.decode(replace(mine, null={"label": 2}), code, edit=True)
 
 
 def test_conditions_of_one_shape_are_said_to_differ_by_their_values():

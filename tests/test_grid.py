@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -441,11 +442,19 @@ def test_more_nodes_than_float64_can_tell_apart_are_refused():
         grid.uniform_t(VPLinear(), 10, end=1.0 - 4e-16)
 
 
-@pytest.mark.parametrize("times", [["a", "b"], [1.0, None], 3, [1.0, 0.5j, 0.0], torch.tensor([1.0 + 0j, 0.0])])
+@pytest.mark.parametrize("times", [["a", "b"], 3, [1.0, 0.5j, 0.0], torch.tensor([1.0 + 0j, 0.0])])
 def test_times_that_are_no_real_numbers_are_named(times):
-    with pytest.raises((TypeError, ValueError), match=r"^times=.*(no numbers|complex): give"):
+    with pytest.raises(TypeError, match=r"^times=.*are no real numbers: give"):
         grid.custom(VPLinear(), times)
 
 
-def test_times_of_half_precision_are_times():
-    assert grid.custom(VPLinear(), torch.tensor([1.0, 0.5, 0.0], dtype=torch.bfloat16)).tolist() == [1.0, 0.5, 0.0]
+@pytest.mark.parametrize(
+    "times",
+    [
+        torch.tensor([1.0, 0.5, 0.0], dtype=torch.bfloat16),
+        np.array([1.0, 0.5, 0.0], dtype=np.longdouble),
+        [Fraction(1), Fraction(1, 2), 0],
+    ],
+)
+def test_times_of_any_precision_are_times(times):
+    assert grid.custom(VPLinear(), times).tolist() == [1.0, 0.5, 0.0]

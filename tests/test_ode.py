@@ -79,7 +79,9 @@ def test_gradients_pass_through_combine():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("shape", "several"), [((1,), 1), ((1,), 3), ((5,), 1), ((3, 7, 7), 3), ((784,), 3)])
+@pytest.mark.parametrize(
+    ("shape", "several"), [((1,), 1), ((1,), 3), ((5,), 1), ((3, 7, 7), 3), ((784,), 3), ((2**14 + 1,), 3)]
+)
 def test_weighted_sums_do_not_depend_on_the_batch_and_have_a_gradient(shape, several, dtype):
     tensors = random(9, 11, *shape, dtype=dtype)
     weights = np.random.default_rng(0).standard_normal((9, several, 11))

@@ -317,8 +317,25 @@ def test_pure_noise_is_reached_and_left_again_where_the_method_is_regular(solver
 def test_wide_paths_are_inverted_too(solver, dtype):
     model = odediff.Model(lambda x, time: 0.5 * torch.tanh(x), odediff.VE())
     images = pictures(dtype)
-    code = odediff.encode(model, images, solver=solver, steps=12)
+    wide = replace(solver, spacing=2.0**-38) if isinstance(solver, Reversible) else solver
+    code = odediff.encode(model, images, solver=wide, steps=12)
     assert returned(model, images, code)
+
+
+@pytest.mark.parametrize("solver", PAIRS, ids=repr)
+def test_a_way_in_two_parts_is_one_way_on_wide_paths_too(solver):
+    model, x = odediff.Model(lambda x, time: 0.5 * torch.tanh(x), odediff.VE()), pictures(torch.float64)
+    ode, times = odediff.probability_flow(model), odediff.grid.log_snr(model.path, 12)[:-1].flip(0)
+    whole = solve(ode, Inverse(solver), x, times)
+    half = solve(ode, Inverse(solver), x, times[:5])
+    rest = solve(ode, Inverse(solver), half.x, times[4:], state=half.state)
+    assert torch.equal(rest.x, whole.x)
+
+
+@pytest.mark.parametrize("spacing", [0.0, 1.0, 3e-12, math.nan, "fine", -(2.0**-38)])
+def test_a_spacing_that_is_no_power_of_two_is_named(spacing):
+    with pytest.raises(ValueError, match="spacing=.*must be a power of two below 1"):
+        Reversible(spacing=spacing)
 
 
 # --- real images, the trained network -----------------------------------------------------------------------------

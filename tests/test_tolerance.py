@@ -82,6 +82,14 @@ def test_a_grid_does_not_hide_a_ddim_step():
         odediff.encode(model, noise(4), solver=solver, rtol=1e-6, grid=grid)
 
 
+def test_a_pair_that_cannot_go_to_the_data_itself_is_told_of_the_closing_step():
+    model, grid = exact_model(DATA, VPLinear(), "v"), torch.tensor([1.0, 0.5, 0.001, 0.0], dtype=torch.float64)
+    pair = solvers.Adaptive(solvers.Dopri5())
+    with pytest.raises(ValueError, match='give closing="denoise", or use one on a line'):
+        odediff.sample(model, noise=noise(2), solver=pair, rtol=1e-3, grid=grid, closing=None)
+    assert odediff.sample(model, noise=noise(2), solver=pair, rtol=1e-3, grid=grid, closing="denoise").isfinite().all()
+
+
 @pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("solver", [solvers.Adaptive(solvers.Tsit5()), solvers.AdaptiveAdams()], ids=str)
 def test_a_tolerance_holds_where_a_grid_ends_in_a_long_step(solver, continuous):

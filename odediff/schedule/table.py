@@ -56,10 +56,14 @@ class VPTable(VP):
         object.__setattr__(self, "alphas_cumprod", table)
         if (flat := np.diff(self._rise) <= 0).any():
             i = int(flat.argmax())
+            variable, remedy = (
+                ("its angle atan2(sigma, alpha)", "let alpha-bar fall less steeply, or end above 0")
+                if self._ends_at_zero
+                else ("its logarithm", "let alpha-bar fall more steeply")
+            )
             raise ValueError(
-                f"alphas_cumprod[{i}] = {table[i]:g}: float64 does not tell its angle atan2(sigma, alpha), in which a "
-                "table that ends at 0 is interpolated, from that of the entry before; let alpha-bar fall less "
-                "steeply, or end above 0"
+                f"alphas_cumprod[{i}] = {table[i]:g}: float64 does not tell {variable} from that of the entry before; "
+                f"{remedy}"
             )
 
     @classmethod
