@@ -84,16 +84,17 @@ def as_row_numbers(index: Any, count: int | None) -> Tensor:
         given = torch.as_tensor(index, device=index.device if isinstance(index, Tensor) else "cpu")
     except (TypeError, ValueError, RuntimeError):
         given = torch.empty((), device="cpu")
-    mask = given.dtype is torch.bool
     whole = given.ndim == 1 and not (len(given) and (given.is_floating_point() or given.is_complex()))
-    numbers = given.long() if whole and not mask else given
-    inside = count is None or (
-        len(given) == count if mask and whole else bool(((numbers >= -count) & (numbers < count)).all())
-    )
-    if not (whole and inside):
+    is_mask = whole and given.dtype is torch.bool
+    numbers = given.long() if whole and not is_mask else given
+    if is_mask:
+        known = count is None or len(given) == count
+    else:
+        known = whole and (count is None or bool(((numbers >= -count) & (numbers < count)).all()))
+    if not known:
         room = "" if count is None else f", from 0 to {count - 1}"
         raise ValueError(f"index={index!r} must be numbers of samples{room}, such as [0, 2] or range(2)")
-    return numbers.nonzero().ravel() if mask else numbers
+    return numbers.nonzero().ravel() if is_mask else numbers
 
 
 def row_count(values: Any) -> int | None:

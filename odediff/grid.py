@@ -234,17 +234,23 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
         ValueError: naming the first time that breaks a rule.
     """
     _require_schedule(path)
-    try:
-        given = times.detach().cpu() if isinstance(times, torch.Tensor) else np.array(list(times))
-        real = not (given.is_complex() if isinstance(given, torch.Tensor) else np.iscomplexobj(given))
-        values = np.asarray(given.double() if isinstance(given, torch.Tensor) else given, np.float64) if real else None
-    except (TypeError, ValueError):
-        values = None
+    values = _real_numbers(times)
     if values is None:
         raise TypeError(f"times={times!r} are no real numbers: give a tensor, an array or a list of floats")
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}: give a one-dimensional sequence of at least 2 times")
     return _descending(path, values)
+
+
+def _real_numbers(times: Iterable[float]) -> Array | None:
+    """The times in float64; None if they are anything else than real numbers."""
+    if isinstance(times, torch.Tensor):
+        return None if times.is_complex() else times.detach().double().cpu().numpy()
+    try:
+        given = np.array(list(times))
+        return None if np.iscomplexobj(given) else given.astype(np.float64)
+    except (TypeError, ValueError):
+        return None
 
 
 def subsequence(path: VPTable, indices: Iterable[int]) -> torch.Tensor:

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.adams_piece import AdamsPiece
 from solvers.arguments import require_whole
 from solvers.controller import row_norm
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.newton_form import (
-    Rule,
     divided_differences,
     gauss_legendre,
-    newton_integrals,
+    integral_weights,
     newton_weights,
-    odd_newton_integrals,
+    odd_terms,
     step_integrals,
     with_node_in_front,
 )
 from solvers.solver import Solver
-from solvers.sums import combine, per_row, weighted_sums
+from solvers.sums import per_row, weighted_sums
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 
 SAFETY = 0.61
@@ -195,7 +195,7 @@ class AdamsRun(Run):
         near = accepted & (np.abs(self.span.q_b - b) <= NEAR * self.h)
         if self.closes and near.any():
             # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
-            terms = _odd_terms(past[:most], q, b, self.odd_gauss)
+            terms = odd_terms(past[:most], q, b, self.odd_gauss)
             odd = self._advanced(newton_weights(*terms, k), self.age)
             closer = row_norm(odd - corrected) <= row_norm(predicted - corrected)
             self.odd = np.where(near, closer, self.odd)
@@ -267,7 +267,7 @@ class AdamsRun(Run):
     def _terms(self, nodes: np.ndarray, end: np.ndarray, odd: bool) -> tuple[np.ndarray, np.ndarray]:
         """Integrals to ``end`` and divided differences; by rules of one size, so that batch mates change no bit."""
         if odd:
-            return _odd_terms(nodes, self.q, end, self.odd_gauss)
+            return odd_terms(nodes, self.q, end, self.odd_gauss)
         return step_integrals(nodes, self.q, end, self.gauss)[0], divided_differences(nodes)
 
     def closing_errors(self, rows: np.ndarray) -> np.ndarray:
@@ -281,11 +281,11 @@ class AdamsRun(Run):
         for odd in (False, True):
             of = np.flatnonzero(last.odd[rows] == odd)
             some = rows[of]
-            weights[:, of] = _weights(last.nodes[:, some], last.used[some], last.q[some], q[of], odd)
+            weights[:, of] = integral_weights(last.nodes[:, some], last.used[some], last.q[some], q[of], odd)
         ordered = self._by_slot(weights[None], last.slots[:, rows])
         return last.z[index] + weighted_sums(ordered, self.slopes[index])[:, 0]
 
-    def piece(self, row: int) -> "AdamsPiece":
+    def piece(self, row: int) -> AdamsPiece:
         """The polynomial of the row's last step, with the slopes that it reads."""
         last, used = self.last, int(self.last.used[row])
         nodes = last.nodes[:used, row].copy()
@@ -359,18 +359,6 @@ class AdamsRun(Run):
         return ordered
 
 
-def _odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """Integrals and differences of the odd polynomial ``q p(q^2)``, which runs through the slopes over q."""
-    return odd_newton_integrals(nodes, a, b, gauss), divided_differences(nodes**2) / nodes
-
-
-def _weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, odd: bool) -> np.ndarray:
-    """The weights of the slopes in the integral from a to b of the polynomial through the first ``used`` of them."""
-    if odd:
-        return newton_weights(*_odd_terms(nodes, a, b, gauss_legendre(len(nodes))), used)
-    return newton_weights(newton_integrals(nodes, a, b), divided_differences(nodes), used)
-
-
 @dataclass(frozen=True)
 class _Piece:
     """The last step of every row: from (q, z), through the first ``used`` nodes, whose slopes are in ``slots``.
@@ -384,22 +372,3 @@ class _Piece:
     slots: np.ndarray
     used: np.ndarray
     odd: np.ndarray
-
-
-@dataclass(frozen=True)
-class AdamsPiece:
-    """One step of one sample: ``z(q) = z + integral from q_a to q of the polynomial through the slopes``."""
-
-    span: Span
-    q_a: float
-    q_b: float
-    z: Tensor
-    nodes: np.ndarray
-    slopes: tuple[Tensor, ...]
-    odd: bool
-
-    def __call__(self, q: float) -> Tensor:
-        """The line's state at ``q``."""
-        used = np.array([len(self.nodes)])
-        weights = _weights(self.nodes[:, None], used, np.array([self.q_a]), np.array([q]), self.odd)[:, 0]
-        return combine((1.0, self.z), *zip(weights.tolist(), self.slopes, strict=True))

@@ -77,6 +77,18 @@ def newton_weights(integrals: np.ndarray, differences: np.ndarray, used: np.ndar
     return np.asarray((kept[:, None] * differences).sum(axis=0))
 
 
+def odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """Integrals and differences of the odd polynomial ``q p(q^2)``, which runs through the values over q."""
+    return odd_newton_integrals(nodes, a, b, gauss), divided_differences(nodes**2) / nodes
+
+
+def integral_weights(nodes: np.ndarray, used: np.ndarray, a: np.ndarray, b: np.ndarray, odd: bool) -> np.ndarray:
+    """The weights of the values in the integral from a to b of the polynomial through the first ``used`` of them."""
+    if odd:
+        return newton_weights(*odd_terms(nodes, a, b, gauss_legendre(len(nodes))), used)
+    return newton_weights(newton_integrals(nodes, a, b), divided_differences(nodes), used)
+
+
 def _products(nodes: np.ndarray, x: np.ndarray, rule: np.ndarray) -> np.ndarray:
     """The products at ``x``, times the weights ``rule``, both ``(points, B)``: ``(n, points, B)``."""
     factors = np.empty((len(nodes), *x.shape))
