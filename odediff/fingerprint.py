@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 def fingerprint(network: Any) -> str:
     """SHA-256 of the weights of a network, or of those that a function reads; its name if none are to be found.
+
+    Weights are tensors and arrays. Single numbers are not: a function that counts its calls stays what it is.
 
     Neither `torch.compile`, nor a wrapper that spreads a batch over devices, nor a function around it makes it another.
     """
@@ -43,9 +46,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def held_weights(network: Any) -> Iterator[Mapping[Any, Any]]:
-    """The weights of the modules, and the tensors, that something callable holds, in the order of its code."""
+    """The weights of modules, the tensors and the arrays that something callable holds, in the order of its code."""
     for held in _held(network):
-        yield {"": held} if isinstance(held, Tensor) else unwrapped(held).state_dict()
+        yield unwrapped(held).state_dict() if isinstance(held, nn.Module) else {"": held}
 
 
 def held_modules(network: Any) -> list[nn.Module]:
@@ -53,7 +56,7 @@ def held_modules(network: Any) -> list[nn.Module]:
     return [held for held in _held(network) if isinstance(held, nn.Module)]
 
 
-def _held(network: Any) -> Iterator[nn.Module | Tensor]:
+def _held(network: Any) -> Iterator[nn.Module | Tensor | np.ndarray]:
     """What `held_weights` reads.
 
     A function holds its defaults, what it closes over and the globals that it names, a partial its arguments, another
@@ -61,11 +64,11 @@ def _held(network: Any) -> Iterator[nn.Module | Tensor]:
     """
     seen: set[int] = set()
 
-    def search(value: Any) -> Iterator[nn.Module | Tensor]:
+    def search(value: Any) -> Iterator[nn.Module | Tensor | np.ndarray]:
         if id(value) in seen:
             return
         seen.add(id(value))
-        if isinstance(value, nn.Module | Tensor):
+        if isinstance(value, nn.Module | Tensor | np.ndarray):
             yield value
         else:
             for part in _parts(value):
@@ -124,6 +127,9 @@ def _bits(value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         dense = value.detach().dequantize() if value.is_quantized else value.detach().to_dense()
         yield dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype}{value.shape}".encode()
+        yield value.tobytes() if value.dtype != object else repr(value.tolist()).encode()
     elif isinstance(value, Mapping):
         for name, one in sorted(value.items(), key=lambda item: str(item[0])):
             yield str(name).encode()

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -116,6 +117,24 @@ def test_tensors_are_told_apart_by_their_names_in_any_order():
 def test_without_weights_a_network_is_its_name():
     assert fingerprint(torch.sin) != fingerprint(torch.cos)
     assert fingerprint(closed_over) == f"{__name__}.closed_over"
+
+
+def test_a_function_without_weights_is_the_arrays_that_it_reads_and_not_how_often_it_was_called():
+    def pulling_to(center):
+        calls = 0
+
+        def called(x, time):
+            nonlocal calls
+            calls += 1
+            return x - torch.from_numpy(center)
+
+        return called
+
+    one = pulling_to(np.ones(3))
+    before = fingerprint(one)
+    one(torch.zeros(2, 3), 0.5)
+    assert fingerprint(one) == before == fingerprint(pulling_to(np.ones(3)))
+    assert before != fingerprint(pulling_to(np.array([1.0, 1.0, 2.0])))
 
 
 def test_a_code_of_another_network_behind_a_lambda_is_refused():
