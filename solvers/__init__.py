@@ -3,6 +3,7 @@
 from solvers import testing
 from solvers.adams import AdaptiveAdams
 from solvers.adaptive import Adaptive
+from solvers.ancestral import Ancestral
 from solvers.backends import Scipy, Torchdiffeq
 from solvers.controller import PI, PID, Controller, I
 from solvers.coupled import EDICT, AsynchronousLeapfrog, Reversible, ReversibleHeun
@@ -73,6 +74,7 @@ __all__ = [
     "SSPRK3",
     "Adaptive",
     "AdaptiveAdams",
+    "Ancestral",
     "AsynchronousLeapfrog",
     "Bosh3",
     "Companion",

@@ -15,7 +15,20 @@ import pytest
 import torch
 
 from odediff.schedule import VE, RectifiedFlow, VPCosine, VPTable
-from solvers import DDIM, RES2S, Data, DPMSolver2, DPMSolver3, Euler, Heun, Noise, NoiseStream, SASolver, solve
+from solvers import (
+    DDIM,
+    RES2S,
+    Ancestral,
+    Data,
+    DPMSolver2,
+    DPMSolver3,
+    Euler,
+    Heun,
+    Noise,
+    NoiseStream,
+    SASolver,
+    solve,
+)
 from solvers.testing import ExactODE, mild_mixture, starting_points
 
 STEPS = 9
@@ -201,6 +214,29 @@ def test_two_stage_schedulers(scheduler, solver, middle):
     at = [VP.node_at(-math.log(level)).t for level in called]
     expected = walk(one, scaled_start(VP, times[0]), eps_at(VP, at, scaled=True))
     close(ours(VP, solver, times, starting_points()), expected)
+
+
+def test_kdpm2_ancestral(monkeypatch):
+    times = nodes_of(VP, None)
+    s = np.array(levels(VP, times))
+    up = s[1:] * np.sqrt(1 - (s[1:] / s[:-1]) ** 2)
+    down = np.sqrt(s[1:] ** 2 - up**2)
+    between = np.sqrt(s[:-1] * down)
+    one = diffusers.KDPM2AncestralDiscreteScheduler()
+    one.set_timesteps(STEPS)
+
+    def kept(values):
+        """As the scheduler keeps them: twice, once for each of its two half steps."""
+        return torch.from_numpy(np.array([values[0], *np.repeat(values[1:], 2)]))
+
+    one.sigmas, one.sigmas_up, one.sigmas_down, one.sigmas_interpol = map(kept, (s, up, down, between))
+    called = [level for pair in zip(s[:-2], between[:-1], strict=True) for level in pair] + [s[-2]]
+    one.timesteps = torch.arange(len(called), 0.0, -1.0).double()
+    one.set_begin_index(0)
+    feed(monkeypatch, one, starting_points())
+    at = [VP.node_at(-math.log(level)).t for level in called]
+    expected = walk(one, scaled_start(VP, times[0]), eps_at(VP, at, scaled=True))
+    close(ours(VP, Ancestral(), times, starting_points()), expected)
 
 
 def test_edm_euler_is_ddim_on_the_variance_exploding_path():

@@ -8,7 +8,21 @@ import pytest
 import torch
 
 from odediff.schedule import VE, RectifiedFlow, VPLinear
-from solvers import DDIM, Data, EDMHeun, EulerMaruyama, Heun, Noise, NoiseStream, Rotation, SASolver, solve
+from solvers import (
+    DDIM,
+    Ancestral,
+    Data,
+    DPMpp,
+    DPMSolver2,
+    EDMHeun,
+    EulerMaruyama,
+    Heun,
+    Noise,
+    NoiseStream,
+    Rotation,
+    SASolver,
+    solve,
+)
 from solvers.testing import ExactODE, Gaussian, Trigonometric, marginal_variance, mild_mixture, starting_points
 
 PATHS = {"trigonometric": Trigonometric(), "VP": VPLinear(), "VE": VE(), "rectified flow": RectifiedFlow()}
@@ -74,6 +88,46 @@ def test_sde_dpm_solver_plus_plus_is_that_of_k_diffusion(path, eta):
     assert_equal(end_of(two, path), by_k_diffusion(path, eta, 2))
     three = SASolver(predictor_order=3, corrector_order=0, tau=math.sqrt(eta), form="k_diffusion")
     assert_equal(end_of(three, path), by_k_diffusion(path, eta, 3))
+
+
+@on_every_path
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_ancestral_sampling_by_dpm_solver_plus_plus_is_that_of_k_diffusion(path, eta):
+    """Its sample_dpmpp_2s_ancestral, in y = x/alpha."""
+    ode = problem_on(path)
+    nodes = [ode.node(t) for t in times_on(path)]
+    y = starting_points() / nodes[0].alpha
+    for i, (a, b) in enumerate(pairwise(nodes)):
+        up = min(b.s, eta * math.sqrt(b.s**2 * (a.s**2 - b.s**2) / a.s**2))
+        down = math.sqrt(b.s**2 - up**2)
+        h = math.log(a.s / down)
+        middle = ode.node_at(-math.log(a.s) + h / 2)
+        there = math.exp(-h / 2) * y - math.expm1(-h / 2) * ode.predict(a, a.alpha * y).x0
+        y = math.exp(-h) * y - math.expm1(-h) * ode.predict(middle, middle.alpha * there).x0 + up * draw(i)
+    assert_equal(end_of(Ancestral(DPMSolver2(line=Data()), eta), path), nodes[-1].alpha * y)
+
+
+@on_every_path
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_ancestral_sampling_by_ddim_is_ddim_with_noise(path, eta):
+    assert_equal(end_of(Ancestral(DDIM(), eta), path), end_of(DDIM(eta=eta), path))
+
+
+def test_ancestral_sampling_from_pure_noise_and_to_the_data_is_ddim_with_eta_1_there():
+    x, times = starting_points(), [math.pi / 2, 0.9, 0.0]
+    found, expected = (
+        solve(mild_mixture(), solver, x, times, stream=NoiseStream(0), closing=None)
+        for solver in (Ancestral(), DDIM(eta=1.0))
+    )
+    assert_equal(found.x, expected.x)
+    assert found.stats.nfe == 2 == Ancestral().calls_over(mild_mixture(), found.nodes)
+
+
+def test_ancestral_sampling_that_would_ask_below_the_grid_is_refused_before_the_first_call():
+    problem = mild_mixture().watching(starting_points(), (1.2, 0.5))
+    for solver in (Ancestral(Heun(Noise())), Ancestral(DPMSolver2(r1=0.8))):
+        with pytest.raises(ValueError, match=r"sigma/alpha=0\.\d+, below the end of the grid, 0\.5463; use a method"):
+            solve(problem, solver, starting_points(), [1.2, 0.8, 0.5], stream=NoiseStream(0))
 
 
 def test_euler_maruyama_is_that_of_the_variance_preserving_sde():
@@ -215,10 +269,14 @@ def test_a_run_is_refused_if_one_of_its_samples_goes_to_the_noise():
         (lambda: SASolver(form="heun"), "form='heun' is unknown"),
         (lambda: SASolver(form="midpoint"), "without a corrector; set corrector_order=0"),
         (lambda: SASolver(line=Rotation()), "SASolver: line=Rotation"),
+        (lambda: Ancestral(eta=0.0), r"Ancestral: eta=0.0 must lie in \(0, 1\]; without fresh noise use DPMSolver2"),
+        (lambda: Ancestral(eta=1.5), "Ancestral: eta=1.5"),
+        (lambda: Ancestral(DPMpp(2)), r"Ancestral: solver=DPMpp\(.* pass solvers\.DPMSolver2\(\)"),
+        (lambda: Ancestral(DDIM(eta=0.5)), r"Ancestral: solver=DDIM\(eta=0.5\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 
