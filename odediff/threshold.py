@@ -14,9 +14,10 @@ from solvers.real import divide, native
 
 @dataclass(frozen=True)
 class StaticThreshold:
-    """Clip x0 to [-limit, limit]."""
+    """Clip x0 to [-limit, limit]; ``keep_eps`` as in `threshold_prediction`."""
 
     limit: float = 1.0
+    keep_eps: bool = False
 
     def __post_init__(self) -> None:
         _require_limit(self.limit)
@@ -31,11 +32,12 @@ class DynamicThreshold:
 
     Saharia et al. 2022 ("Imagen"), section 2.3 and appendix figure A.10: ``s = max(quantile(|x0|), limit)``, then
     ``x0 = clip(x0, -s, s) limit / s``. diffusers bounds s by ``sample_max_value``, by default at 1, which makes its
-    thresholding `StaticThreshold`.
+    thresholding `StaticThreshold`. ``keep_eps`` as in `threshold_prediction`.
     """
 
     quantile: float = 0.995
     limit: float = 1.0
+    keep_eps: bool = False
 
     def __post_init__(self) -> None:
         _require_limit(self.limit)
@@ -56,11 +58,13 @@ Threshold = StaticThreshold | DynamicThreshold
 def threshold_prediction(threshold: Threshold, node: Node, prediction: Prediction) -> Prediction:
     """Threshold x0, and let eps follow so that the two still make up the state.
 
-    ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was cut, eps stays as it was. So does
-    DDIM of diffusers with ``use_clipped_model_output``; without it, eps is the network's still, and no longer that of
-    the state.
+    ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was cut, eps stays as it was. With
+    ``keep_eps`` it stays so everywhere, and the two no longer make up the state: that is what DDIM of diffusers does
+    with ``clip_sample``, unless it is told ``use_clipped_model_output``.
     """
     x0 = threshold(prediction.x0)
+    if threshold.keep_eps:
+        return Prediction(x0, lambda: prediction.eps)
     ratio = native(np.where(np.equal(node.sigma, 0), 0.0, divide(node.alpha, node.sigma)))
     return Prediction(x0, lambda: combine((1.0, prediction.eps), (ratio, prediction.x0 - x0)))
 

@@ -1,8 +1,10 @@
 """The embedded network under diffusers' schedulers and under ours: the same states to 1e-10, or the difference named.
 
-In diffusers the table is computed in float32; here it is overwritten in float64. clip_sample is off and the alpha-bar
-after the last step is 1, as in the DDIM paper.
+In diffusers the table is computed in float32; here it is overwritten in float64. clip_sample is off where it is not
+tested, and the alpha-bar after the last step is 1, as in the DDIM paper.
 """
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from odediff.prediction import Form, network_output
 from solvers import DDIM, DDPM, Node, NoiseStream
 
 T = 1000
+CLIP = 0.8
 TABLE = odediff.VPTable.linear(T)
 FORMS: dict[str, Form] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 
@@ -46,9 +49,9 @@ def in_form(model: odediff.Model, form: Form) -> odediff.Model:
     return odediff.Model(network, TABLE, form, model.conditions)
 
 
-def overwritten(scheduler_class: type, n: int, **options):
+def overwritten(scheduler_class: type, n: int, clip_sample: bool = False, **options):
     """A diffusers scheduler for n steps on our table in float64."""
-    scheduler = scheduler_class(num_train_timesteps=T, clip_sample=False, **options)
+    scheduler = scheduler_class(num_train_timesteps=T, clip_sample=clip_sample, clip_sample_range=CLIP, **options)
     scheduler.alphas_cumprod = torch.from_numpy(TABLE.alphas_cumprod.copy())
     scheduler.set_timesteps(n)
     return scheduler
@@ -77,10 +80,12 @@ def draws(count: int, like: torch.Tensor) -> list[torch.Tensor]:
     return values
 
 
-def end_by_ddim(scheduler: DDIMScheduler, model: odediff.Model, x: torch.Tensor, eta: float = 0.0) -> torch.Tensor:
+def end_by_ddim(
+    scheduler: DDIMScheduler, model: odediff.Model, x: torch.Tensor, eta: float = 0.0, **told: bool
+) -> torch.Tensor:
     noises = draws(len(scheduler.timesteps), x)
     for t, z in zip(scheduler.timesteps.tolist(), noises, strict=True):
-        extra = {"eta": eta, "variance_noise": z} if eta else {}
+        extra = told | ({"eta": eta, "variance_noise": z} if eta else {})
         x = scheduler.step(output_of(model, x, t), t, x, **extra).prev_sample
     return x
 
@@ -126,6 +131,17 @@ def test_ddim_equals_diffusers_in_other_prediction_forms(epsilon_model, noise, k
 def test_stochastic_ddim_equals_diffusers_with_the_same_noise(epsilon_model, noise, n, spacing):
     expected = end_by_ddim(ddim(n, spacing), epsilon_model, noise, eta=0.5)
     close(end_by_us(epsilon_model, DDIM(eta=0.5), n, spacing, noise), expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("keep_eps", [True, False])
+def test_ddim_equals_diffusers_that_clips_the_data(epsilon_model, noise, keep_eps, eta):
+    scheduler = ddim(7, "leading", clip_sample=True)
+    expected = end_by_ddim(scheduler, epsilon_model, noise, eta, use_clipped_model_output=not keep_eps)
+    clipping = replace(epsilon_model, threshold=odediff.StaticThreshold(CLIP, keep_eps))
+    close(end_by_us(clipping, DDIM(eta), 7, "leading", noise), expected)
+    other = replace(epsilon_model, threshold=odediff.StaticThreshold(CLIP, not keep_eps))
+    assert (end_by_us(other, DDIM(eta), 7, "leading", noise) - expected).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("n", "spacing"), [(7, "trailing"), (6, "linspace"), (10, "linspace")])

@@ -107,6 +107,14 @@ def test_noise_stays_as_it_was_at_the_data():
     assert torch.equal(found.x0, x0.clamp(-1, 1))
 
 
+@pytest.mark.parametrize("threshold", [StaticThreshold(keep_eps=True), DynamicThreshold(0.9, keep_eps=True)])
+def test_noise_stays_as_it_was_where_it_is_kept(threshold):
+    x0, eps = batch(), batch(seed=1)
+    found = threshold_prediction(threshold, PATH.node(0.5), Prediction(x0, eps))
+    assert torch.equal(found.eps, eps)
+    assert torch.equal(found.x0, threshold(x0)) and not torch.equal(found.x0, x0)
+
+
 def test_noise_stays_as_it_was_where_nothing_is_cut():
     x0, eps = batch(dtype=torch.float32), batch(seed=1, dtype=torch.float32)
     found = threshold_prediction(StaticThreshold(), PATH.node(0.001), Prediction(x0, eps))
