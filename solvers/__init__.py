@@ -9,6 +9,7 @@ from solvers.controller import PI, PID, Controller, I
 from solvers.coupled import EDICT, AsynchronousLeapfrog, Reversible, ReversibleHeun
 from solvers.dop853 import DOP853
 from solvers.dpm_pairs import DPM12, DPM23
+from solvers.dpm_solver_grouped import DPMSolverSinglestep
 from solvers.dpm_solver_singlestep import DPMFast, DPMSolver2, DPMSolver3
 from solvers.exponential import DDIM, DDPM
 from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S, HochbruckOstermann4
@@ -83,6 +84,7 @@ __all__ = [
     "DPMSolver",
     "DPMSolver2",
     "DPMSolver3",
+    "DPMSolverSinglestep",
     "DPMpp",
     "Data",
     "Dopri5",

@@ -1,6 +1,7 @@
 """Exponential Runge-Kutta methods against the formulas of their papers, and what holds for every tableau."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,7 @@ from solvers import (
     DPMFast,
     DPMSolver2,
     DPMSolver3,
+    DPMSolverSinglestep,
     HochbruckOstermann4,
     Node,
     Noise,
@@ -278,11 +280,38 @@ def test_steps_at_both_ends_are_ddim_steps_and_are_counted_as_such(line):
         (lambda: ETDRK2(line=None), r"ETDRK2: line=None"),
         (lambda: DPMFast(last=(4,)), r"DPMFast: last=\(4,\) must hold orders of 1, 2 or 3"),
         (lambda: DPMFast(line=Rotation()), r"DPMFast: line=Rotation"),
+        (lambda: DPMSolverSinglestep(4), r"DPMSolverSinglestep: intervals=4 must be a whole number from 1 to 3"),
+        (lambda: DPMSolverSinglestep(form="taylor"), r"form='taylor' is unknown; use \"midpoint\""),
+        (lambda: DPMSolverSinglestep(line=Rotation()), r"DPMSolverSinglestep: line=Rotation"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_groups_of_intervals_begin_anew_after_a_ddim_step():
+    """From pure noise on: DDIM, then a group of three, one of two, and DDIM to the data."""
+    ode = mild_mixture()
+    times = [math.pi / 2, *(ode.node_at(level).t for level in (-2.0, -1.4, -0.9, -0.2, 0.3, 1.1)), 0.0]
+    found = solve(ode, DPMSolverSinglestep(), starting_points(), times, closing=None, trajectory=True)
+    nodes, states = found.nodes, found.trajectory
+    assert_equal(states[1], DDIM().step(ode, *nodes[:2], starting_points()).x)
+    two, three = DPMSolver2(Data(), r1=6 / 11), DPMSolver3(Data(), r1=6 / 18, r2=11 / 18)
+    assert_equal(states[2], DDIM().step(ode, *nodes[1:3], states[1]).x)
+    assert_equal(states[3], two.step(ode, nodes[1], nodes[3], states[1]).x)
+    # Its own second stage is that of phi_2, and the group's second node that of DPM-Solver-2.
+    assert_equal(states[4], replace(three, form="diffusers").step(ode, nodes[1], nodes[4], states[1]).x)
+    assert_equal(states[5], DDIM().step(ode, *nodes[4:6], states[4]).x)
+    assert_equal(found.x, DDIM().step(ode, *nodes[-2:], states[-2]).x)
+    assert found.stats.nfe == 7
+
+
+def test_groups_of_intervals_want_one_grid_for_all_samples():
+    ode = mild_mixture()
+    nodes = [ode.node(np.array(times)) for times in ([1.2, 1.1], [0.8, 0.9])]
+    with pytest.raises(TypeError, match=r"nodes: DPMSolverSinglestep\(.*give each node one time"):
+        DPMSolverSinglestep().start(ode, nodes, starting_points()[:2])
 
 
 def test_a_plain_ode_is_refused():

@@ -22,6 +22,7 @@ from solvers import (
     Data,
     DPMSolver2,
     DPMSolver3,
+    DPMSolverSinglestep,
     Euler,
     Heun,
     Noise,
@@ -167,6 +168,23 @@ def test_the_heun_type_of_the_last_stage_is_the_taylor_form(line):
     scheduler = prepared(scheduler, levels(VP, fine))
     found = ours(VP, DPMSolver3(line=line, form="taylor"), coarse, starting_points())
     close(found, walk(scheduler, starting_points(), eps_at(VP, fine)))
+
+
+@pytest.mark.parametrize("steps", range(1, 10))
+@pytest.mark.parametrize("form", ["midpoint", "heun"])
+@pytest.mark.parametrize("intervals", [1, 2, 3])
+@pytest.mark.parametrize("line", [Noise(), Data()], ids=str)
+def test_singlestep_on_the_nodes_of_any_grid(line, intervals, form, steps):
+    times = nodes_of(VP, None if line == Data() else 3.0, steps)
+    scheduler = diffusers.DPMSolverSinglestepScheduler(
+        algorithm_type="dpmsolver++" if line == Data() else "dpmsolver",
+        solver_order=intervals,
+        solver_type=form,
+        final_sigmas_type="zero" if line == Data() else "sigma_min",
+    )
+    scheduler = prepared(scheduler, levels(VP, times))
+    found = ours(VP, DPMSolverSinglestep(intervals, line, form), times, starting_points())
+    close(found, walk(scheduler, starting_points(), eps_at(VP, times)))
 
 
 # --- k-diffusion's relatives, whose state is x/alpha -------------------------------------------------------------
