@@ -21,6 +21,9 @@ from solvers.sums import Term, advance, pending, single, total
 MOST_POINTS = 6
 """Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""
 
+CLOSE = 0.05
+"""Of a step: of two nodes that lie nearer to each other than that, a method that corrects reads the newer one alone."""
+
 DATA = Node(0.0, 1.0, 0.0)
 """The data, on every path."""
 
@@ -99,7 +102,8 @@ class ExponentialAdams(Solver):
 
         x_b = (scale_b/scale_a) (x_a + sum_j (c_j - p_j) slope_j) + scale_b sum_j w_j slope_j
 
-    N steps are N calls, and the result is the last prediction.
+    N steps are N calls, and the result is the last prediction. Of two nodes that nearly coincide, beside the step
+    ahead, the polynomials of a method with a corrector pass through the newer one alone.
 
     The first steps have fewer predictions to go by, so the order rises from 1; ``past`` gives exact ones. A step that
     leaves or reaches a singular node of the line, or one where the variable is infinite, is a DDIM step, and no
@@ -263,11 +267,14 @@ class ExponentialAdams(Solver):
             used[first:] = np.minimum(used[first:], steps + after - place[:steps])
         if most is not None:
             used[first:] = np.minimum(used[first:], most)
+        read = np.arange(self.points).reshape(-1, *(1,) * used.ndim) < used
+        if self.corrector:
+            read &= ~self._shadowed(stack)
         # The step that led to a node is corrected there: the plan sets out one step earlier if that is yet to be done.
         led = first - predicted
-        planned = self._formulas(ode, stack, used, range(led, first + steps), corrector=False)
+        planned = self._formulas(ode, stack, read, range(led, first + steps), corrector=False)
         if self.corrector:
-            correctors = self._formulas(ode, stack, used, range(led, first + steps - 1), corrector=True)
+            correctors = self._formulas(ode, stack, read, range(led, first + steps - 1), corrector=True)
             planned = _corrected(planned, correctors)
         formulas = planned.each()[predicted:]
         if used.ndim == 1:
@@ -282,26 +289,49 @@ class ExponentialAdams(Solver):
         remote = self.variable == "s" and Noise().singular(stack)
         return finite & ~np.asarray(self.line.singular(stack) | remote)
 
-    def _formulas(self, ode: PathODE, stack: Node, used: np.ndarray, steps: range, corrector: bool) -> Formulas:
-        """The formulas of ``steps``, numbered by the node that they leave."""
+    def _shadowed(self, stack: Node) -> np.ndarray:
+        """Which of the latest slopes, newest first, each step leaves out: those `CLOSE` behind the next that it reads.
+
+        They were made at a state before its correction and at one after it. What is between the two is then divided by
+        the distance of the nodes, and multiplied by the length of the step.
+        """
+        places = np.asarray(value(self.variable, self.line, stack))
+        with np.errstate(invalid="ignore"):
+            step = np.abs(np.diff(places, axis=0))
+            nearest = places[:-1]
+            found = np.zeros((self.points, *step.shape), dtype=bool)
+            for j in range(1, self.points):
+                behind = np.roll(places[:-1], j, axis=0)
+                found[j] = np.abs(behind - nearest) < CLOSE * step
+                nearest = np.where(found[j], nearest, behind)
+        return found
+
+    def _formulas(self, ode: PathODE, stack: Node, read: np.ndarray, steps: range, corrector: bool) -> Formulas:
+        """The formulas of ``steps``, numbered by the node that they leave; ``read`` are the slopes of each of them."""
         index = np.asarray(steps, dtype=np.int64)
-        reads = used[index]
-        ratio = np.zeros(reads.shape)
-        weights = np.zeros((self.points + self.corrector, *reads.shape))
-        for count in set(reads.ravel().tolist()) - {0}:
-            here = np.nonzero(reads == count)
+        read = read[:, index]
+        ratio = np.zeros(read.shape[1:])
+        weights = np.zeros((self.points + self.corrector, *ratio.shape))
+        for pattern in {tuple(column) for column in read.reshape(self.points, -1).T.tolist()}:
+            behind = [j for j, reads in enumerate(pattern) if reads]
+            if not behind:
+                continue
+            here = np.nonzero((np.moveaxis(read, 0, -1) == pattern).all(axis=-1))
 
             def at(offset: int, here: tuple[np.ndarray, ...] = here) -> Node:
                 place = (index[here[0]] + offset, *here[1:])
                 return Node(*(np.asarray(values)[place] for values in stack))
 
             a, b = at(0), at(1)
-            nodes = [*([b] if corrector else []), a, *(at(-j) for j in range(1, count))]
+            nodes, rows = [at(-j) for j in behind], [j + corrector for j in behind]
+            if corrector:
+                nodes, rows = [b, *nodes], [0, *rows]
             scale_b = self.line.scale(b)
             ratio[here] = scale_b / self.line.scale(a)
-            for j, weight in enumerate(self.weights(ode, a, b, nodes)):
-                weights[j][here] = scale_b * weight
-        return Formulas(ratio, weights, reads + (corrector & (reads > 0)))
+            for row, weight in zip(rows, self.weights(ode, a, b, nodes), strict=True):
+                weights[row][here] = scale_b * weight
+        counts = self.points - read[::-1].argmax(axis=0)
+        return Formulas(ratio, weights, np.where(read[0], counts + corrector, 0))
 
 
 def closed_by_own_step(ode: Any, line: Line) -> bool:

@@ -257,6 +257,24 @@ def run(solver, problem, nodes, x):
     return states, state
 
 
+CORRECTED = [UniPC(), UniPC(p=3), ExponentialAdams(4, Rotation(), "q", corrector=True), solvers.GPMultistep()]
+
+
+@pytest.mark.parametrize("solver", CORRECTED, ids=str)
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-8, 1e-12])
+@pytest.mark.parametrize("path", ["table", "rectified flow"])
+def test_nodes_that_nearly_coincide_do_no_harm(solver, path, apart):
+    problem = problem_on(path)
+    times = odediff.grid.plateau(PATHS[path], 25)[:-1].tolist()
+    x = starting_points() * problem.node(times[0]).sigma
+    exact = solve(problem, solvers.Adaptive(solvers.DOP853(), 1e-11), x, [times[0], times[-1]], closing=None).x
+    error = (solve(problem, solver, x, times, closing=None).x - exact).abs().max()
+    for i in (12, 20):
+        doubled = [*times[: i + 1], times[i] + apart * (times[i + 1] - times[i]), *times[i + 1 :]]
+        found = solve(problem, solver, x, doubled, closing=None)
+        assert (found.x - exact).abs().max() < 1.5 * error + 1e-4
+
+
 @pytest.mark.parametrize("solver", METHODS, ids=str)
 def test_samples_that_keep_their_own_times_end_where_each_ends_alone(solver):
     problem, x = problem_on(), starting_points()
