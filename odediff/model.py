@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from odediff.conditions import as_row_numbers, as_tensors, chunks, expanded, require_rows_for, row_count, selected
 from odediff.fingerprint import held_modules, module_of
-from odediff.overwriting import LastAnswer, share_memory, written
+from odediff.overwriting import LastAnswer, one_memory, share_memory, written
 from odediff.prediction import FORMS, Form, predict, require_information
 from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
@@ -218,10 +218,7 @@ class Model:
         if self.guided:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
             if share_memory(unconditional, output) and not share_memory(output, x_seen):
-                raise ValueError(
-                    f"network {type(self.network).__name__} answers in one and the same memory from call to call, so "
-                    "that the pass without the condition overwrites the other; let it return a clone"
-                )
+                raise one_memory(self.network, "the pass without the condition overwrites the other")
             output = _guided(unconditional, output, self.guidance)
         prediction = predict(self.prediction, seen, x_seen, output)
         return threshold_prediction(self.threshold, node, prediction) if self.threshold else prediction
@@ -304,7 +301,12 @@ class Model:
                     "first operation one that is not in place"
                 )
             return output if output.dtype is x.dtype else output.to(x.dtype)
-        parts = [self._pass(part, words) for part, words in chunks(self.chunk, (given, times), keywords)]
+        parts: list[Tensor] = []
+        for part, told in chunks(self.chunk, (given, times), keywords):
+            answer = self._pass(part, told)
+            if parts and share_memory(parts[-1], answer):
+                raise one_memory(self.network, "one chunk of samples overwrites another")
+            parts.append(answer)
         return torch.cat(parts)[:batch].to(x.dtype)
 
     def _pass(self, arguments: tuple[Tensor, ...], keywords: Mapping[str, Any]) -> Tensor:
@@ -317,7 +319,7 @@ class Model:
                 'and floating-point (odediff.custom.Selected(network, "sample") selects a part of it, '
                 "learned_variance=True drops the variances)"
             )
-        self._last_answer.replace(output, self.network)
+        self._last_answer.replace(output, x, self.network)
         return output
 
     @property

@@ -21,21 +21,38 @@ class LastAnswer:
         """A copy has seen nothing."""
         return type(self), ()
 
-    def replace(self, answer: Tensor, network: Any) -> None:
-        """Take the next answer.
+    def replace(self, answer: Tensor, given: Tensor, network: Any) -> None:
+        """Take the next answer, to the state ``given``.
+
+        What a replayed CUDA graph or another library writes is not counted: an answer in the memory of one that is held
+        is taken for written there. One and the same tensor may be a constant, and an alias of the state is no answer's.
 
         Raises:
             ValueError: it was written over the last one, which is still held.
         """
-        if answer.is_inference():  # such tensors do not count what is written to them
-            return
         before = self._answer() if self._answer is not None else None
-        if before is not None and before._version != self._version and share_memory(before, answer):
-            raise ValueError(
-                f"network {type(network).__name__} writes its answer over the one before, which the method still reads;"
-                " let it return a clone"
-            )
-        self._answer, self._version = weakref.ref(answer), answer._version
+        counts = not answer.is_inference()  # such tensors do not count what is written to them
+        if before is not None:
+            rewritten = counts and before._version != self._version
+            other = before is not answer and not share_memory(answer, given)
+            if (rewritten or other) and share_memory(before, answer):
+                raise _overwritten(network) if rewritten else one_memory(network, "the one before is overwritten")
+        self._answer, self._version = weakref.ref(answer), answer._version if counts else 0
+
+
+def _overwritten(network: Any) -> ValueError:
+    return ValueError(
+        f"network {type(network).__name__} writes its answer over the one before, which the method still reads; let it "
+        "return a clone"
+    )
+
+
+def one_memory(network: Any, consequence: str) -> ValueError:
+    """What to say of a network that answers where it answered before."""
+    return ValueError(
+        f"network {type(network).__name__} answers in one and the same memory from call to call, so that "
+        f"{consequence}; let it return a clone"
+    )
 
 
 def written(tensors: Sequence[Tensor]) -> list[int | None]:

@@ -270,6 +270,37 @@ def test_answers_that_overwrite_what_a_method_holds_are_refused(view):
         odediff.sample(model, (2, 3), steps=6, solver=solvers.LMS())
 
 
+class Replayed:
+    """A network that answers as a CUDA graph does: in one memory, which nothing counts the writing to."""
+
+    def __init__(self, shape):
+        self.buffer = torch.empty(shape)
+
+    def __call__(self, x, time):
+        self.buffer.numpy()[...] = torch.tanh(x).numpy()
+        return self.buffer.detach()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_answers_whose_memory_is_written_to_without_a_count_are_refused(mode):
+    with mode(), pytest.raises(ValueError, match="Replayed answers in one and the same memory.*return a clone"):
+        odediff.sample(odediff.Model(Replayed((2, 3)), TABLE), (2, 3), steps=6, solver=solvers.LMS())
+
+
+@pytest.mark.parametrize("network", [Replayed((2, 2, 3)), OneBuffer((2, 2, 3), False)], ids=["graph", "buffer"])
+def test_chunks_that_overwrite_each_other_are_refused(network):
+    with pytest.raises(ValueError, match="network .* return a clone"):
+        odediff.Model(network, TABLE, chunk=2).predict(TABLE.node(0.5), states(4))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_network_that_answers_with_its_input_overwrites_nothing(chunk):
+    model = odediff.Model(
+        lambda x, time, label: x[:], TABLE, conditions={"label": 1}, null={"label": 0}, guidance=2.0, chunk=chunk
+    )
+    assert torch.isfinite(odediff.sample(model, (2, 3), steps=6, solver=solvers.LMS())).all()
+
+
 def test_one_answer_for_all_calls_is_none_that_is_overwritten():
     constant = torch.ones(2, 3)
     model = odediff.Model(lambda x, time: constant, TABLE)
