@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,11 +24,46 @@ def fingerprint(network: Any) -> str:
 
     Neither `torch.compile`, nor a wrapper that spreads a batch over devices, nor a function around it makes it another.
     """
-    held = list(held_weights(network))
+    held = list(_held(network))
     if not held:
         named = network if hasattr(network, "__qualname__") else type(network)
         return f"{named.__module__}.{named.__qualname__}"
-    return tensors_hash(held[0] if len(held) == 1 else dict(enumerate(held)))
+    if len(held) == 1 and isinstance(held[0], nn.Module):
+        return _module_hash(unwrapped(held[0]))
+    weights = list(held_weights(network))
+    return tensors_hash(weights[0] if len(weights) == 1 else dict(enumerate(weights)))
+
+
+_hashes: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
+"""Of modules that were hashed before, beside their `_sums` then."""
+
+
+def _module_hash(module: nn.Module) -> str:
+    """`tensors_hash` of a module's state; computed again only if that has changed, which its sums tell at once."""
+    state = module.state_dict()
+    sums = _sums(state)
+    if sums is None:
+        return tensors_hash(state)
+    before = _hashes.get(module)
+    if before is None or before[0] != sums:
+        _hashes[module] = before = sums, tensors_hash(state)
+    return before[1]
+
+
+def _sums(state: Mapping[str, Any]) -> Any:
+    """What the bits of each tensor add up to, on its device; None where a state has other things in it."""
+    totals, kinds = [], []
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            return None
+        flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
+        if flat.storage_offset() % 8:
+            flat = flat.clone()
+        whole = len(flat) // 8 * 8
+        totals.append(flat[:whole].view(torch.int64).sum() + flat[whole:].sum(dtype=torch.int64))
+        kinds.append((name, value.dtype, value.shape))
+    devices = dict.fromkeys(total.device for total in totals)
+    return kinds, [torch.stack([one for one in totals if one.device == device]).tolist() for device in devices]
 
 
 def module_of(network: Any) -> nn.Module | None:
@@ -115,7 +151,8 @@ def _package(function: FunctionType) -> str:
 def tensors_hash(tensors: Mapping[Any, Any]) -> str:
     """SHA-256 of tensors: their names and bits, in the order of the names.
 
-    What a module keeps in its state beside tensors counts too: the tensors in it, numbers and text.
+    What a module keeps in its state beside tensors counts too: the tensors in it, numbers and text. Tensors without
+    memory, as those of networks whose weights are loaded for each call, count by their shapes.
     """
     digest = hashlib.sha256()
     for part in _bits(tensors):
@@ -123,10 +160,12 @@ def tensors_hash(tensors: Mapping[Any, Any]) -> str:
     return digest.hexdigest()
 
 
-def _bits(value: Any) -> Iterator[bytes]:
-    if isinstance(value, Tensor):
+def _bits(value: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(value, Tensor) and value.is_meta:
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+    elif isinstance(value, Tensor):
         dense = value.detach().dequantize() if value.is_quantized else value.detach().to_dense()
-        yield dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(value, np.ndarray):
         yield f"{value.dtype}{value.shape}".encode()
         yield value.tobytes() if value.dtype != object else repr(value.tolist()).encode()

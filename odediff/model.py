@@ -128,9 +128,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are, or those of the modules that a function holds; the CPU without any."""
+        """Where the network's parameters are, or those of the modules that a function holds; the CPU without any.
+
+        Those on "meta" are nowhere: their weights are loaded for each call.
+        """
         parameters = (parameter for module in held_modules(self.network) for parameter in module.parameters())
-        return next((parameter.device for parameter in parameters), torch.device("cpu"))
+        return next((parameter.device for parameter in parameters if not parameter.is_meta), torch.device("cpu"))
 
     @property
     def unsteady(self) -> bool:

@@ -147,6 +147,47 @@ def test_a_code_of_another_network_behind_a_lambda_is_refused():
         odediff.decode(model(OTHER), code)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_network_that_is_changed_in_any_way_is_another_one_and_the_same_when_it_is_changed_back(dtype):
+    network = Net(0.1).to(dtype)
+    before = fingerprint(network)
+    weights = network.weight.detach().clone()
+    changes = (
+        lambda: network.weight.data.mul_(2),
+        lambda: network.bias.data.add_(1e-3),
+        lambda: setattr(network, "weight", nn.Parameter(weights * 3)),
+    )
+    seen = {before}
+    for change in changes:
+        change()
+        seen.add(fingerprint(network))
+    assert len(seen) == 1 + len(changes)
+    network.load_state_dict({"weight": weights, "bias": torch.zeros(3, dtype=dtype)})
+    assert fingerprint(network) == before == fingerprint(Net(0.1).to(dtype))
+
+
+def test_a_network_whose_weights_are_loaded_for_each_call_is_told_by_their_shapes():
+    class Offloaded(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.layer = nn.Linear(3, width, device="meta")
+
+        def forward(self, x, time):
+            return 0.1 * x
+
+    model = odediff.Model(Offloaded(4), odediff.VPTable.linear())
+    code = odediff.encode(model, torch.ones(2, 3), steps=4)
+    assert odediff.decode(model, code).device.type == "cpu" == odediff.sample(model, (2, 3), steps=2).device.type
+    assert fingerprint(Offloaded(4)) != fingerprint(Offloaded(5))
+
+
+def test_a_network_is_hashed_once(monkeypatch):
+    network, hashed = Net(0.7), []
+    monkeypatch.setattr("odediff.fingerprint.tensors_hash", lambda state: hashed.append(state) or tensors_hash(state))
+    assert fingerprint(network) == fingerprint(network) == fingerprint(closed_over(network))
+    assert len(hashed) == 1
+
+
 def test_a_state_may_hold_more_than_dense_tensors():
     class Extra(Net):
         def __init__(self, told):
