@@ -11,10 +11,7 @@ def available(device: str | torch.device) -> torch.device:
     Raises:
         ValueError: no such device is known, or this machine has none.
     """
-    try:
-        known = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device={device} is unknown; use cpu, cuda, cuda:0 or mps") from None
+    known = _known(device)
     try:
         torch.empty(0, device=known).cpu()
     except (RuntimeError, AssertionError, ImportError):
@@ -23,3 +20,16 @@ def available(device: str | torch.device) -> torch.device:
             found += [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
         raise ValueError(f"device={device} is not available on this machine; found: {', '.join(found)}") from None
     return known
+
+
+def is_at(device: str | torch.device, actual: torch.device) -> bool:
+    """Whether ``actual`` is ``device``; of one without a number, whether it is of that kind."""
+    known = _known(device)
+    return known.type == actual.type and known.index in (None, actual.index)
+
+
+def _known(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device} is unknown; use cpu, cuda, cuda:0 or mps") from None

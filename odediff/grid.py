@@ -115,6 +115,10 @@ def log_snr(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     return _by_log_snr(path, steps, end, lambda first, last, f: first + f * (last - first))
 
 
+MOST_EXPONENT = 700.0
+"""Of a number in float64, whose exponential is one."""
+
+
 def polyexponential(path: Schedule, steps: int, end: float | None = None, rho: float = 1.0) -> torch.Tensor:
     """Polynomial in log s: lambda = last + (first - last) (1 - f)^rho, f from 0 to 1 (k-diffusion); rho = 1 is log_snr.
 
@@ -129,6 +133,8 @@ def karras(path: Schedule, steps: int, end: float | None = None, rho: float = 7.
     _require_rho(rho)
 
     def place(first: float, last: float, f: Array) -> Array:
+        if max(-first, last) > MOST_EXPONENT * rho:
+            raise ValueError(f"rho = {rho!r} is too small: s^(1/rho) leaves float64; Karras et al. use 7")
         high, low = math.exp(-first / rho), math.exp(-last / rho)
         return -rho * np.log(high + f * (low - high))
 
@@ -245,7 +251,7 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
 def _real_numbers(times: Iterable[float]) -> Array | None:
     """The times in float64; None if they are anything else than real numbers."""
     if isinstance(times, torch.Tensor):
-        return None if times.is_complex() else times.detach().double().cpu().numpy()
+        return None if times.is_complex() else times.detach().cpu().double().numpy()
     try:
         given = np.array(list(times))
         return None if np.iscomplexobj(given) else given.astype(np.float64)

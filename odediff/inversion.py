@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from odediff.code import Code, grid_nodes
-from odediff.defaults import Grid, default_grid, default_solver
+from odediff.defaults import Grid, default_grid, default_solver, warn_of_scale
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.replay import NullSchedule, Replayed
 from odediff.sampling import make_times
 from odediff.tolerance import at_tolerance, follows_tolerance, require_regular, tolerance_span
-from solvers import Companion, Inverse, Node, ReversibleSolver, Solution, Solver, solve
+from solvers import Companion, GPMultistep, Inverse, Node, ReversibleSolver, Solution, Solver, solve
 from solvers.arguments import as_number
 from solvers.implicit_inverse import Effort
 from solvers.solver import require_solver
@@ -53,6 +53,7 @@ def encode(
             nothing has been computed.
         solvers.SolveError: samples became infinite or NaN, or an implicit inverse did not converge.
     """
+    by_default = solver is None
     if follows_tolerance(solver, rtol, steps, nfe, grid):
         solver = at_tolerance(solver, rtol)
     elif solver is None:
@@ -63,6 +64,8 @@ def encode(
         require_regular(model, solver, times.tolist())
     if throw:
         require_images(images)
+    if by_default and isinstance(solver, GPMultistep):
+        warn_of_scale("images", images)
     solution = climb(probability_flow(model), solver, images, times, callback=callback, progress=progress, throw=throw)
     effort = solution.state if isinstance(solution.state, Effort) else None
     return Code.of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -128,12 +129,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are, or those of the modules that a function holds; the CPU without any.
-
-        Those on "meta" are nowhere: their weights are loaded for each call.
-        """
+        """Where the network's parameters are, or those of the modules that a function holds; the CPU without any."""
         parameters = (parameter for module in held_modules(self.network) for parameter in module.parameters())
-        return next((parameter.device for parameter in parameters if not parameter.is_meta), torch.device("cpu"))
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
     @property
     def unsteady(self) -> bool:
@@ -314,7 +312,13 @@ class Model:
 
     def _pass(self, arguments: tuple[Tensor, ...], keywords: Mapping[str, Any]) -> Tensor:
         """One pass of the network, with its output's shape checked."""
-        output, x = self.network(*arguments, **keywords), arguments[0]
+        x = arguments[0]
+        try:
+            output = self.network(*arguments, **keywords)
+        except RuntimeError as error:
+            if re.search("same device|expected device", str(error)):
+                raise _elsewhere(self.network, x) from error
+            raise
         if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
             got = f"{tuple(output.shape)} of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
@@ -322,6 +326,8 @@ class Model:
                 'and floating-point (odediff.custom.Selected(network, "sample") selects a part of it, '
                 "learned_variance=True drops the variances)"
             )
+        if output.device != x.device:
+            raise _elsewhere(self.network, x, output.device)
         self._last_answer.replace(output, x, self.network)
         return output
 
@@ -336,6 +342,15 @@ class Model:
         module = module_of(self.network)
         parameters = iter(()) if module is None else module.parameters()
         return next((p for p in parameters if p.is_floating_point()), None)
+
+
+def _elsewhere(network: Any, x: Tensor, answered: torch.device | None = None) -> ValueError:
+    """What to say of a network that is not where the state is."""
+    what = f"answers on {answered}" if answered else "computes with tensors on another device"
+    return ValueError(
+        f"network {type(network).__name__} {what}, and the state is on {x.device}; bring them together, the state by "
+        "x.to(model.device), a code by code.to(model.device)"
+    )
 
 
 def _clock_dtype(dtype: torch.dtype) -> torch.dtype:

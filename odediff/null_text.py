@@ -240,7 +240,7 @@ def _loss_and_gradient(
         leaves = {name: value.detach().requires_grad_() for name, value in nulls.items()}
         bare = replace(model, conditions={**model.conditions, **model.null, **leaves}, guidance=1.0)
         free = _landing(bare, a, b, x)
-        weight = per_row(torch.as_tensor(model.guidance, dtype=torch.float64).detach().cpu().numpy(), x)
+        weight = per_row(torch.as_tensor(model.guidance, dtype=torch.float64, device="cpu").detach().numpy(), x)
         loss = (free + weight * (wanted - free) - target).square().flatten(1).mean(1)
         gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
     return loss.detach().cpu(), dict(zip(leaves, gradients, strict=True))

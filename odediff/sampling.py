@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from odediff import grid as grids
-from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing
-from odediff.device import available
+from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing, warn_of_scale
+from odediff.device import available, is_at
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, probability_flow
 from odediff.schedule import Schedule, VPTable
 from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
-from solvers import Node, NoiseStream, Solver, solve
+from solvers import GPMultistep, Node, NoiseStream, Solver, solve
 from solvers.solve import Closing
 from solvers.solver import require_solver
 
@@ -56,10 +56,11 @@ def sample(
             they are; unless given the solver's own, see `defaults.default_grid`.
         steps: intervals of the grid, the closing one included; 20 unless ``nfe`` or ``rtol`` is given.
         nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
-        rtol: a tolerance instead of ``steps`` or ``nfe``: the relative error allowed to each step of each sample. The
-            solver must follow one; `solvers.AdaptiveAdams` unless given. No grid is needed; the times of one are
-            further nodes, beside the schedule's end. Each sample takes steps of its own, so that the network is told
-            another time in every row.
+        rtol: a tolerance instead of ``steps`` or ``nfe``: the error allowed to each step of each sample, relative to
+            the state's size, or to 1 where that is smaller: of data much below 1 it is absolute, unless the solver is
+            given an ``atol``. The solver must follow a tolerance; `solvers.AdaptiveAdams` unless given. No grid is
+            needed; the times of one are further nodes, beside the schedule's end. Each sample takes steps of its own,
+            so that the network is told another time in every row.
         seed: fixes every sample, whatever the batch size, its order, or how work is sharded; to the last bit in float32
             and float64, if the network's rows do not depend on each other, or with `Model.chunk`. (Sums in half
             precision round by a row's place in memory.)
@@ -89,6 +90,7 @@ def sample(
     if noise is not None and not isinstance(noise, Tensor):
         raise TypeError(f"noise must be a torch.Tensor of shape (B, ...), not {type(noise).__name__}")
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
+    by_default = solver is None
     if follows_tolerance(solver, rtol, steps, nfe, grid):
         solver = at_tolerance(solver, rtol)
         times, closing = tolerance_span(model, solver, closing, grid)
@@ -104,18 +106,18 @@ def sample(
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype!r} does not hold a state; use torch.float32 or torch.float64")
         place = model.device if device is None else available(device)
+        if place.type == "meta":  # the weights are nowhere: they are loaded for each call
+            place = torch.device("cpu")
         state = torch.empty(_checked_shape(shape), dtype=dtype, device=place)  # type: ignore[arg-type]
         start = model.path.node(float(times[0]))
         drawn, stream = stream.draw(state)
         noise = drawn.mul_(initial_deviation(start))
     else:
-        if dtype is not None or device is not None:
-            asked = torch.empty(0, dtype=dtype or noise.dtype, device=device or noise.device)
-            if (asked.dtype, asked.device) != (noise.dtype, noise.device):
-                raise ValueError(
-                    f"dtype={dtype}, device={device}: noise is {noise.dtype} on {noise.device}; leave them out, or "
-                    "pass noise.to(...)"
-                )
+        if dtype not in (None, noise.dtype) or not (device is None or is_at(device, noise.device)):
+            raise ValueError(
+                f"dtype={dtype}, device={device}: noise is {noise.dtype} on {noise.device}; leave them out, or pass "
+                "noise.to(...)"
+            )
         stream = NoiseStream(seed, stream.samples, counter=1)
     with torch.no_grad():
         solution = solve(
@@ -135,6 +137,8 @@ def sample(
             f"nfe={nfe}: {solver} made {solution.stats.nfe} calls, more than its calls() says; let calls(n_steps) "
             "return what n_steps steps cost"
         )
+    if by_default and isinstance(solver, GPMultistep):
+        warn_of_scale("samples", solution.x)
     return solution if return_solution else solution.x
 
 

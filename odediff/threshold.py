@@ -73,7 +73,11 @@ def _quantile(rows: Tensor, q: float) -> Tensor:
     """The quantile of every row, linear between two of its values; `torch.quantile` takes no more than 2^24."""
     place = q * (rows.shape[1] - 1)
     below = math.floor(place)
-    lower, upper = (rows.kthvalue(1 + rank, dim=1).values for rank in (below, math.ceil(place)))
+    ranks = below, math.ceil(place)
+    if rows.is_cuda:  # there torch has no kthvalue for those who ask for deterministic algorithms
+        lower, upper = rows.sort(dim=1).values[:, ranks].unbind(1)
+    else:
+        lower, upper = (rows.kthvalue(1 + rank, dim=1).values for rank in ranks)
     return torch.lerp(lower, upper, place - below)
 
 

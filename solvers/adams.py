@@ -25,6 +25,7 @@ from solvers.newton_form import (
 from solvers.solver import Solver
 from solvers.sums import per_row, weighted_sums
 from solvers.tolerance import Run, Span, Tolerance, error_scale
+from solvers.transfer import index_on
 
 SAFETY = 0.61
 """Of the step that would just meet the tolerance; at order k the error then aimed at is SAFETY^(k + 1) of it."""
@@ -236,7 +237,7 @@ class AdamsRun(Run):
         if (at_last & ~self.odd).any():
             plainly, plain_error = self._extrapolated(end, most, odd=False)
             odd = ~(at_last & ~self.odd & (plain_error < error))
-            rows = torch.from_numpy(np.flatnonzero(~odd)).to(ended.device)
+            rows = index_on(ended.device, np.flatnonzero(~odd))
             ended.index_copy_(0, rows, plainly[rows])
             error = np.where(odd, error, plain_error)
         reached = candidates & (at_last | (error <= 1))
@@ -276,7 +277,7 @@ class AdamsRun(Run):
 
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """The integral of the last step's own polynomial: of the step's order."""
-        last, index = self.last, torch.from_numpy(rows).to(self.z.device)
+        last, index = self.last, index_on(self.z.device, rows)
         weights = np.zeros((len(last.nodes), len(rows)))
         for odd in (False, True):
             of = np.flatnonzero(last.odd[rows] == odd)
@@ -311,7 +312,7 @@ class AdamsRun(Run):
     def _write(self, slope: Tensor) -> None:
         """Put the slopes of an attempt into the free slots."""
         count, size = self.slopes.shape[:2]
-        places = torch.from_numpy(np.arange(count) * size + self.age[-1]).to(slope.device)
+        places = index_on(slope.device, np.arange(count) * size + self.age[-1])
         self.slopes.flatten(0, 1).index_copy_(0, places, slope)
 
     def _with_attempt(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -334,7 +335,7 @@ class AdamsRun(Run):
         """Take those rows to ``(q, z)``; ``z`` is written to."""
         self.q = np.where(moved, q, self.q)
         if not moved.all():
-            stay = torch.from_numpy(np.flatnonzero(~moved)).to(z.device)
+            stay = index_on(z.device, np.flatnonzero(~moved))
             z.index_copy_(0, stay, self.z[stay])
         self.z = z
 

@@ -18,6 +18,7 @@ from solvers.runge_kutta import Bosh3, Dopri5, Extension, RungeKutta, Tsit5
 from solvers.solver import Solver
 from solvers.sums import combine
 from solvers.tolerance import Run, Span, Tolerance, error_scale
+from solvers.transfer import index_on
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class PairRun(Run):
         self.h = np.where(accepted & (h < wanted), np.maximum(self.h, wanted), self.h)
         self.calm = accepted
         self.errors = np.where(accepted[:, None], recent, self.errors)
-        column = torch.from_numpy(accepted).to(z.device).reshape(-1, *(1,) * (z.ndim - 1))
+        column = index_on(z.device, accepted).reshape(-1, *(1,) * (z.ndim - 1))
         self.last = (q, z, slope)
         self.z, self.slope = torch.where(column, reached, z), torch.where(column, last, slope)
         self.q = np.where(accepted, b, q)

@@ -74,8 +74,8 @@ def row_norm(x: Tensor) -> np.ndarray:
         whole = size // BLOCK * BLOCK
         blocks = vector_norm(rows[:, :whole].reshape(len(rows), -1, BLOCK), dim=2)
         rest = vector_norm(rows[:, whole:], dim=1)
-        norms = vector_norm(torch.cat([blocks, rest[:, None]], dim=1).double(), dim=1)
-    return norms.double().cpu().numpy() / math.sqrt(max(size, 1))
+        norms = vector_norm(torch.cat([blocks, rest[:, None]], dim=1).cpu().double(), dim=1)
+    return norms.cpu().double().numpy() / math.sqrt(max(size, 1))
 
 
 def first_step(d0: np.ndarray, d1: np.ndarray, span: float) -> np.ndarray:

@@ -182,7 +182,7 @@ class ImplicitInverse(ReversibleSolver):
 
     def relative(self, a: Node, b: Node, x: Tensor) -> Tensor:
         """What turns the max-norm of ``-P G`` into the relative residual, ``(B,)`` in float64."""
-        ratio = torch.as_tensor(_preconditioner(a, b), dtype=torch.float64)
+        ratio = torch.as_tensor(_preconditioner(a, b), dtype=torch.float64, device="cpu")
         return 1 / (ratio * largest(x).clamp(min=1))
 
 

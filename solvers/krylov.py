@@ -12,7 +12,7 @@ Function = Callable[[Tensor, Tensor], Tensor]
 
 def largest(x: Tensor) -> Tensor:
     """The max-norm of each sample, ``(B,)`` in float64 on the CPU."""
-    return x.detach().reshape(len(x), math.prod(x.shape[1:])).abs().amax(dim=1).double().cpu()
+    return x.detach().reshape(len(x), math.prod(x.shape[1:])).abs().amax(dim=1).cpu().double()
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:

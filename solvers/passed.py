@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from solvers.transfer import index_on
 
 
 class Passed:
@@ -24,16 +25,16 @@ class Passed:
         numbers = self.following[ids]
         for number in np.unique(numbers):
             mine = numbers == number
-            rows, of = (torch.from_numpy(one).to(states.device) for one in (ids[mine], np.flatnonzero(mine)))
+            rows, of = (index_on(states.device, one) for one in (ids[mine], np.flatnonzero(mine)))
             self._at(int(number))[rows] = states[of]
         self.following[ids] += 1
 
     def stay(self, ids: np.ndarray, states: Tensor) -> None:
         """Samples ``ids`` go no further: they have those states at all nodes that they did not reach."""
-        self.last[torch.from_numpy(ids).to(states.device)] = states
+        self.last[index_on(states.device, ids)] = states
         for number, found in self.found.items():
             behind = number >= self.following[ids]
-            rows, of = (torch.from_numpy(one).to(states.device) for one in (ids[behind], np.flatnonzero(behind)))
+            rows, of = (index_on(states.device, one) for one in (ids[behind], np.flatnonzero(behind)))
             found[rows] = states[of]
 
     def by_all(self, ids: np.ndarray) -> Iterator[Tensor]:

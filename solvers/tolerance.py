@@ -21,6 +21,7 @@ from solvers.real import Real
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step, require_path
 from solvers.sums import combine, per_row
+from solvers.transfer import index_on
 
 SMALLEST_STEP = 16 * float(np.finfo(np.float64).eps)
 """Of the span, or of the place if that is larger: below it a step does not move."""
@@ -122,7 +123,7 @@ class Run(ABC):
     def _keep_places(self, rows: np.ndarray) -> Tensor:
         for name in ("q", "h", "stops", "broken", "calm", "ids"):
             setattr(self, name, getattr(self, name)[rows])
-        index = torch.from_numpy(rows).to(self.z.device)
+        index = index_on(self.z.device, rows)
         self.z = self.z[index]
         return index
 
@@ -256,7 +257,7 @@ class Tolerance(Solver):
         if not len(ids):
             yield from passed.rest()
             return
-        z = combine((1 / float(span.scale(nodes[0])), x[torch.from_numpy(ids).to(x.device)].to(wide)))
+        z = combine((1 / float(span.scale(nodes[0])), x[index_on(x.device, ids)].to(wide)))
         run = self.begin(_rows(ode, ids, x.device), span, z, x.dtype, ids)
         closing_errors = np.zeros(len(x))
         live = _rows(ode, ids, x.device)
@@ -273,17 +274,17 @@ class Tolerance(Solver):
                 if not len(rows):
                     return
                 q = place[rows]
-                index = torch.from_numpy(rows).to(x.device)
+                index = index_on(x.device, rows)
                 z, inside = run.z[index], np.flatnonzero(q != run.q[rows])
                 if len(inside):
-                    z[torch.from_numpy(inside).to(x.device)] = run.between(rows[inside], q[inside])
+                    z[index_on(x.device, inside)] = run.between(rows[inside], q[inside])
                 passed.put(run.ids[rows], combine((span.scale(span.node(q)), z)).to(x.dtype))
 
         def leave(rows: np.ndarray) -> None:
             nonlocal live
             if rows.any():
                 gone = np.flatnonzero(rows)
-                states = run.z[torch.from_numpy(gone).to(x.device)]
+                states = run.z[index_on(x.device, gone)]
                 passed.stay(run.ids[gone], combine((span.scale(span.node(run.q[gone])), states)).to(x.dtype))
                 run.keep(np.flatnonzero(~rows))
                 live = _rows(ode, run.ids, x.device)
@@ -335,7 +336,7 @@ def _ddim(ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Ite
     for a, b in pairwise(nodes):
         ids = _afford(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
         if len(ids):
-            index = torch.from_numpy(ids).to(x.device)
+            index = index_on(x.device, ids)
             x = x.index_copy(0, index, DDIM().step(_rows(ode, ids, x.device), a, b, x[index]).x)
         yield x
 
@@ -351,4 +352,4 @@ def _left(ode: Any, ids: np.ndarray) -> np.ndarray:
 
 
 def _rows(ode: Any, ids: np.ndarray, device: torch.device) -> Any:
-    return ode.rows(torch.from_numpy(ids).to(device))
+    return ode.rows(index_on(device, ids))

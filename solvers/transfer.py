@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,3 +15,8 @@ def placed(values: Tensor, device: torch.device, dtype: torch.dtype | None = Non
     """
     at_once = device.type == "cuda" and not values.is_pinned()
     return values.to(device=device, dtype=dtype, non_blocking=at_once)
+
+
+def index_on(device: torch.device, rows: np.ndarray) -> Tensor:
+    """Numbers of rows, or a mask of them, on ``device``."""
+    return placed(torch.from_numpy(rows), device)

@@ -205,6 +205,24 @@ class LineTwoStep(TwoStep):
         """That of the lines."""
         return WIDE
 
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Companion | None = None,
+    ) -> Companion | None:
+        """As every two-step method; states in half precision are refused."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"x has dtype {x.dtype}, whose rounding the second root of {self} keeps or amplifies; use a float32 "
+                "state, and let the network compute in half precision"
+            )
+        return super().start(ode, nodes, x, stream=stream, past=past, state=state)
+
     def calls(self, n_steps: int) -> int:
         """One for each step, and three more for the start."""
         return n_steps + 3

@@ -282,6 +282,11 @@ def test_a_variance_exploding_path_keeps_its_own_noisiest_level():
     np.testing.assert_allclose(ratios[1:] / ratios[:-1], (0.01 / 5000) ** 0.2, rtol=1e-12)
 
 
+def test_a_rho_whose_powers_are_no_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"rho = 0.001 is too small: .* use 7"):
+        grid.karras(VPTable.linear(), 10, rho=1e-3)
+
+
 def test_an_end_noisier_than_the_finite_start_is_refused():
     with pytest.raises(ValueError, match="grid.angle"):
         grid.log_snr(RectifiedFlow(), 4, end=0.9995)

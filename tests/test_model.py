@@ -301,6 +301,19 @@ def test_a_network_that_answers_with_its_input_overwrites_nothing(chunk):
     assert torch.isfinite(odediff.sample(model, (2, 3), steps=6, solver=solvers.LMS())).all()
 
 
+def test_a_network_on_another_device_is_named():
+    def far(x, time):
+        return x.to("meta")
+
+    layer = nn.Linear(3, 3, device="meta")
+    for network, message in (
+        (far, r"network function answers on meta, and the state is on cpu; .*x\.to\(model\.device\)"),
+        (lambda x, time: layer(x), r"network function computes with tensors on another device, .*code\.to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            odediff.Model(network, TABLE).predict(TABLE.node(0.5), states(2))
+
+
 def test_one_answer_for_all_calls_is_none_that_is_overwritten():
     constant = torch.ones(2, 3)
     model = odediff.Model(lambda x, time: constant, TABLE)

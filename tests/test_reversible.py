@@ -20,6 +20,7 @@ from solvers import (
     OBELM,
     RK4,
     AsynchronousLeapfrog,
+    Data,
     Heun,
     Inverse,
     Leapfrog,
@@ -289,6 +290,13 @@ def test_rows_return_whether_their_steps_grow_or_shrink():
 def test_wrong_settings_are_refused(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+@pytest.mark.parametrize("solver", [Leapfrog(), OBELM(Data())], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_step_methods_refuse_states_in_half_precision(solver, dtype):
+    with pytest.raises(TypeError, match=rf"x has dtype {dtype}, .*use a float32 state"):
+        solver.start(mild_mixture(), [mild_mixture().node(t) for t in (1.2, 0.8)], starting_points().to(dtype))
 
 
 @pytest.mark.parametrize("solver", [EDICT(), OBELM(), AsynchronousLeapfrog(), ReversibleHeun()], ids=repr)

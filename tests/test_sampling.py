@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -446,6 +447,8 @@ FIXED = odediff.grid.karras(TABLE, 5)
         ({"nfe": 5, "closing": "foo"}, ValueError, "closing='foo' is unknown"),
         ({"steps": 5, "dtype": torch.float64}, ValueError, "noise is torch.float32 on cpu"),
         ({"steps": 5, "device": "meta"}, ValueError, "noise is torch.float32 on cpu"),
+        ({"steps": 5, "device": "cuda:7"}, ValueError, "device=cuda:7: noise is torch.float32 on cpu"),
+        ({"steps": 5, "device": "nonsense"}, ValueError, "device=nonsense is unknown; use cpu"),
     ],
 )
 def test_a_grid_or_closing_or_dtype_that_cannot_be_is_named_before_the_first_call(arguments, error, message):
@@ -574,6 +577,21 @@ def test_the_defaults_nodes_descend_on_paths_that_begin_near_the_data(loudest, s
     assert levels == sorted(set(levels), reverse=True)
 
 
+@pytest.mark.parametrize("deviation", [1e-3, 100.0])
+def test_the_default_warns_of_data_that_it_was_not_made_for(deviation):
+    path = odediff.RectifiedFlow()
+    model = exact_model(Gaussian(0.0, deviation), path, "flow")
+    with pytest.warns(UserWarning, match=r"samples have a root mean square of .* made for data of about 1.*UniPC"):
+        odediff.sample(model, (4, 2), nfe=10)
+    with pytest.warns(UserWarning, match="images have a root mean square of"):
+        odediff.encode(model, deviation * torch.ones(4, 2), steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        odediff.sample(model, (4, 2), nfe=10, solver=solvers.GPMultistep())
+        odediff.sample(model, (4, 2), rtol=1e-2)
+        odediff.sample(exact_model(Gaussian(0.0, 5.0), path, "flow"), (4, 2), nfe=10)
+
+
 @pytest.mark.parametrize(
     "how", [{}, {"solver": solvers.UniPC()}, {"rtol": 1e-2}, {"solver": solvers.RK4(line=solvers.Rotation())}], ids=str
 )
@@ -589,6 +607,8 @@ def test_torchs_default_device_is_none_of_the_hosts_business(how):
     with torch.device("meta"):
         assert torch.equal(odediff.sample(model, noise=x, **how), expected)
         assert torch.equal(odediff.encode(model, images, steps=4).x, code)
+        fixed = odediff.encode(model, images.double(), steps=40, solver=solvers.FixedPoint())
+        torch.testing.assert_close(odediff.decode(model, fixed), images.double(), rtol=0, atol=1e-8)
 
 
 def test_a_grid_that_ends_above_the_data_may_be_too_dear():

@@ -411,6 +411,8 @@ def test_what_is_no_table_is_refused_with_the_remedy(table, message):
         (lambda: VPCosine(start=1.5), "start = 1.5"),
         (lambda: VPCosine(start=0.0), "start = 0.0"),
         (lambda: VPSigmoid(tau=0.0), "tau = 0.0"),
+        (lambda: VPSigmoid(tau=0.004), "tau = 0.004 is too small for low = -3.0 and high = 3.0: .* give a larger tau"),
+        (lambda: VPSigmoid(high=2000.0), "tau = 1.0 is too small for low = -3.0 and high = 2000.0"),
         (lambda: VPSigmoid(low=3.0, high=-3.0), "low = 3.0 is not below high"),
         (lambda: VE(sigma_min=100.0), "sigma_min = 100.0 is not below sigma_max"),
         (lambda: VE(sigma_min=80.0), "sigma_min = 80.0 is not below sigma_max"),

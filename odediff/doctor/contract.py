@@ -83,7 +83,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
-    return float((one - other).double().norm() / other.double().norm().clamp(min=1e-300))
+    one, other = one.cpu().double(), other.cpu().double()
+    return float((one - other).norm() / other.norm().clamp(min=1e-300))
 
 
 def _refusal(model: Model, error: Exception) -> str:

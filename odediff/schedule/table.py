@@ -41,7 +41,7 @@ class VPTable(VP):
 
     def __init__(self, alphas_cumprod: torch.Tensor | ArrayLike) -> None:
         if isinstance(alphas_cumprod, torch.Tensor):
-            alphas_cumprod = alphas_cumprod.detach().double().cpu().numpy()
+            alphas_cumprod = alphas_cumprod.detach().cpu().double().numpy()
         try:
             table = np.array(alphas_cumprod, dtype=np.float64)
         except (TypeError, ValueError):

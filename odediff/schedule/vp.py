@@ -181,6 +181,10 @@ class VPCosine(VP):
         return np.arctan2(sin_w, cos_u * cosine + sin_u * sine) / speed
 
 
+MOST_LOGITS = 340.0
+"""Of a logistic's argument: the fourth power of its odds' root is still a number."""
+
+
 @dataclass(frozen=True)
 class VPSigmoid(VP):
     """The sigmoid schedule (Jabri, Fleet & Chen 2022, "Scalable adaptive computation", and Chen 2023, algorithm 1).
@@ -208,6 +212,12 @@ class VPSigmoid(VP):
         require_positive(tau=self.tau)
         require_increasing(low=self.low, high=self.high)
         require_start(self.start)
+        widest = max(self.high - self.low, abs(self.low), abs(self.high)) / self.tau
+        if widest > MOST_LOGITS:
+            raise ValueError(
+                f"tau = {self.tau!r} is too small for low = {self.low!r} and high = {self.high!r}: their quotient "
+                f"{widest:.4g} leaves float64 above {MOST_LOGITS:g}; give a larger tau"
+            )
 
     @property
     def _half_span(self) -> float:

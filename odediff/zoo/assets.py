@@ -44,6 +44,6 @@ def load_network(build: type[Network], name: str, folder: Path = WEIGHTS) -> Net
     """Return ``build()`` with the weights of an asset, frozen, in eval mode and float32."""
     weights = read(name, folder)
     with torch.random.fork_rng(devices=[]):  # the initial weights, soon overwritten, would advance the user's generator
-        network = build()
+        network = build().float()  # whatever torch's default is: what it cannot hold would be lost
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
