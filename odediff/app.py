@@ -30,6 +30,7 @@ from torch import Tensor
 from odediff.config import SampleTask, conf_folder, register
 from odediff.files import write_json
 from odediff.model import Model
+from odediff.run import RECORD, AlreadyRecordedError
 from odediff.version import __version__
 from solvers import SolveError
 
@@ -125,7 +126,13 @@ def _run(config: DictConfig) -> None:
             raise ValueError("~task leaves nothing to do; choose a task by its name, as in task=sample")
         arguments = OmegaConf.to_container(config.task, resolve=True)
         task = get_method(arguments.pop("_target_"))  # type: ignore[union-attr,arg-type]
-        code = task(config, **arguments)  # type: ignore[arg-type]
+        try:
+            code = task(config, **arguments)  # type: ignore[arg-type]
+        except AlreadyRecordedError:
+            # The sweep tells its own jobs from what was there by the time of their records.
+            (Path(HydraConfig.get().runtime.output_dir) / RECORD).touch()
+            print("  done before", flush=True)
+            return
         if code and HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(code)
 
@@ -163,7 +170,7 @@ def noted_failures() -> Iterator[None]:
             _say(reason, 1)
         else:
             traceback.print_exc()
-        write_json(Path(job.runtime.output_dir) / "run.json", {"overrides": list(job.overrides.task), "failed": reason})
+        write_json(Path(job.runtime.output_dir) / RECORD, {"overrides": list(job.overrides.task), "failed": reason})
 
 
 def _is_plain(error: BaseException) -> bool:

@@ -149,7 +149,8 @@ class EvaluateTask(Task):
 class Config:
     """The whole configuration. ``steps``, ``nfe`` and ``rtol`` exclude each other.
 
-    Without any of them there are 20 steps, or those that an adaptive solver's own tolerance asks for.
+    Without any of them there are 20 steps, or those that an adaptive solver's own tolerance asks for. ``resume`` keeps
+    the jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, network and versions.
     """
 
     model: Any = MISSING
@@ -167,6 +168,7 @@ class Config:
     device: str = "cpu"
     dtype: Dtype = Dtype.float32
     progress: bool = True
+    resume: bool = False
     data: Data = field(default_factory=Data)
 
 

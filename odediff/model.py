@@ -38,10 +38,13 @@ class Model:
         network: called with ``x`` ``(B, ...)``, the network time ``(B,)`` and the condition's values, ``(B, ...)``
             each; returns a tensor in the shape of ``x``.
         path: the schedule that the states follow.
-        prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
+        prediction: what the network returns: "epsilon", "x0" (as EDM's denoiser), "v" (alpha eps - sigma x0), "flow"
+            (eps - x0) or "score" (-eps / sigma). A network that returns x0 - eps, with the data at t = 1, is negated
+            and told 1 - t.
         conditions: keyword arguments of every call. A number stands for all samples, and reaches the network as a
-            tensor, a float in the network's precision but at least float32; a tensor or an array, also one in a dict or
-            a list, has a row for each, and the precision that it is given with.
+            tensor: a whole one in int64, a float in the network's precision but at least float32. A tensor or an array,
+            also one in a dict or a list, has a row for each, and the precision that it is given with. Lists of numbers
+            are passed as they are.
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (Ho & Salimans 2022, there 1 + w); one
             number, or one per sample, which the default solver takes for strong ones. w = 1 is the conditional
@@ -49,9 +52,11 @@ class Model:
         threshold: keeps the predicted data in the range of images; it makes sampling non-invertible.
         chunk: the number of rows in every call of the network. Networks round differently at different batch sizes;
             calls of one size make a sample's bits independent of the batch around it.
-        continuous: declares that the network knows all times down to 0, and not those of a table alone.
+        continuous: declares that the network may be asked at all times down to 0. Otherwise, on any path, no solve asks
+            it below the schedule's end, and one to a tolerance extrapolates from there.
         integer_time: declares that the network knows whole times only, such as an embedding table's rows.
-        network_time: maps a time of the path to what the network is told; the path's own convention unless given.
+        network_time: maps a time of the path, a float or, where samples keep their own times, a float64 array of them
+            (use numpy), to what the network is told; the path's own convention unless given.
         trained_path: the schedule that the network was trained on, where ``path`` is another one: states are matched by
             their signal-to-noise ratio and rescaled (see `remap`).
     """

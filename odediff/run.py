@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import platform
 import re
 import time
@@ -31,6 +32,9 @@ from solvers import Solver
 
 OWN_KEYS = ("shape", "condition", "guidance", "chunk")
 """Keys of a model's configuration that are the application's; the others are arguments of its ``_target_``."""
+RECORD = "run.json"
+PASSING = ("progress", "resume")
+"""Keys that change nothing in what a run leaves."""
 WRITTEN = (".json", ".png", ".safetensors")
 """Suffixes of the files that tasks write."""
 DEFAULT_SOLVER = "gp_multistep"
@@ -91,32 +95,61 @@ class Run:
         return {} if labels is None or "label" not in self.model.null else {"label": labels.tolist()}
 
     def record(self, results: Mapping[str, Any]) -> None:
-        """Write run.json: the resolved configuration, versions, the weights' hash, what was measured, the seconds.
+        """Write run.json, the last file of a run: what it `describes`, what was measured, and the seconds.
 
         These are of the whole run, unless they are among the ``results``.
         """
         write_json(
-            self.folder / "run.json",
+            self.folder / RECORD,
             {
                 "overrides": list(HydraConfig.get().overrides.task),
-                "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
-                "solver": str(self.solver),
-                "grid": None if self.grid is None else self.config.grid._target_.rpartition(".")[2],
-                "schedule": str(self.model.path),
-                "weights": fingerprint(self.model.network),
-                "versions": {
-                    "odediff": __version__,
-                    **{name: version(name) for name in ("torch", "numpy", "scipy", "torchdiffeq", "hydra-core")},
-                },
-                "python": platform.python_version(),
+                **self.describes,
                 "seconds": round(time.perf_counter() - self.started, 3),
                 **results,
             },
         )
 
+    @property
+    def describes(self) -> dict[str, Any]:
+        """The resolved configuration, what it made, the weights' hash, and versions."""
+        return {
+            "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
+            "solver": str(self.solver),
+            "grid": None if self.grid is None else self.config.grid._target_.rpartition(".")[2],
+            "schedule": str(self.model.path),
+            "weights": fingerprint(self.model.network),
+            "versions": {
+                "odediff": __version__,
+                **{name: version(name) for name in ("torch", "numpy", "scipy", "torchdiffeq", "hydra-core")},
+            },
+            "python": platform.python_version(),
+        }
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the folder holds the record of the same run, which has ended."""
+        try:
+            before = json.loads((self.folder / RECORD).read_text())
+            now = json.loads(json.dumps(self.describes))
+            for one in (before["config"], now["config"]):
+                for key in PASSING:
+                    one.pop(key, None)
+            return "failed" not in before and all(before[key] == value for key, value in now.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+class AlreadyRecordedError(Exception):
+    """A job of a sweep that is resumed has nothing left to do."""
+
 
 def build(config: DictConfig) -> Run:
-    """Make a `Run` of a configuration; whatever is wrong with it shows here, before anything is computed."""
+    """Make a `Run` of a configuration; whatever is wrong with it shows here, before anything is computed.
+
+    Raises:
+        TypeError, ValueError: the configuration cannot be used.
+        AlreadyRecordedError: it is one of a sweep that is resumed, and this job has ended before.
+    """
     if config.samples < 1:
         raise ValueError(f"samples={config.samples} must be at least 1")
     if config.steps is not None and config.nfe is not None:
@@ -125,6 +158,8 @@ def build(config: DictConfig) -> Run:
         raise ValueError(
             f"rtol={config.rtol} steps={config.steps} nfe={config.nfe}: give one of them, they exclude each other"
         )
+    if config.resume and not any(word.startswith("hydra.sweep.dir=") for word in HydraConfig.get().overrides.hydra):
+        raise ValueError("resume=true is of a sweep: give -m and its folder, hydra.sweep.dir=FOLDER")
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
@@ -154,7 +189,7 @@ def build(config: DictConfig) -> Run:
         solver = at_tolerance(solver if _solver_is_chosen() else None, config.rtol)
     if config.grid is not None and (placed := [key for key in ("path", "steps") if key in config.grid]):
         raise ValueError(f"grid.{placed[0]}={config.grid[placed[0]]} belongs to the run; give steps=N or nfe=N")
-    return Run(
+    run = Run(
         config=config,
         model=_on_schedule(model, config),
         shape=_checked_shape(shape),
@@ -163,6 +198,9 @@ def build(config: DictConfig) -> Run:
         grid=None if config.grid is None else _grid(config.grid),
         folder=folder,
     )
+    if config.resume and run.is_recorded:
+        raise AlreadyRecordedError
+    return run
 
 
 def _grid(config: DictConfig) -> Grid:
@@ -221,7 +259,8 @@ def _on_schedule(model: Model, config: DictConfig) -> Model:
     if config.remap is None:
         raise ValueError(
             f"schedule={path} is not the one that the network was trained on, {model.path}; the schedule belongs to "
-            "the model: leave schedule out, or add remap=snr to ask the network at equal signal-to-noise ratio"
+            "the model: leave schedule out, or add remap=snr to ask the network at equal signal-to-noise ratio; what a "
+            "model=custom was trained on is schedule@model.schedule=NAME"
         )
     return model.remap(path)
 

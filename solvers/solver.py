@@ -36,7 +36,8 @@ class Solver(ABC):
     2. **Write** `step` **from node a to node b.** On a path it may call ``ode.predict(a, x)``, which gives ``x0`` and
        ``eps`` (one network call), and put them together with `combine`; on any ODE it may call ``ode(t, x)``. What it
        is given and what the ODE answers it reads, and never writes to. ``b`` may lie after or before ``a``: never
-       negate a time, never assume a direction::
+       negate a time, never assume a direction. Either may be pure noise (alpha = 0) or the data (sigma = 0): where a
+       formula divides by one of them, let that step be the one below, which is regular at both::
 
             @dataclass(frozen=True)
             class MyDDIM(Solver):

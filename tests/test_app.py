@@ -391,6 +391,30 @@ def test_a_sweep_collects_its_own_jobs_and_none_that_were_there(monkeypatch, tmp
     assert capsys.readouterr().out.count("table and picture in") == 3
 
 
+def test_a_sweep_that_is_resumed_keeps_what_has_ended_and_computes_the_rest(monkeypatch, tmp_path, capsys):
+    arguments = ["-m", "task=sample", "task.reference_steps=null", "hydra.sweep.dir=out", *QUICK, "solver=ddim"]
+    assert run(monkeypatch, tmp_path, *arguments, "nfe=3,4,5") == 0
+    records = [tmp_path / "out" / str(number) / "run.json" for number in range(3)]
+    before = [file.read_text() for file in records]
+    records[1].unlink()  # as if it had been stopped in the midst of this job
+    for file in tmp_path.glob("out/*/*"):
+        os.utime(file, (0, 0))
+    capsys.readouterr()
+    assert run(monkeypatch, tmp_path, *arguments, "nfe=3,4,5", "resume=true") == 0
+    out = capsys.readouterr().out
+    assert out.count("done before") == 2
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("DDIM")] == ["3", "4", "5"]
+    after = [file.read_text() for file in records]
+    assert (before[0], before[2]) == (after[0], after[2]) and json.loads(after[1])["nfe"] == 4
+    assert run(monkeypatch, tmp_path, *arguments, "nfe=3,4,5", "resume=true", "seed=1") == 0
+    assert "done before" not in capsys.readouterr().out
+
+
+def test_a_single_run_has_nothing_to_resume(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "solver=ddim", "resume=true", *QUICK) == 2
+    assert "resume=true is of a sweep: give -m and its folder" in capsys.readouterr().err
+
+
 def test_a_failed_job_is_named_and_leaves_the_others_their_table(monkeypatch, tmp_path, capsys):
     arguments = ["-m", "task=sample", "solver=ddim", "solver.eta=0,7,1", "steps=2", "task.reference_steps=null"]
     assert run(monkeypatch, tmp_path, *arguments, "hydra.sweep.dir=out", *QUICK) == 1

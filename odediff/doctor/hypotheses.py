@@ -125,9 +125,11 @@ def _clocks(model: Model) -> Iterator[Hypothesis]:
 
 
 def _by_custom(path: Schedule, name: str) -> str:
-    """What declares it on the command line, whose clock is the noise level on a rectified flow."""
+    """What declares it on the command line, whose clock is linear in t, and in the noise level on a rectified flow."""
     other = isinstance(path, RectifiedFlow) and path.shift != 1 and "tau" not in name
-    return "" if other else ", time_scale and time_offset of custom"
+    bent = "log" in name or ("/" in name and not isinstance(path, VE))
+    bent |= name == "sigma" and not isinstance(path, VE | RectifiedFlow)
+    return "" if other or bent else ", time_scale and time_offset of custom"
 
 
 def _of_time(name: str, time: Clock) -> dict[str, Clock]:
@@ -157,7 +159,8 @@ def _schedules(model: Model) -> Iterator[Hypothesis]:
     for name, path in known.items():
         clock = model.network_time if isinstance(path, VPTable) == discrete else None
         other = replace(model, path=path, network_time=clock)
-        yield Hypothesis(f"trained on {name}", other, f"declare the schedule odediff.{name}", TIME)
+        remedy = f"declare the schedule odediff.{name}, schedule@model.schedule of custom"
+        yield Hypothesis(f"trained on {name}", other, remedy, TIME)
 
 
 def _at_noise(model: Model, factor: float) -> Clock:

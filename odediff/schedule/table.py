@@ -201,7 +201,7 @@ def _validate(table: Array) -> None:
         last = " (2**-24, which diffusers puts there for a last 0? Put the 0 back)" if table[i + 1] == 2.0**-24 else ""
         raise ValueError(
             f"alphas_cumprod[{i + 1}] = {table[i + 1]} is not below alphas_cumprod[{i}] = {table[i]}: "
-            f"give a strictly decreasing table, least noise first{last}"
+            f"give a strictly decreasing table, least noise first{last}; of betas give numpy.cumprod(1 - betas)"
         )
 
 

@@ -98,7 +98,7 @@ def check_both_ends(solver: Solver, steps: int = 12) -> None:
             end = solve(problem, solver, x, grid, closing=None, stream=NoiseStream(0)).x
         except ZeroDivisionError as zero:
             raise AssertionError(
-                f"{solver}: it divides by alpha = 0 at pure noise, or by sigma = 0 at the data"
+                f"{solver}: it divides by alpha = 0 at pure noise, or by sigma = 0 at the data; take DDIM's step there"
             ) from zero
         if solver.deterministic:
             error = float((end - across(float(grid[0]), float(grid[-1]))).abs().max())
