@@ -54,7 +54,10 @@ def require_rows_for(name: str, value: Any, batch: int) -> None:
 
 def _require_rows(name: str, part: Tensor, batch: int) -> None:
     if len(part) not in (1, batch):
-        raise ValueError(f"{name} has {len(part)} rows and the batch {batch}; give one value for all, or one row each")
+        raise ValueError(
+            f"{name} has {len(part)} rows and the batch {batch}; give one value for all, or one row each (the first "
+            "axis of x counts samples)"
+        )
 
 
 def chunks(

@@ -48,6 +48,8 @@ def encode(
     ``path.start``, or along the times of a grid; `decode` follows the same one. With ``throw=False`` samples that fail
     have their status in the code instead of raising.
 
+    Images are ``(B, ...)``, in the range that the network was trained on, usually [-1, 1].
+
     Raises:
         TypeError, ValueError: an argument cannot be used, among them a stochastic solver and a model with a threshold;
             nothing has been computed.

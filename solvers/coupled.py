@@ -88,7 +88,8 @@ class EDICT(Pair):
 
     It starts with y = x and makes two calls. Averaging pulls the pair together, and the inverse pushes it apart by
     ``p^-2`` in every step: 1e3 in 50 steps, and 2e6 in 100, where the latent is no longer noise; 4e12 in 200, where it
-    is no longer a number of use.
+    is no longer a number of use. Sampling from large noise levels, as on `VE`, amplifies in long steps: at 20 calls it
+    may lie far from what DDIM gives.
     """
 
     order: ClassVar[int] = 1

@@ -21,8 +21,9 @@ from solvers.sums import Term, advance, pending, single, total
 MOST_POINTS = 6
 """Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""
 
-CLOSE = 0.05
-"""Of a step: of two nodes that lie nearer to each other than that, a method that corrects reads the newer one alone."""
+CLOSE, CLOSEST = 0.05, 1e-3
+"""Of a step: of two nodes that lie nearer to each other than that, a polynomial passes through the newer one alone; the
+first where states are corrected in between. At the second it would multiply a network's rounding by a thousand."""
 
 DATA = Node(0.0, 1.0, 0.0)
 """The data, on every path."""
@@ -103,7 +104,7 @@ class ExponentialAdams(Solver):
         x_b = (scale_b/scale_a) (x_a + sum_j (c_j - p_j) slope_j) + scale_b sum_j w_j slope_j
 
     N steps are N calls, and the result is the last prediction. Of two nodes that nearly coincide, beside the step
-    ahead, the polynomials of a method with a corrector pass through the newer one alone.
+    ahead, polynomials pass through the newer one alone.
 
     The first steps have fewer predictions to go by, so the order rises from 1; ``past`` gives exact ones. A step that
     leaves or reaches a singular node of the line, or one where the variable is infinite, is a DDIM step, and no
@@ -268,8 +269,7 @@ class ExponentialAdams(Solver):
         if most is not None:
             used[first:] = np.minimum(used[first:], most)
         read = np.arange(self.points).reshape(-1, *(1,) * used.ndim) < used
-        if self.corrector:
-            read &= ~self._shadowed(stack)
+        read &= ~self._shadowed(stack)
         # The step that led to a node is corrected there: the plan sets out one step earlier if that is yet to be done.
         led = first - predicted
         planned = self._formulas(ode, stack, read, range(led, first + steps), corrector=False)
@@ -292,9 +292,10 @@ class ExponentialAdams(Solver):
     def _shadowed(self, stack: Node) -> np.ndarray:
         """Which of the latest slopes, newest first, each step leaves out: those `CLOSE` behind the next that it reads.
 
-        They were made at a state before its correction and at one after it. What is between the two is then divided by
-        the distance of the nodes, and multiplied by the length of the step.
+        What is between the two is divided by the distance of the nodes, and multiplied by the length of the step; where
+        states are corrected, one slope was made before a correction and the other after it.
         """
+        close = CLOSE if self.corrector else CLOSEST
         places = np.asarray(value(self.variable, self.line, stack))
         with np.errstate(invalid="ignore"):
             step = np.abs(np.diff(places, axis=0))
@@ -302,7 +303,7 @@ class ExponentialAdams(Solver):
             found = np.zeros((self.points, *step.shape), dtype=bool)
             for j in range(1, self.points):
                 behind = np.roll(places[:-1], j, axis=0)
-                found[j] = np.abs(behind - nearest) < CLOSE * step
+                found[j] = np.abs(behind - nearest) < close * step
                 nearest = np.where(found[j], nearest, behind)
         return found
 

@@ -13,7 +13,7 @@ from solvers.arguments import as_number, require_whole
 from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
-from solvers.multistep import denoised_after
+from solvers.multistep import CLOSE, denoised_after
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.phi import phi
@@ -237,14 +237,23 @@ class SASolver(Solver):
         return Coefficients(scale, float(b.sigma) * std, weights, change, levels[:keep])
 
     def _weights(self, a: Node, b: Node, eta: float, levels: tuple[float, ...]) -> tuple[float, ...]:
-        """The exponential integral from a to b of the polynomial through values at ``levels``, as weights of these."""
+        """The exponential integral from a to b of the polynomial through values at ``levels``, as weights of these.
+
+        Between levels that nearly coincide lies more noise than slope: of such two the newer one alone is read.
+        """
         h = float(b.log_snr - a.log_snr)
+        read = [0]
+        for i, level in enumerate(levels):
+            if abs(level - levels[read[-1]]) >= CLOSE * h:
+                read.append(i)
         data = isinstance(self.line, Data)
         factor, z = (float(b.alpha), -(1 + eta) * h) if data else (-float(b.sigma), h)
         # Row k of the inverse gives the coefficient of u^k, u = (lambda - lambda_a)/h, and k! times it the derivative.
-        powers = np.vander([(level - float(a.log_snr)) / h for level in levels], increasing=True)
-        moments = [math.factorial(k) * moment for k, moment in enumerate(self._moments(len(levels), z))]
-        return tuple((factor * (1 + eta) * h * (np.array(moments) @ np.linalg.inv(powers))).tolist())
+        powers = np.vander([(levels[i] - float(a.log_snr)) / h for i in read], increasing=True)
+        moments = [math.factorial(k) * moment for k, moment in enumerate(self._moments(len(read), z))]
+        weights = np.zeros(len(levels))
+        weights[read] = factor * (1 + eta) * h * (np.array(moments) @ np.linalg.inv(powers))
+        return tuple(weights.tolist())
 
     def _moments(self, points: int, z: float) -> list[float]:
         """``phi_1(z), phi_2(z), ...``, or what the form puts in their place."""

@@ -275,6 +275,17 @@ def test_nodes_that_nearly_coincide_do_no_harm(solver, path, apart):
         assert (found.x - exact).abs().max() < 1.5 * error + 1e-4
 
 
+@pytest.mark.parametrize("solver", [DPMpp(3), DEIS(3), LMS()], ids=str)
+def test_nodes_that_nearly_coincide_do_not_multiply_the_rounding_of_the_network(solver):
+    problem, times = problem_on(), [node.t for node in nodes_on()]
+    doubled = [*times[:5], times[4] + 1e-6 * (times[5] - times[4]), *times[5:]]
+    exact, rounded = (
+        solve(problem, solver, starting_points().to(dtype), doubled, closing=None).x
+        for dtype in (torch.float64, torch.float32)
+    )
+    torch.testing.assert_close(rounded.double(), exact, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("solver", METHODS, ids=str)
 def test_samples_that_keep_their_own_times_end_where_each_ends_alone(solver):
     problem, x = problem_on(), starting_points()

@@ -130,6 +130,20 @@ def test_ancestral_sampling_that_would_ask_below_the_grid_is_refused_before_the_
             solve(problem, solver, starting_points(), [1.2, 0.8, 0.5], stream=NoiseStream(0))
 
 
+@pytest.mark.parametrize(
+    "solver", [SASolver(), SASolver(predictor_order=3, corrector_order=4), SASolver(corrector_order=0)]
+)
+@pytest.mark.parametrize("apart", [1e-2, 1e-5, 1e-10])
+def test_nodes_that_nearly_coincide_do_no_harm(solver, apart):
+    problem = problem_on("VP", Gaussian(mean=0.0))
+    times = [problem.node_at(float(level)).t for level in np.linspace(-3, 3.5, 21)]
+    first, last = (
+        (node.alpha * 0.6) ** 2 + node.sigma**2 for node in (problem.node(times[0]), problem.node(times[-1]))
+    )
+    doubled = torch.tensor([*times[:13], times[12] + apart * (times[13] - times[12]), *times[13:]], dtype=torch.float64)
+    assert marginal_variance(solver, doubled, problem, first, 25) == pytest.approx(last, rel=0.1)
+
+
 def test_euler_maruyama_is_that_of_the_variance_preserving_sde():
     """Song et al. 2021, eqs. 6 and 11: dx = (-beta/2 x - beta score) dt + sqrt(beta) dW, backwards."""
     path, ode, x = PATHS["VP"], problem_on("VP"), starting_points()

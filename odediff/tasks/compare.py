@@ -140,7 +140,7 @@ def _report(
             error = math.exp(fmean(math.log(_median(result.errors)) for result in here))
             errors.append(error)
             series[name].append((fmean(result.calls for result in here), error))
-        rows.append((f"* {name}" if name == mine else f"  {name}", fmean(places[name]), *errors))
+        rows.append((name, fmean(places[name]), *errors))
     best = [name for name in series if name != mine][: DRAWN - 1]
     curves(
         run.folder / "compare.png",
@@ -150,8 +150,8 @@ def _report(
         f"{mine} and the best others on exact problems",
     )
     header = ("solver", "mean rank", *(f"error at {n}" for n in nfe))
-    run.record({"table": [dict(zip(header, row, strict=True)) for row in rows]})
-    print(text_table(header, rows))
+    run.record({"yours": mine, "table": [dict(zip(header, row, strict=True)) for row in rows]})
+    print(text_table(header, [(f"* {name}" if name == mine else f"  {name}", *cells) for name, *cells in rows]))
     print(f"* yours; ranks are means over problems and numbers of calls. Picture in {run.folder}")
 
 

@@ -104,7 +104,7 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(
                 f"states of shape {tuple(x.shape[1:])} are none of the embedded network, which was trained on "
-                "(1, 28, 28); give model.shape=[1,28,28]"
+                "(1, 28, 28); give (B, 1, 28, 28), on the command line model.shape=[1,28,28]"
             )
         condition = label if label.is_floating_point() else self.label(label)
         embedding = F.silu(self.time(self.time_features(time).to(x.dtype)) + condition)
