@@ -106,8 +106,6 @@ def sample(
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype={dtype!r} does not hold a state; use torch.float32 or torch.float64")
         place = model.device if device is None else available(device)
-        if place.type == "meta":  # the weights are nowhere: they are loaded for each call
-            place = torch.device("cpu")
         state = torch.empty(_checked_shape(shape), dtype=dtype, device=place)  # type: ignore[arg-type]
         start = model.path.node(float(times[0]))
         drawn, stream = stream.draw(state)

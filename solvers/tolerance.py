@@ -289,14 +289,18 @@ class Tolerance(Solver):
                 run.keep(np.flatnonzero(~rows))
                 live = _rows(ode, run.ids, x.device)
 
-        status[run.ids[run.broken]] = Status.NON_FINITE
-        leave(run.broken)
-        for _ in range(self.max_steps):
+        def finish() -> None:
+            """Let those go that can be brought to the end without a call."""
             ended = run.finish()
             if ended.any():
                 closing_errors[run.ids[ended]] = run.closing_errors(np.flatnonzero(ended))
                 report(ended)
                 leave(ended)
+
+        status[run.ids[run.broken]] = Status.NON_FINITE
+        leave(run.broken)
+        for _ in range(self.max_steps):
+            finish()
             poor = _left(ode, run.ids) < run.calls
             status[run.ids[poor]] = Status.BUDGET
             leave(poor)
@@ -313,6 +317,8 @@ class Tolerance(Solver):
             stuck = ~arrived & ~(run.h >= span.smallest)
             status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
             leave(stuck | arrived)
+        if len(run.ids):
+            finish()
         status[run.ids] = Status.BUDGET
         leave(np.ones(len(run.ids), dtype=bool))
         self._judge(closing_errors, status)

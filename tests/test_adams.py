@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.polynomial import Polynomial
+from scipy.integrate import quad
 
 import odediff
 from benchmarks.problems import gaussian, mixture
@@ -18,6 +20,7 @@ from solvers import DDIM, AdaptiveAdams, Data, Heun, Node, Noise, Rotation, Scip
 from solvers.newton_form import (
     divided_differences,
     gauss_legendre,
+    integral_weights,
     newton_integrals,
     newton_weights,
     odd_newton_integrals,
@@ -25,6 +28,7 @@ from solvers.newton_form import (
     with_node_in_front,
 )
 from solvers.testing import SPAN, ExactODE, Gaussian, Mixture, departures, mild_mixture, reference, starting_points
+from solvers.tolerance import Span
 
 
 def noise(count, dimension, seed=0):
@@ -57,6 +61,32 @@ def test_odd_weights_integrate_odd_polynomials_of_twice_the_degree():
     weights = newton_weights(integrals, divided_differences(nodes**2), np.array([4])) / nodes
     for power in (1, 3, 5, 7):
         assert (weights * nodes**power).sum() == pytest.approx(-(0.2 ** (power + 1)) / (power + 1), rel=1e-12)
+
+
+def test_the_weights_of_dense_output_are_exact_for_the_degrees_that_its_slopes_fix():
+    nodes, used, a, b = np.array([[0.9], [0.6], [0.35]]), np.array([3]), np.array([0.9]), np.array([0.2])
+    for odd, powers in ((False, (0, 1, 2)), (True, (1, 3, 5))):
+        weights = integral_weights(nodes, used, a, b, odd)
+        for power in powers:
+            exact = (0.2 ** (power + 1) - 0.9 ** (power + 1)) / (power + 1)
+            assert (weights * nodes**power).sum() == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("max_order", [1, 2, 9, 12])
+def test_the_rules_of_a_run_are_exact_for_the_polynomials_of_its_highest_order(max_order):
+    ode, (start, end) = mild_mixture(), map(mild_mixture().node, SPAN)
+    solver = AdaptiveAdams(max_order=max_order, line=Rotation(0.4))
+    x = starting_points()
+    run = solver.begin(ode, Span(ode, solver.line, start, end, end), x, x.dtype, np.arange(len(x)))
+    nodes = np.cumsum(np.random.default_rng(0).uniform(0.1, 0.3, (max_order + 1, 1)), axis=0)
+    a, b = 1.1 * nodes[-1], np.array([0.0])
+    ahead, corrections = step_integrals(nodes, a, b, run.gauss)
+    np.testing.assert_allclose(ahead, newton_integrals(nodes, a, b), rtol=1e-12)
+    np.testing.assert_allclose(corrections, newton_integrals(np.vstack([b, nodes]), a, b), rtol=1e-12)
+    product = Polynomial([0.0, 1.0])
+    for found, node in zip(odd_newton_integrals(nodes[:max_order], a, b, run.odd_gauss), nodes[:, 0], strict=False):
+        assert found == pytest.approx(-product.integ()(a), rel=1e-9)
+        product *= Polynomial([-(node**2), 0.0, 1.0])
 
 
 def test_even_steps_give_the_textbook_weights():
@@ -152,6 +182,14 @@ def test_a_tolerance_that_the_table_cannot_give_is_said():
         found = odediff.sample(model, noise=noise(3, 16), rtol=1e-8, return_solution=True)
     assert found.status.tolist() == [Status.FLOOR] * 3 and found.success
     assert "continuous=True" in Status.FLOOR.advice
+
+
+@pytest.mark.parametrize("line", [Rotation(0.4), Rotation(), Noise()], ids=str)
+def test_a_table_is_closed_on_every_line_that_is_odd_at_the_data(line):
+    path, data, x = odediff.VPTable.linear(), Gaussian(0.3, 0.5), noise(5, 3)
+    model = replace(exact_model(data, path), continuous=False)
+    found = odediff.sample(model, noise=x, solver=AdaptiveAdams(line=line), rtol=1e-6)
+    assert median_ratio(found, data.flow(path.node(1.0), path.node(0.0), x), 1e-6) < 10
 
 
 def test_closing_makes_no_call_and_the_network_is_never_asked_below_its_table():
@@ -267,6 +305,76 @@ def test_the_tolerance_is_met_from_pure_noise_to_the_data_on_every_line(path, li
         assert 0.01 < float(error.median()) < 10
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-25])
+def test_a_state_of_next_to_nothing_says_nothing_of_the_scale(size):
+    path, data = odediff.VPLinear(), Gaussian(0.3, 0.5)
+    x = torch.full((2, 3), size, dtype=torch.float64)
+    found = odediff.sample(exact_model(data, path), noise=x, rtol=1e-4)
+    assert median_ratio(found, data.flow(path.node(1.0), path.node(0.0), x), 1e-4) < 10
+
+
+@pytest.mark.parametrize("before", [[], [0.5]], ids=["at once", "in two steps"])
+def test_no_call_is_made_where_the_probe_made_one(before):
+    ode, line, x = mild_mixture(), Rotation(0.4), starting_points()[:1]
+    start, end = map(ode.node, SPAN)
+    run = AdaptiveAdams().begin(ode, Span(ode, line, start, end, end), x / line.scale(start), x.dtype, np.arange(1))
+    run.attempt(ode)
+    probe = run.past[0]
+    for share in (*before, 1.0):
+        ahead = np.abs(probe - run.q)
+        run.h = share * ahead
+        assert run.attempt(ode).all()
+    assert 0.1 * ahead < np.abs(run.q - probe) < 0.9 * ahead
+
+
+def test_a_rejected_step_is_followed_by_a_shorter_one_even_of_lower_order():
+    ode, line, x = mild_mixture(), Rotation(0.4), starting_points()[:1]
+    start, end = map(ode.node, SPAN)
+    run = AdaptiveAdams().begin(ode, Span(ode, line, start, end, end), x / line.scale(start), x.dtype, np.arange(1))
+    run.k, run.known, no = np.array([3]), np.array([5]), np.zeros(1, dtype=bool)
+    order, step = run._next(np.array([0.1]), np.array([[1.5], [1e-9], [1e-9]]), no, no)
+    assert order == 2 and step < 0.1
+
+
+# Networks whose eps is not odd in s
+
+
+def uneven(deviation, continuous):
+    """A network that errs by an even function of s, ``e^{-2 s^2}``, in the eps of a Gaussian, and its exact end.
+
+    ``(y - m)/sqrt(d^2 + s^2)`` is the integral of the bump over that root.
+    """
+    path = odediff.VPTable.linear()
+    first = path.node(1.0)
+
+    def network(x, n):
+        node = path.node((n.double().numpy() + 1) / path.T)
+        alpha, sigma = (torch.from_numpy(value)[:, None] for value in (node.alpha, node.sigma))
+        s = sigma / alpha
+        return (x / alpha - 0.3) * s / (deviation**2 + s**2) + torch.exp(-2 * s**2)
+
+    def exact(x):
+        bump = quad(lambda s: math.exp(-2 * s**2) / math.hypot(deviation, s), 0, 10, epsabs=1e-13, limit=200)[0]
+        return 0.3 + deviation * ((x / first.alpha - 0.3) / math.hypot(deviation, first.s) - bump)
+
+    return odediff.Model(network, path, continuous=continuous), exact
+
+
+@pytest.mark.parametrize(("deviation", "continuous"), [(0.5, False), (0.1, True)], ids=["table", "to the data"])
+def test_slopes_that_are_not_odd_are_found_out_at_the_end(deviation, continuous):
+    (model, exact), x, rtol = uneven(deviation, continuous), noise(5, 3), 1e-4
+    assert median_ratio(odediff.sample(model, noise=x, rtol=rtol), exact(x), rtol) < 5
+
+
+def test_the_error_that_a_table_leaves_is_named_in_units_of_the_data():
+    (model, exact), x = uneven(0.1, continuous=False), noise(5, 3)
+    with pytest.warns(UserWarning, match="leaves an error of about") as said:
+        found = odediff.sample(model, noise=x, rtol=1e-5, return_solution=True)
+    named = float(re.search(r"about (\S+) in", str(said[0].message)).group(1))
+    errors = (found.x - exact(x)).square().mean(1).sqrt()[found.status == Status.FLOOR]
+    assert 0.1 < named / float(errors.max()) < 30
+
+
 # Data that are much thinner or wider than the line's c
 
 
@@ -325,3 +433,19 @@ def test_a_table_is_closed_by_the_same_bits_whoever_the_mates_are(deviation, rto
         together = odediff.sample(model, noise=x, rtol=rtol)
         alone = odediff.sample(model.condition(scale=scales[:1]), noise=x[:1], rtol=rtol)
     assert torch.equal(together[:1], alone)
+
+
+@pytest.mark.parametrize("path", [odediff.VPTable.linear(), odediff.VPLinear()], ids=["table", "continuous"])
+def test_the_last_attempt_that_is_allowed_may_be_closed_without_a_call(path):
+    model = exact_model(Gaussian(), path)
+    x = torch.randn(1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def solved(**settings):
+        solver = AdaptiveAdams(rtol=1e-3, **settings)
+        return odediff.sample(model, noise=x, solver=solver, return_solution=True, throw=False)
+
+    free = solved()
+    attempts = free.stats.nfe - 1  # but for the slope at the start, each call is one
+    allowed = solved(max_steps=attempts)
+    assert allowed.status.tolist() == [Status.SUCCESS] and allowed.x.equal(free.x)
+    assert solved(max_steps=attempts - 1).status.tolist() == [Status.BUDGET]

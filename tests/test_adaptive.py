@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from scipy.integrate import solve_ivp
 
@@ -33,7 +34,9 @@ from solvers import (
     Tsit5,
     solve,
 )
+from solvers.controller import first_step, row_norm, second_step
 from solvers.testing import SPAN, ExactODE, Gaussian, departures, mild_mixture, reference, starting_points
+from solvers.tolerance import Span
 
 SPEC = importlib.util.spec_from_file_location("detest", Path(__file__).with_name("detest.py"))
 detest = importlib.util.module_from_spec(SPEC)
@@ -264,6 +267,155 @@ def test_each_sample_has_the_whole_budget(solver):
     assert one.status.tolist() == [Status.BUDGET] * 4 and one.stats.nfe <= 1
 
 
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+def test_as_many_attempts_are_made_as_are_allowed(solver):
+    problem, x = Plain(lambda t, x: -x), torch.ones(1, 1, dtype=torch.float64)
+    each = solver.pair.calls(1) if isinstance(solver, Adaptive) else 1
+    attempts = (solve(problem, solver, x, (0.0, 3.0)).stats.nfe - solver.begin_calls) // each
+    for allowed, status in ((attempts, Status.SUCCESS), (attempts - 1, Status.BUDGET)):
+        found = solve(problem, replace(solver, max_steps=allowed), x, (0.0, 3.0), throw=False)
+        assert found.status.tolist() == [status] and found.stats.nfe == solver.begin_calls + allowed * each
+
+
+def test_each_sample_has_the_whole_budget_where_dense_output_makes_calls_of_its_own():
+    problem, solver = Plain(lambda t, x: -(x**3)), Adaptive(DOP853(), rtol=1e-5)
+    x = torch.tensor([[0.1], [3.0], [10.0], [30.0]], dtype=torch.float64)
+    needed = solve(problem, solver, x, (0.0, 1.0), trajectory=True).stats.evaluations.tolist()
+    for budget in (max(needed) - 1, max(needed) - 14):
+        found = solve(problem, solver, x, (0.0, 1.0), trajectory=True, max_nfe=budget, throw=False)
+        assert found.status.tolist() == [int(Status.BUDGET if n > budget else Status.SUCCESS) for n in needed]
+    assert len(set(needed)) > 2
+
+
+@pytest.mark.parametrize("solver", PATH, ids=name)
+def test_a_sample_that_cannot_pay_for_a_step_stays_where_it_began(solver):
+    x = starting_points()
+    found = solve(mild_mixture(), solver, x, SPAN, max_nfe=solver.begin_calls, throw=False)
+    assert found.status.tolist() == [Status.BUDGET] * 4
+    torch.testing.assert_close(found.x, x, rtol=1e-14, atol=0)
+
+
+def test_a_solve_that_ends_before_its_first_step_has_made_none():
+    found = solve(mild_mixture(), Adaptive(Tsit5()), starting_points(), SPAN, max_nfe=1, throw=False).stats
+    assert found.accepted.tolist() == found.rejected.tolist() == [0] * 4
+
+
+def test_a_closing_ddim_step_has_to_be_paid_for_too():
+    x, grid, solver = starting_points(), [1.3, 0.3, 0.0], AdaptiveAdams(line=Data())
+    needed = solve(mild_mixture(), solver, x, grid, closing=None).stats.evaluations
+    budget = int(needed.max()) - 1
+    found = solve(mild_mixture(), solver, x, grid, closing=None, max_nfe=budget, throw=False)
+    assert found.status.tolist() == [int(Status.BUDGET if n > budget else Status.SUCCESS) for n in needed]
+    assert found.stats.nfe <= budget
+
+
+class LostBetween(ExactODE):
+    """A Gaussian's flow, not a number for positive states at times from 0.5 to 0.8."""
+
+    def predict(self, node, x):
+        lost = torch.as_tensor((node.t > 0.5) & (node.t < 0.8)).reshape(-1, 1) & (x > 0)
+        prediction = super().predict(node, x)
+        return solvers.Prediction(prediction.x0.masked_fill(lost, math.nan), prediction.eps.masked_fill(lost, math.nan))
+
+
+def test_a_sample_that_failed_makes_no_closing_ddim_step():
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    solver, grid = AdaptiveAdams(line=Data()), [1.3, 0.9, 0.3, 0.0]
+    found = solve(LostBetween(Gaussian(0.0)), solver, x, grid, closing=None, throw=False, trajectory=True)
+    assert found.status.tolist() == [Status.SUCCESS, Status.NON_FINITE]
+    assert found.x[1].isfinite() and found.x[1] == found.trajectory[2, 1] != found.trajectory[1, 1]
+
+
+def test_a_state_in_half_precision_is_shown_as_it_is_and_carried_in_single():
+    seen = []
+
+    class Watched(ExactODE):
+        def predict(self, node, x):
+            seen.append(x.dtype)
+            return super().predict(node, x)
+
+    class Carrying(AdaptiveAdams):
+        def begin(self, ode, span, z, dtype, ids):
+            assert (z.dtype, dtype) == (torch.float32, torch.float16)
+            return super().begin(ode, span, z, dtype, ids)
+
+    found = solve(Watched(Gaussian()), Carrying(rtol=1e-2), starting_points().half(), SPAN)
+    assert found.x.dtype == torch.float16 and set(seen) == {torch.float16}
+
+
+# The first step, the size of an error, and where steps end
+
+
+def test_the_first_step_is_that_of_hairer_norsett_and_wanner():
+    """II.4: h_0 = 0.01 d_0/d_1, h_1 = (0.01/max(d_1, d_2))^(1/k), and 100 h_0 at most."""
+    d_0, d_1 = np.array([[2.0, 4.0], [1e-6, 4.0], [2.0, 1e-6]]).T
+    np.testing.assert_allclose(first_step(d_0, d_1, 3.0), [5e-3, 3e-6, 3e-6])
+    assert first_step(np.array([1e6]), np.array([1.0]), 3.0) == 3.0
+    h_0, d_1, d_2 = np.array([[0.01, 4.0, 1.0], [0.01, 1.0, 4.0], [1e-5, 1e-4, 1e-4], [0.02, 0.0, 0.0]]).T
+    np.testing.assert_allclose(second_step(h_0, d_1, d_2, 2, 3.0), [0.05, 0.05, 1e-3, 2e-5])
+
+
+def begun(solver, field, x):
+    """A run on a plain field from t = 0 to 1."""
+    ode = Plain(field)
+    start, end = map(ode.node, (0.0, 1.0))
+    return ode, solver.begin(ode, Span(ode, None, start, end, end), x, x.dtype, np.arange(len(x)))
+
+
+def test_the_first_step_knows_how_the_slope_changes():
+    """x' = 1 + 100 t at x = 1 has d_0 = d_1 and h_0 = 0.01, from where the slope has changed by 100 h_0."""
+    for pair in (Bosh3(), Dopri5(), DOP853()):
+        _, run = begun(Adaptive(pair, rtol=1e-3), lambda t, x: 1 + 100 * t, torch.ones(1, 1, dtype=torch.float64))
+        assert run.h.item() == pytest.approx((0.01 * 2e-3 / 100) ** (1 / pair.order))
+
+
+def test_dop853_estimates_its_error_by_two_embedded_methods():
+    """Hairer, Norsett & Wanner, II.10: err_5^2/sqrt(err_5^2 + 0.01 err_3^2); here of a quadrature."""
+    rule, h, tolerance = scipy.integrate.DOP853, 0.8, 1e-6
+    ode, run = begun(Adaptive(DOP853(), rtol=tolerance), lambda t, x: torch.exp(3 * t), torch.ones(1, 1).double())
+    state, error, _ = run._runge_kutta(ode, np.array([0.0]), np.array([h]))
+    slopes = np.exp(3 * h * np.append(rule.C[:12], 1.0))
+    fifth, third = (h * abs(weights @ slopes) / (tolerance * (1 + state.item())) for weights in (rule.E5, rule.E3))
+    assert error.item() == pytest.approx(fifth**2 / math.sqrt(fifth**2 + 0.01 * third**2), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1024, 1500, 4096, 5001])
+def test_the_size_of_an_error_is_the_root_mean_square_of_all_components(size):
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:, -100:] *= 50
+    exact = np.sqrt(np.square(x.numpy()).sum(1) / max(size, 1))
+    np.testing.assert_allclose(row_norm(x), exact, rtol=1e-13)
+
+
+def test_a_step_ends_on_what_lies_ahead_or_well_before_it():
+    ode, solver, x = mild_mixture(), AdaptiveAdams(), starting_points()[:1]
+    start, end = map(ode.node, SPAN)
+    run = solver.begin(ode, Span(ode, solver.line, start, end, end), x, x.dtype, np.arange(1))
+    ahead = np.abs(run.stops - run.q)
+    for share in (0.1, 0.49, 0.6, 0.9, 0.949, 0.96, 0.999, 1.0, 3.0):
+        run.h = share * ahead
+        left = (np.abs(run.stops - run.target()) / ahead).item()
+        assert left == 0 or 0.3 < left < 1
+
+
+@pytest.mark.parametrize("line", [Rotation(0.4), Noise(), Data()], ids=str)
+def test_the_ends_of_a_span_are_its_nodes_to_the_last_bit(line):
+    ode = mild_mixture()
+    for t in np.linspace(0.2, 1.2, 11):
+        ends = ode.node(1.3), ode.node(float(t))
+        span = Span(ode, line, *ends, ends[1])
+        assert [list(node) for node in zip(*span.node(np.array([span.q_a, span.q_b])), strict=True)] == [
+            *map(list, ends)
+        ]
+
+
+def test_places_beyond_an_end_by_round_off_are_that_end():
+    ode, line = mild_mixture(), Rotation(0.4)
+    span = Span(ode, line, *map(ode.node, (1.3, 0.2, 0.2)))
+    beyond = np.array([span.q_a, span.q_b]) + 1e-13 * np.array([-span.direction, span.direction])
+    assert span.node(beyond).t.tolist() == [1.3, 0.2]
+
+
 def test_no_input_loops_for_ever():
     noise = torch.Generator().manual_seed(0)
     problem = Plain(lambda t, x: torch.randn(x.shape, generator=noise, dtype=x.dtype))
@@ -321,6 +473,12 @@ def test_pairs_and_lines_that_do_not_fit_are_refused():
         Controller(safety=2.0)
     with pytest.raises(ValueError, match='use closing="denoise"'):
         solve(mild_mixture(), Adaptive(), starting_points(), (1.3, 0.2, 0.0), closing="extrapolate")
+
+
+@pytest.mark.parametrize("name", ["safety", "shrink", "grow"])
+def test_a_controller_that_leaves_steps_as_they_are_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=1.0.*give 0 < safety < 1"):
+        Controller(**{name: 1.0})
 
 
 def test_a_span_of_no_length_or_off_the_path_is_refused_before_any_call():
@@ -383,6 +541,12 @@ def test_a_probe_that_meets_infinity_only_went_too_far():
     torch.testing.assert_close(float(found.x), math.exp(-5e-4), rtol=1e-9, atol=0)
 
 
+def test_steps_too_small_to_move_a_late_time_are_given_up():
+    problem = InfiniteBeyond(1e6 + 0.5)
+    found = solve(problem, Adaptive(Dopri5()), torch.ones(1, 1).double(), [1e6, 1e6 + 1], throw=False)
+    assert found.status.tolist() == [Status.NON_FINITE] and problem.calls < 1000
+
+
 @pytest.mark.parametrize("pair", [Bosh3(), Tsit5(), DOP853()], ids=name)
 def test_a_node_beside_another_does_not_shorten_the_steps_that_follow(pair):
     solver, x = Adaptive(pair, rtol=1e-5, line=Rotation()), starting_points()
@@ -420,6 +584,11 @@ def test_accepted_and_rejected_steps_are_counted():
             tried = (found.evaluations - solver.begin_calls) / solver.pair.calls(1)
             assert (found.accepted + found.rejected).tolist() == tried.tolist()
     assert solve(mild_mixture(), solvers.DDIM(), starting_points(), [1.2, 0.9]).stats.rejected is None
+
+
+def test_the_probe_of_the_first_step_is_neither_accepted_nor_rejected():
+    found = solve(Plain(lambda t, x: -x), AdaptiveAdams(line=None), torch.ones(2, 1).double(), (0.0, 1.0)).stats
+    assert (found.evaluations - found.accepted - found.rejected).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("solver", [AdaptiveAdams(rtol=1e-8), Adaptive(Tsit5(), rtol=1e-5, line=Rotation())], ids=name)

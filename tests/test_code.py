@@ -1,6 +1,7 @@
 """A code file is whole or refused, and a code is decoded by what encoded it, or not at all."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,11 +83,25 @@ def test_a_code_comes_back_from_its_file(tmp_path: Path, solver, guidance):
     assert [file.name for file in tmp_path.iterdir()] == ["code.safetensors"]
 
 
+def test_what_encoding_cost_comes_back_from_its_file(tmp_path: Path):
+    cost = odediff.encode(model(), images(), solver=Heun(Noise()), steps=6).stats
+    assert (cost.steps, cost.nfe, cost.network_evaluations) == (5, 10, 20)
+    odediff.encode(model(), images(), solver=Heun(Noise()), steps=6).save(tmp_path / "code.safetensors")
+    loaded = Code.load(tmp_path / "code.safetensors").stats
+    assert (loaded.steps, loaded.nfe, loaded.network_evaluations) == (5, 10, 20)
+
+
 def test_a_network_that_is_told_other_times_does_not_decode():
     code = odediff.encode(model(), images(), solver=DDIM(), steps=5)
     told_otherwise = replace(model(), network_time=lambda t: 500 * t)
     with pytest.raises(ValueError, match="network_time"):
         odediff.decode(told_otherwise, code)
+
+
+def test_times_that_differ_in_the_sixth_digit_are_other_times():
+    code = odediff.encode(model(), images(), solver=DDIM(), steps=5)
+    with pytest.raises(ValueError, match="network_time"):
+        odediff.decode(replace(model(), network_time=lambda t: TABLE.network_time(t) * (1 + 1e-6)), code)
 
 
 def test_numbers_of_numpy_in_a_solver_are_numbers(tmp_path: Path):
@@ -221,6 +236,13 @@ def test_a_code_whose_description_was_changed_does_not_exist(change):
         replace(code, **change(code))
 
 
+def test_the_time_at_which_a_remainder_returns_is_described_too():
+    code = odediff.encode(model(), images() * 1e-20, solver=BDIA(), steps=6)
+    assert code.state.rest.any() and code.state.origin == code.times[0]
+    with pytest.raises(ValueError, match="differs from what was encoded"):
+        replace(code, state=code.state._replace(origin=float(code.times[1])))
+
+
 def test_samples_that_were_not_encoded_do_not_decode():
     code = odediff.encode(model(), images(), solver=FixedPoint(tolerance=1e-12, max_iterations=1), steps=5, throw=False)
     assert code.status.tolist() == [solvers.Status.NOT_CONVERGED] * 4
@@ -261,6 +283,13 @@ def test_a_part_of_a_code_costs_what_its_samples_cost():
         assert stats.nfe == calls
         for part, whole in ((stats.accepted, code.stats.accepted), (stats.rejected, code.stats.rejected)):
             assert torch.equal(part, whole[[row]])
+
+
+def test_a_part_of_a_code_has_the_effort_of_its_samples():
+    code = odediff.encode(model(), images(), solver=FixedPoint(tolerance=1e-12, max_iterations=1), steps=5, throw=False)
+    code = replace(code, effort=code.effort._replace(status=torch.tensor([0, 1, 2, 3])))
+    part = code.rows([1, 3]).effort
+    assert part.status.tolist() == [1, 3] and len(part.residual) == len(part.iterations) == 2
 
 
 def test_samples_are_chosen_by_number_or_by_a_mask():
@@ -371,6 +400,20 @@ def test_slerp_is_the_great_circle_of_each_sample():
     assert torch.isfinite(odediff.slerp(torch.zeros_like(x), y, 0.5)).all()
 
 
+def test_slerp_leaves_the_sphere_at_no_angle():
+    for angle in (1e-3, 0.05, 3.0):
+        x, y = (torch.tensor([[math.cos(v), math.sin(v)]], dtype=torch.float64) for v in (0.2, 0.2 + angle))
+        middle = torch.tensor([[math.cos(0.2 + angle / 2), math.sin(0.2 + angle / 2)]], dtype=torch.float64)
+        torch.testing.assert_close(odediff.slerp(x, y, 0.5), middle, rtol=0, atol=1e-9)
+
+
+def test_slerp_between_a_point_and_itself_is_that_point():
+    x = torch.randn(200, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(odediff.slerp(x, x.clone(), 0.3), x, rtol=1e-12, atol=0)
+    cosines = (x * x).sum(1) / (x.norm(dim=1) * x.norm(dim=1))
+    assert (cosines > 1).any()
+
+
 def test_codes_are_mixed_when_they_are_alike():
     first, second = (odediff.encode(model(label=k), images() * k, solver=DDIM(), steps=8) for k in (1, 2))
     middle = odediff.mix_codes(first, second, 0.5)
@@ -384,6 +427,12 @@ def test_codes_are_mixed_when_they_are_alike():
         odediff.mix_codes(first, second.x, 0.5)
     with pytest.raises(ValueError, match="weight=nan must be a finite number"):
         odediff.mix_codes(first, second, float("nan"))
+
+
+def test_codes_with_null_conditions_of_their_own_are_not_mixed():
+    code = odediff.negative_prompt(model(), images(), steps=4)
+    with pytest.raises(ValueError, match="carries more than its states"):
+        odediff.mix_codes(code, code, 0.5)
 
 
 def test_a_sample_that_either_of_two_mixed_codes_lost_is_lost():
@@ -419,6 +468,14 @@ def test_two_parts_of_a_code_may_be_one_tensor(tmp_path: Path):
     assert torch.equal(again, odediff.decode(GAUSSIAN, code))
 
 
+def test_two_null_conditions_of_a_code_may_be_one_tensor(tmp_path: Path):
+    null = torch.arange(4.0).reshape(1, 4)
+    code = replace(odediff.encode(model(), images(), steps=5), nulls={"label": null, "other": null})
+    code.save(tmp_path / "code.safetensors")
+    loaded = Code.load(tmp_path / "code.safetensors").nulls
+    assert torch.equal(loaded["label"], null) and torch.equal(loaded["other"], null)
+
+
 def test_a_whole_number_is_as_good_a_guidance(tmp_path: Path):
     def network(x, time, shift):
         return 0.1 * x + shift[:, None]
@@ -435,6 +492,14 @@ def test_a_row_for_each_sample_is_as_good_as_one_number():
     assert torch.allclose(odediff.decode(each, code), odediff.decode(model(), code), atol=1e-5)
     with pytest.raises(ValueError, match="guidance.*differs"):
         odediff.decode(model(guidance=torch.tensor([2.0, 2.0, 2.0, 3.0])), code)
+
+
+def test_one_row_for_all_samples_is_as_good_as_a_row_for_each():
+    code = odediff.encode(model(label=torch.tensor([1])), images(), solver=BDIA(), steps=9)
+    each = model(label=torch.ones(4, dtype=torch.int64))
+    assert torch.allclose(odediff.decode(each, code), odediff.decode(model(label=torch.tensor([1])), code), atol=1e-5)
+    with pytest.raises(ValueError, match="conditions.*differs"):
+        odediff.decode(model(label=torch.tensor([2])), code)
 
 
 def test_conditions_in_lists_are_compared_one_by_one():
@@ -463,6 +528,26 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path):
     save_file(load_file(file), file, metadata={"odediff": json.dumps(header_of(file) | {"format": FORMAT + 1})})
     with pytest.raises(ValueError, match=f"has format {FORMAT + 1}, this version reads {FORMAT};"):
         Code.load(file)
+
+
+def test_a_file_of_an_earlier_format_is_refused(tmp_path: Path):
+    file = tmp_path / "code.safetensors"
+    odediff.encode(model(), images(), steps=5).save(file)
+    save_file(load_file(file), file, metadata={"odediff": json.dumps(header_of(file) | {"format": FORMAT - 1})})
+    with pytest.raises(ValueError, match=f"has format {FORMAT - 1}, this version reads {FORMAT};"):
+        Code.load(file)
+
+
+def test_the_network_times_of_a_code_are_those_that_the_network_was_told():
+    told = []
+
+    def network(x, time):
+        told.append(float(time[0]))
+        return 0.1 * x
+
+    remapped = odediff.Model(network, TABLE).remap(odediff.VE())
+    code = odediff.encode(remapped, images(torch.float64), solver=DDIM(), steps=5)
+    assert code.nodes[:-1, 3].tolist() == pytest.approx(told, rel=1e-12)
 
 
 def test_a_code_keeps_its_own_conditions():

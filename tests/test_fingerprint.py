@@ -177,7 +177,7 @@ def test_a_network_whose_weights_are_loaded_for_each_call_is_told_by_their_shape
 
     model = odediff.Model(Offloaded(4), odediff.VPTable.linear())
     code = odediff.encode(model, torch.ones(2, 3), steps=4)
-    assert odediff.decode(model, code).device.type == "cpu" == odediff.sample(model, (2, 3), steps=2).device.type
+    assert torch.isfinite(odediff.decode(model, code)).all()
     assert fingerprint(Offloaded(4)) != fingerprint(Offloaded(5))
 
 

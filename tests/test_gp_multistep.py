@@ -1,7 +1,8 @@
 """The Gaussian-process multistep method: its features solve the flow, its steps are best linear predictions."""
 
 import math
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from solvers import (
 from solvers.counting import counted
 from solvers.gp_multistep import FAR, planned
 from solvers.handover import LEVEL, NEAR, stretch
-from solvers.prior import DECISIONS, SCALES, SMALL, _decided
+from solvers.prior import DECISIONS, SCALES, SMALL, _decided, mean_distance
 from solvers.testing import ExactODE, Gaussian
 
 TABLE = odediff.VPTable.linear()
@@ -79,6 +80,41 @@ def test_the_series_of_a_decision_is_exact_to_round_off_where_it_ends():
     z = np.nextafter(SMALL, 0)
     by_parts = quad(lambda w: w**4 / (1 + w**4), 0, z, epsabs=0, epsrel=2e-14)[0]
     assert float(_decided(np.array(z))) == pytest.approx(by_parts, rel=1e-13)
+
+
+@pytest.mark.parametrize(("distance", "deviation"), [(0.1, 2.0), (0.5, 2.0), (1.0, 0.5), (2.0, 0.125), (math.inf, 0.0)])
+def test_the_common_scale_weighs_no_more_than_the_mean(distance, deviation):
+    """Its deviation is common/h^2, at most that of the constant; at the data its trajectory ends at its scale."""
+    prior = Prior(mean=2.0, common=0.5, common_scale=0.7)
+    features = prior.features([Node(0.0, 1.0, 0.0)], node(10.0), distance)
+    assert features.state[0, SCALES] == pytest.approx(deviation * 0.7)
+
+
+def test_the_series_of_a_decision_is_that_of_the_integral():
+    z = np.array([0.0, 1e-6, 1e-3, 0.01, 0.05])
+    np.testing.assert_allclose(_decided(z), z**5 / 5 - z**9 / 9 + z**13 / 13, rtol=1e-13, atol=0)
+
+
+def test_the_variances_of_all_gaussian_scales_add_up_to_one():
+    scales = np.exp(-2.0 + 1.5 * np.linspace(-2.5, 2.5, SCALES))
+    state = Prior(scale=-2.0, scale_spread=1.5).features([Node(0.0, 1.0, 0.0)], node(10.0), 1.0).state[0, :SCALES]
+    assert ((state / scales) ** 2).sum() == pytest.approx(1)
+
+
+def test_errors_of_a_network_are_bounded_above_a_level():
+    """A bump at the level b is 1/sqrt(1 + (b/bounded)^2) as high; b runs from 1e-3 in even ratios."""
+    bounded, free = (
+        Prior(error_bounded=level).features([node(0.7)], node(157.0), 1.0).state[0, SCALES + 1 + DECISIONS : -1]
+        for level in (30.0, 1e15)
+    )
+    levels = 30 * np.sqrt((free / bounded) ** 2 - 1)
+    np.testing.assert_allclose(np.diff(np.log(levels[-8:])), math.log(levels[-1] / levels[-8]) / 7, rtol=1e-6)
+    assert levels[-1] > 200
+
+
+def test_one_node_lies_infinitely_far_from_any_other():
+    assert mean_distance([node(1.0)]) == mean_distance([Node(1.0, 0.0, 1.0), node(1.0)]) == math.inf
+    assert mean_distance([Node(1.0, 0.0, 1.0), node(8.0), node(4.0), node(2.0)]) == pytest.approx(math.log(2))
 
 
 def test_features_are_finite_at_the_data_and_at_pure_noise():
@@ -209,6 +245,23 @@ def test_a_prior_is_named_by_what_was_changed():
     assert eval(repr(Prior(noise=0.1, mean=2.0))) == Prior(noise=0.1, mean=2.0)
 
 
+@pytest.mark.parametrize("name", [field.name for field in fields(Prior)])
+def test_what_the_prior_divides_by_is_positive_and_only_logarithms_may_be_negative(name):
+    for value, refused in (
+        (0.0, name in ("error_width", "error_bounded", "spacing", "common_scale")),
+        (-1.0, name not in ("scale", "decision")),
+        (math.inf, True),
+    ):
+        with pytest.raises(ValueError, match=f"Prior: {name}=") if refused else nullcontext():
+            Prior(**{name: value})
+
+
+def test_predictions_at_close_nodes_share_their_errors_down_to_a_floor():
+    prior, here = Prior(noise=0.2, spacing=0.5, smoothness=2.0, floor=0.1), node(1.0)
+    found = [prior.own_noise(here, before and node(math.exp(before))) for before in (None, 2.0, -0.5, 0.25, 0.1, 1e-9)]
+    assert found == pytest.approx([0.2, 0.2, 0.2, 0.2 / 4, 0.02, 0.02])
+
+
 def test_the_coefficients_of_a_grid_are_computed_once():
     nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, 11).tolist()))
     assert planned(Prior(), 4, nodes, ()) is planned(Prior(), 4, nodes, ())
@@ -275,6 +328,27 @@ def test_near_the_data_steps_read_two_slopes_and_correct_by_three(steps, order):
     assert {len(formula.weights) for formula in adams.formulas[near - adams.first + 2 :]} == {3}
 
 
+@pytest.mark.parametrize(
+    ("to_data", "calls", "order"),
+    [(True, 18, 0), (True, 19, 5), (True, 29, 5), (True, 30, 6), (False, 9, 0), (False, 10, 3)],
+)
+def test_nodes_are_close_from_so_many_calls_on(to_data, calls, order):
+    """As the docstring has it, of the plateau on DDPM's table."""
+    times, silent = odediff.grid.plateau(TABLE, calls + 1), (False, *[True] * calls)
+    if not to_data:
+        times, silent = odediff.grid.plateau(TABLE, calls + 2, end=TABLE.end)[:-1].flip(0), silent[::-1]
+    formulas = stretch(tuple(TABLE.nodes(times.tolist())), silent, ()).formulas
+    assert max((len(formula.weights) for formula in formulas), default=0) == order
+
+
+@pytest.mark.parametrize("times", [[0.003, 0.002, 0.001, 0.0], [0.002, 0.001, 0.0], [0.003, 0.002, 0.0]])
+def test_a_few_close_steps_down_to_the_data_of_a_table_are_the_regressions(times):
+    data, x = Gaussian(0.3, 0.5), draws(4, 3)
+    model = replace(exact_model(data, TABLE), continuous=False)
+    found = odediff.sample(model, noise=x, solver=GPMultistep(), grid=torch.tensor(times, dtype=torch.float64))
+    torch.testing.assert_close(found, data.flow(TABLE.node(times[0]), TABLE.node(0.0), x), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("steps", [21, 31, 51])
 def test_towards_the_noise_all_steps_are_those_of_adams_but_the_one_without_a_call(steps):
     problem, rows = standard("mixture_16"), range(8)
@@ -318,6 +392,26 @@ def test_a_history_at_low_levels_serves_close_nodes_at_once():
     assert found.stats.nfe == same.stats.nfe == 5 + 3
     assert found.nodes[-2].s > NEAR
     torch.testing.assert_close(found.x, same.x, rtol=0, atol=1e-12)
+
+
+def test_a_history_serves_close_nodes_where_the_regression_reads_less_of_it():
+    problem, rows = standard("mixture_16"), range(8)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows).double()
+    times = odediff.grid.plateau(problem.path, 31)
+    nodes = ode.nodes(times.tolist())
+    exact = solve(ode, AdaptiveAdams(rtol=1e-6), x, times, closing=None, trajectory=True).trajectory
+    past = [(nodes[i], exact[i]) for i in range(19, 16, -1)]
+    few, many = (solve(ode, GPMultistep(n), exact[20], times[20:26], closing=None, past=past) for n in (2, 4))
+    assert few.stats.nfe == many.stats.nfe == 5 + 3
+    torch.testing.assert_close(few.x, many.x, rtol=0, atol=1e-12)
+
+
+def test_slopes_are_kept_with_their_own_nodes_where_the_last_step_makes_no_call():
+    problem, rows = standard("mixture_16"), range(2)
+    ode, x = odediff.probability_flow(problem.model(rows)), problem.distribution.sample(2, 0)
+    times = odediff.grid.plateau(problem.path, 31).flip(0)
+    state = solve(ode, GPMultistep(), x, times, closing=None).state
+    assert [node.t for node in state.nodes] == times.tolist()[-3 : -3 - len(state.slopes) : -1]
 
 
 def test_a_first_step_without_a_call_leaves_no_slope():
@@ -517,6 +611,12 @@ def test_what_is_not_said_depends_on_the_solver():
     assert (default_grid(GPMultistep()), default_grid(DDIM())) == (odediff.grid.plateau, odediff.grid.karras)
     assert (fixed_closing(GPMultistep(), "auto"), fixed_closing(DDIM(), "auto")) == (None, "denoise")
     assert fixed_closing(GPMultistep(), "denoise") == "denoise"
+
+
+def test_nodes_of_single_samples_are_refused():
+    ode, x = ExactODE(Gaussian()), draws(2, 3)
+    with pytest.raises(TypeError, match="plans one grid for all samples; give each node one time"):
+        GPMultistep().start(ode, [ode.node(np.array(times)) for times in ([1.3, 1.2], [0.5, 0.4])], x)
 
 
 def test_bad_input_is_named_before_the_first_call():

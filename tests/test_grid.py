@@ -182,6 +182,11 @@ def test_beta_takes_quantiles_of_the_noise_level():
     np.testing.assert_allclose(grid.beta(VE(), 11).numpy(), np.append(sigmas, 0.0), rtol=1e-11)
 
 
+def test_beta_takes_its_two_exponents_in_the_order_of_the_law():
+    sigmas = 0.002 + beta_law.ppf(1 - np.linspace(0, 1, 11), 0.5, 2.0) * (80 - 0.002)
+    np.testing.assert_allclose(grid.beta(VE(), 11, a=0.5, b=2.0).numpy(), np.append(sigmas, 0.0), rtol=1e-11)
+
+
 @pytest.mark.parametrize("steps", [2, 10, 25])
 @pytest.mark.parametrize(
     ("make", "option"),
@@ -338,6 +343,13 @@ def test_a_bad_align_your_steps_table_is_refused(table, message):
         grid.align_your_steps(VPTable.scaled_linear(), 5, table)
 
 
+@pytest.mark.parametrize("factor", [0.9, 0.985, 1.015, 1.1])
+def test_a_table_that_begins_elsewhere_than_the_path_is_refused_on_either_side(factor):
+    levels = factor * np.array(grid.AYS_STABLE_DIFFUSION)
+    with pytest.raises(ValueError, match="made for another schedule"):
+        grid.align_your_steps(VPTable.scaled_linear(), 5, levels.tolist())
+
+
 @given(
     T=st.integers(2, 200),
     data=st.data(),
@@ -371,6 +383,11 @@ def test_custom_returns_a_copy_of_the_times(kind):
     assert times.tolist() == [1.0, 0.5, 0.25] and times.dtype == torch.float64
     values[0] = 0.9
     assert times[0] == 1.0
+
+
+def test_custom_times_may_begin_beyond_where_sampling_does():
+    assert VPCosine().start < 0.999
+    assert grid.custom(VPCosine(), [1.0, 0.5, 0.0]).tolist() == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -409,6 +426,12 @@ def test_custom_refuses_what_is_not_a_grid(path, times, message):
 def test_bad_arguments_are_named(make, arguments, error, message):
     with pytest.raises(error, match=message):
         make(VPTable.linear(), **arguments)
+
+
+@every_grid
+def test_the_data_are_no_end_of_a_path_without_a_table_either(make):
+    with pytest.raises(ValueError, match="end = 0.0 is not a time of this path above 0"):
+        make(VPLinear(), steps=5, end=0.0)
 
 
 @every_grid

@@ -89,6 +89,14 @@ def test_nfe_bounds_the_calls_of_an_encoding_and_one_more_step_would_break_it(so
     assert code.stats.nfe <= nfe < more.stats.nfe
 
 
+@pytest.mark.parametrize("steps", [2, 6, 30])
+def test_the_default_sets_out_from_the_end_of_the_path(steps):
+    """Where the image is taken to be, and not where the grid of a sampler leaves the rest to its last step."""
+    for path in (odediff.VPTable.linear(), odediff.VE()):
+        code = odediff.encode(exact_model(Gaussian(), path), torch.ones(2, 3), steps=steps)
+        assert float(code.times[0]) == path.end
+
+
 def test_nfe_bounds_the_calls_of_an_implicit_inverse():
     solver = FixedPoint(max_iterations=3, tolerance=0.5)
     code = odediff.encode(exact_model(LAW, TABLE), states(), solver=solver, nfe=20, throw=False)
@@ -112,6 +120,13 @@ def test_an_image_is_not_overwritten_and_a_code_may_be_decoded_twice():
     first, second = odediff.decode(model, code), odediff.decode(model, code)
     assert torch.equal(images, kept)
     assert torch.equal(first, second)
+
+
+def test_codes_and_images_of_a_network_in_training_need_no_gradient():
+    layer = torch.nn.Linear(3, 3)
+    model = odediff.Model(lambda x, time: layer(x), odediff.VPTable.linear())
+    code = odediff.encode(model, torch.ones(2, 3), solver=DDIM(), steps=4)
+    assert not code.x.requires_grad and not odediff.decode(model, code).requires_grad
 
 
 def test_a_code_follows_its_conditions_to_another_class():

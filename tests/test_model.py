@@ -114,6 +114,20 @@ def test_a_sample_of_guidance_one_among_others_is_the_conditional_prediction_bit
     assert torch.equal(model.predict(TABLE.node(0.5), x).eps, expected)
 
 
+def test_the_pass_without_the_condition_is_told_what_the_null_does_not_name():
+    network = Recorded()
+    model = odediff.Model(network, TABLE, "epsilon", {"label": 3, "size": 64}, {"label": 10}, guidance=2.0)
+    model.predict(TABLE.node(0.5), states(2))
+    told = [{name: value.tolist() for name, value in words.items()} for _, _, words in network.calls]
+    assert told == [{"label": [3, 3], "size": [64, 64]}, {"label": [10, 10], "size": [64, 64]}]
+
+
+def test_guidance_of_another_precision_leaves_the_state_its_own():
+    scales = torch.tensor([0.0, 1.0, 2.0, 7.5], dtype=torch.float64)
+    found = labelled(Recorded()).condition(label=3, guidance=scales).predict(TABLE.node(0.5), states(4))
+    assert (found.x0.dtype, found.eps.dtype) == (torch.float32, torch.float32)
+
+
 def test_guidance_without_null_conditions_is_refused():
     with pytest.raises(ValueError, match=r"guidance=2.0 needs null="):
         odediff.Model(Recorded(), TABLE, conditions={"label": 3}, guidance=2.0)
@@ -157,6 +171,12 @@ def test_conditions_of_another_batch_are_refused():
     model = odediff.Model(Recorded(), TABLE, conditions={"label": torch.tensor([1, 2, 3])})
     with pytest.raises(ValueError, match="condition 'label' has 3 rows and the batch 4.*one row each"):
         model.predict(TABLE.node(0.5), states(4))
+
+
+def test_a_condition_without_rows_is_refused_like_one_of_another_batch():
+    model = odediff.Model(Recorded(), TABLE, conditions={"label": torch.empty(0)})
+    with pytest.raises(ValueError, match="condition 'label' has 0 rows and the batch 2"):
+        model.predict(TABLE.node(0.5), states(2))
 
 
 def test_an_unknown_condition_is_refused_with_the_known_ones():
@@ -229,6 +249,14 @@ def test_numbers_in_lists_reach_the_network_as_they_are():
     network = Recorded()
     odediff.Model(network, TABLE, conditions={"size": (512, [0.5])}).predict(TABLE.node(0.5), states(2))
     assert network.calls[0][2]["size"] == (512, [0.5])
+
+
+def test_a_tensor_without_rows_in_a_dict_stays_one():
+    network = Recorded()
+    odediff.Model(network, TABLE, conditions={"added": {"scale": torch.tensor(0.5)}}).predict(
+        TABLE.node(0.5), states(2)
+    )
+    assert network.calls[0][2]["added"]["scale"].shape == ()
 
 
 def test_a_number_has_the_precision_of_the_network():
@@ -378,6 +406,21 @@ def test_the_only_casts_are_at_the_network():
     assert found.dtype == torch.float64
 
 
+@pytest.mark.parametrize("form", ["epsilon", "x0"])
+def test_a_call_in_chunks_casts_back_too(form):
+    found = odediff.Model(Module(), TABLE, form, chunk=2).predict(TABLE.node(0.5), states(3, torch.float64))
+    assert (found.x0.dtype, found.eps.dtype) == (torch.float64, torch.float64)
+
+
+def test_the_precision_of_a_network_is_that_of_its_floating_point_parameters():
+    module = Module()
+    del module.scale
+    module.codes = nn.Parameter(torch.arange(3), requires_grad=False)
+    module.scale = nn.Parameter(torch.tensor(0.7))
+    odediff.Model(module, TABLE).predict(TABLE.node(0.5), states(2, torch.float64))
+    assert next(module.parameters()).dtype == torch.int64 and module.seen == [(torch.float32, torch.float32)]
+
+
 def test_a_float64_state_around_a_float32_network_loses_no_digits_of_its_own():
     x = states(3, torch.float64)
     node = TABLE.node(0.3)
@@ -434,6 +477,14 @@ def test_an_integer_time_network_gets_int64_and_snapped_entries():
         assert network.times == [round(1000 * t) - 1 for t in times[:-1].tolist()]
         assert {time.dtype for _, time, _ in network.calls} == {torch.int64}
         network.calls.clear()
+
+
+def test_whole_times_that_arithmetic_just_misses_are_rounded_and_not_cut():
+    network, entries = Recorded(), [43, 51, 59, 1000]
+    model = odediff.Model(network, TABLE, integer_time=True, network_time=lambda t: t / 0.001 - 1)
+    for n in entries:
+        model.predict(TABLE.node(n / 1000), states(1))
+    assert 43 / 1000 / 0.001 < 43 and network.times == [n - 1 for n in entries]
 
 
 def test_an_integer_time_network_is_never_asked_between_entries():
@@ -692,6 +743,13 @@ def test_a_condition_without_a_null_may_be_changed():
     assert model.condition(size=32).conditions["size"] == 32
     with pytest.raises(ValueError, match="'colour' is unknown to this model; it takes size, text"):
         model.condition(colour=1)
+
+
+def test_a_null_embedding_is_one_row_or_keeps_a_row_for_every_sample():
+    rows = torch.arange(12.0).reshape(3, 4)
+    for null, expected in ((rows, rows), (rows[1:2], rows[1]), (rows[1], rows[1])):
+        model = odediff.Model(Recorded(), TABLE, null={"text": null, "size": 64})
+        assert model.null_embedding().keys() == {"text"} and torch.equal(model.null_embedding()["text"], expected)
 
 
 def test_a_continuous_network_of_a_table_is_told_times_down_to_the_data():

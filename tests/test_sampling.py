@@ -345,6 +345,12 @@ def test_samples_have_the_dtype_asked_for_and_need_no_gradient(dtype):
     assert (found.dtype, found.requires_grad) == (dtype, False)
 
 
+def test_samples_of_a_network_in_training_need_no_gradient():
+    layer = torch.nn.Linear(2, 2)
+    model = odediff.Model(lambda x, time: layer(x), TABLE)
+    assert not odediff.sample(model, (3, 2), solver=DDIM(), steps=4).requires_grad
+
+
 def test_the_closing_step_is_the_prediction_at_the_last_node():
     options = {"trajectory": True, "return_solution": True, "dtype": torch.float64}
     found = odediff.sample(gaussian(), (3, 2), solver=DDIM(), steps=6, **options)
@@ -457,6 +463,12 @@ def test_a_grid_or_closing_or_dtype_that_cannot_be_is_named_before_the_first_cal
 
     with pytest.raises(error, match=message):
         odediff.sample(odediff.Model(network, TABLE), noise=torch.ones(1, 3), solver=DDIM(), **arguments)
+
+
+def test_a_grid_of_ones_own_is_checked_before_the_first_call():
+    below = torch.tensor([1.0, 0.5, 1e-4, 0.0])
+    with pytest.raises(ValueError, match="below the first time that the network knows"):
+        odediff.sample(never_asked(), (2, 3), solver=DDIM(), grid=lambda path, steps: below, steps=3)
 
 
 def test_sizes_may_be_numpys():

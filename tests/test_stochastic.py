@@ -192,6 +192,34 @@ def test_edm_heun_never_asks_above_the_first_level():
     assert found.stats.nfe == solver.calls(3) == 6
 
 
+class Asked(ExactODE):
+    """A mixture that keeps the nodes at which it is asked."""
+
+    def __init__(self):
+        super().__init__(mild_mixture().distribution, Trigonometric())
+        self.nodes_asked = []
+
+    def predict(self, node, x):
+        self.nodes_asked.append(node)
+        return super().predict(node, x)
+
+
+def test_a_level_that_churn_would_raise_above_the_first_is_raised_to_it():
+    ode = Asked()
+    solve(ode, EDMHeun(churn=1e3), starting_points(), [1.35, 1.3, 0.4], stream=NoiseStream(0))
+    assert [node.t for node in ode.nodes_asked] == [1.35, 1.3, 1.35, 0.4]
+
+
+def test_the_ends_of_a_window_of_noise_levels_belong_to_it():
+    ode, times = Asked(), times_on("trigonometric", 6)
+    nodes = [ode.node(t) for t in times]
+    window, inside = {"s_min": nodes[3].s, "s_max": nodes[1].s}, [False, True, True, True, False, False]
+    run = SASolver(**window).start(ode, nodes, starting_points(), stream=NoiseStream(0))
+    assert [step.std > 0 for step in run.steps] == inside
+    solve(ode, EDMHeun(churn=0.01, **window), starting_points(), times, stream=NoiseStream(0), closing=None)
+    assert [asked.s > node.s for asked, node in zip(ode.nodes_asked[::2], nodes, strict=False)] == inside
+
+
 def test_edm_heun_adds_at_most_as_much_noise_as_the_state_has():
     solver = EDMHeun(churn=1e3)
     found = solve(mild_mixture(), solver, starting_points(), [1.35, 1.3, 0.4], stream=NoiseStream(0))
@@ -205,6 +233,12 @@ def test_edm_heun_raises_no_level_where_alpha_is_small():
         for solver in (EDMHeun(s_max=math.inf), DDIM())
     )
     assert torch.equal(found, expected)
+
+
+def test_edm_heun_counts_a_step_from_pure_noise_as_the_one_call_that_it_is():
+    ode, times = mild_mixture(), [math.pi / 2, 1.3, 0.9, 0.4]
+    found = solve(ode, EDMHeun(), starting_points(), times, stream=NoiseStream(0), closing=None)
+    assert found.stats.nfe == EDMHeun().calls_over(ode, ode.nodes(times)) == 5
 
 
 def test_edm_heun_outside_its_window_is_heun():
@@ -308,6 +342,15 @@ def test_a_step_that_freezes_its_predictions_has_the_noise_of_tau():
     assert step.std == pytest.approx(b.sigma * math.sqrt(1 - (b.s / a.s) ** 0.5))
 
 
+@pytest.mark.parametrize("tau", [0.5, 1.0])
+def test_a_step_that_freezes_its_predictions_keeps_the_noise_level(tau):
+    ode = mild_mixture()
+    a, b = ode.node(math.acos(5e-4)), ode.node(math.acos(8e-4))
+    (step,) = SASolver(Noise(), tau=tau).start(ode, [a, b], starting_points(), stream=NoiseStream(0)).steps
+    assert step.frozen and step.weights[0] == b.alpha
+    assert math.hypot(step.weights[1], step.std) == pytest.approx(b.sigma, rel=1e-12)
+
+
 def test_the_corrector_reads_as_many_slopes_as_its_order_whatever_the_predictor_reads():
     ode = mild_mixture()
     nodes = ode.nodes(times_on("trigonometric", 4))
@@ -332,6 +375,14 @@ def test_sa_solver_ends_with_the_step_that_closes(line, below):
         for closing in ("denoise", None)
     )
     assert torch.equal(closed, whole)
+
+
+@pytest.mark.parametrize(("below", "read"), [(6, [1, 2, 3, 3, 3, 3]), (7, [1, 2, 3, 3, 2, 1])])
+def test_orders_are_lowered_on_grids_of_fewer_steps_than_the_bound(below, read):
+    ode = mild_mixture()
+    solver = SASolver(predictor_order=3, corrector_order=0, lower_order_below=below)
+    run = solver.start(ode, ode.nodes(times_on("trigonometric", 6)), starting_points(), stream=NoiseStream(0))
+    assert [len(step.weights) for step in run.steps] == read
 
 
 def test_a_closing_step_is_one_of_the_steps_that_churn_is_shared_among():
