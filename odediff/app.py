@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
 import re
 import sys
@@ -129,8 +130,10 @@ def _run(config: DictConfig) -> None:
         try:
             code = task(config, **arguments)  # type: ignore[arg-type]
         except AlreadyRecordedError:
-            # The sweep tells its own jobs from what was there by the time of their records.
-            (Path(HydraConfig.get().runtime.output_dir) / RECORD).touch()
+            # The sweep tells its own jobs from what was there by the time of their records, and them apart by words.
+            record = Path(HydraConfig.get().runtime.output_dir) / RECORD
+            words = list(HydraConfig.get().overrides.task)
+            write_json(record, {**json.loads(record.read_text()), "overrides": words})
             print("  done before", flush=True)
             return
         if code and HydraConfig.get().mode != RunMode.MULTIRUN:

@@ -150,7 +150,8 @@ class Config:
     """The whole configuration. ``steps``, ``nfe`` and ``rtol`` exclude each other.
 
     Without any of them there are 20 steps, or those that an adaptive solver's own tolerance asks for. ``resume`` keeps
-    the jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, network and versions.
+    the jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, network and versions;
+    what files hold that are named there, such as a folder of images, is not looked at.
     """
 
     model: Any = MISSING

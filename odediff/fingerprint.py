@@ -36,6 +36,7 @@ def fingerprint(network: Any) -> str:
 
 _hashes: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 """Of modules that were hashed before, beside their `_sums` then."""
+ROW = 1021
 
 
 def _module_hash(module: nn.Module) -> str:
@@ -51,7 +52,10 @@ def _module_hash(module: nn.Module) -> str:
 
 
 def _sums(state: Mapping[str, Any]) -> Any:
-    """What the bits of each tensor add up to, on its device; None where a state has other things in it."""
+    """Two sums of each tensor, computed on its device; None where a state has other things in it.
+
+    Of the bits, which changes with every single number, and of the numbers with weights that tell places apart.
+    """
     totals, kinds = [], []
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized or value.is_meta:
@@ -61,9 +65,21 @@ def _sums(state: Mapping[str, Any]) -> Any:
             flat = flat.clone()
         whole = len(flat) // 8 * 8
         totals.append(flat[:whole].view(torch.int64).sum() + flat[whole:].sum(dtype=torch.int64))
+        totals.append(_placed_sum(value.detach()).view(torch.int32).long())
         kinds.append((name, value.dtype, value.shape))
     devices = dict.fromkeys(total.device for total in totals)
     return kinds, [torch.stack([one for one in totals if one.device == device]).tolist() for device in devices]
+
+
+def _placed_sum(value: Tensor) -> Tensor:
+    """``sum of w_i v_i`` in float32, the weights w of a place in its row of `ROW` numbers times that of the row."""
+    numbers = torch.view_as_real(value) if value.is_complex() else value
+    numbers = numbers.contiguous().reshape(-1).float()
+    places = torch.arange(ROW, device=value.device, dtype=torch.float32).mul_(1.3).cos_()
+    whole = len(numbers) // ROW * ROW
+    rows = numbers[:whole].reshape(-1, ROW) @ places
+    weights = torch.arange(len(rows), device=value.device, dtype=torch.float32).mul_(0.7).add_(1).cos_()
+    return (rows * weights).sum() + (numbers[whole:] * places[: len(numbers) - whole]).sum()
 
 
 def module_of(network: Any) -> nn.Module | None:

@@ -66,9 +66,9 @@ def encode(
         require_regular(model, solver, times.tolist())
     if throw:
         require_images(images)
+    solution = climb(probability_flow(model), solver, images, times, callback=callback, progress=progress, throw=throw)
     if by_default and isinstance(solver, GPMultistep):
         warn_of_scale("images", images)
-    solution = climb(probability_flow(model), solver, images, times, callback=callback, progress=progress, throw=throw)
     effort = solution.state if isinstance(solution.state, Effort) else None
     return Code.of(
         model,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from odediff.conditions import as_row_numbers, as_tensors, chunks, expanded, require_rows_for, row_count, selected
 from odediff.fingerprint import held_modules, module_of
-from odediff.overwriting import LastAnswer, one_memory, share_memory, written
+from odediff.overwriting import LastAnswer, is_constant, one_memory, share_memory, written
 from odediff.prediction import FORMS, Form, predict, require_information
 from odediff.schedule import Schedule, Section, VPTable
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
@@ -310,7 +310,7 @@ class Model:
         parts: list[Tensor] = []
         for part, told in chunks(self.chunk, (given, times), keywords):
             answer = self._pass(part, told)
-            if parts and share_memory(parts[-1], answer):
+            if parts and share_memory(parts[-1], answer) and not is_constant(answer, (), self.network):
                 raise one_memory(self.network, "one chunk of samples overwrites another")
             parts.append(answer)
         return torch.cat(parts)[:batch].to(x.dtype)
@@ -333,7 +333,7 @@ class Model:
             )
         if output.device != x.device:
             raise _elsewhere(self.network, x, output.device)
-        self._last_answer.replace(output, x, self.network)
+        self._last_answer.replace(output, (*arguments, *keywords.values()), self.network)
         return output
 
     @property

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odediff.fingerprint import held_modules
+
 
 class LastAnswer:
     """The last answer of a network, as long as somebody holds it, and how often it had been written to."""
@@ -21,23 +23,32 @@ class LastAnswer:
         """A copy has seen nothing."""
         return type(self), ()
 
-    def replace(self, answer: Tensor, given: Tensor, network: Any) -> None:
-        """Take the next answer, to the state ``given``.
+    def replace(self, answer: Tensor, told: Sequence[Any], network: Any) -> None:
+        """Take the next answer, to what the network was ``told``.
 
-        What a replayed CUDA graph or another library writes is not counted: an answer in the memory of one that is held
-        is taken for written there. One and the same tensor may be a constant, and an alias of the state is no answer's.
+        What a replayed CUDA graph or another library writes is not counted: another tensor in the memory of an answer
+        that is held is taken for written there, unless it `is_constant`.
 
         Raises:
             ValueError: it was written over the last one, which is still held.
         """
         before = self._answer() if self._answer is not None else None
-        counts = not answer.is_inference()  # such tensors do not count what is written to them
         if before is not None:
-            rewritten = counts and before._version != self._version
-            other = before is not answer and not share_memory(answer, given)
-            if (rewritten or other) and share_memory(before, answer):
-                raise _overwritten(network) if rewritten else one_memory(network, "the one before is overwritten")
-        self._answer, self._version = weakref.ref(answer), answer._version if counts else 0
+            rewritten = not before.is_inference() and before._version != self._version
+            if (rewritten or before is not answer) and share_memory(before, answer):
+                if rewritten:
+                    raise _overwritten(network)
+                if not is_constant(answer, told, network):
+                    raise one_memory(network, "the one before is overwritten")
+        # Tensors of inference mode do not count what is written to them.
+        self._answer, self._version = weakref.ref(answer), 0 if answer.is_inference() else answer._version
+
+
+def is_constant(answer: Tensor, told: Sequence[Any], network: Any) -> bool:
+    """Whether an answer is what the network was told, one of its own weights, or one value for many places."""
+    modules = (tensor for module in held_modules(network) for tensor in (*module.parameters(), *module.buffers()))
+    known = (*(value for value in told if isinstance(value, Tensor)), *modules)
+    return 0 in answer.stride() or any(share_memory(answer, tensor) for tensor in known)
 
 
 def _overwritten(network: Any) -> ValueError:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from odediff.files import replacing, write_json
 from odediff.pictures import curves, labelled_grid, montage
+from odediff.run import PASSING
 from odediff.table import text_table
 
 COLUMNS = ("solver", "nfe", "network_evaluations", "error", "seconds")
@@ -175,7 +176,8 @@ def differences(jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     """What each job was given, by its key, of what not all of them were given alike; in words of the command line."""
     given = [dict(word.lstrip("+").split("=", 1) for word in words if "=" in word) for words in jobs]
     for words in given:
-        words.pop("resume", None)
+        for key in PASSING:
+            words.pop(key, None)
     keys = dict.fromkeys(key for words in given for key in words)
     apart = [key for key in keys if len({words.get(key) for words in given}) > 1]
     return [{key: words[key] for key in apart if key in words} for words in given]

@@ -60,7 +60,8 @@ def threshold_prediction(threshold: Threshold, node: Node, prediction: Predictio
 
     ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was cut, eps stays as it was. With
     ``keep_eps`` it stays so everywhere, and the two no longer make up the state: that is what DDIM of diffusers does
-    with ``clip_sample``, unless it is told ``use_clipped_model_output``.
+    with ``clip_sample``, unless it is told ``use_clipped_model_output``. Methods that go along the noise line read eps
+    alone, and see nothing of the threshold then.
     """
     x0 = threshold(prediction.x0)
     if threshold.keep_eps:

@@ -41,8 +41,8 @@ class Ancestral(Solver):
     `DPMSolver2` on the noise line it is "DPM2 a", KDPM2Ancestral in diffusers, on the data line "DPM++ 2S a".
 
     The stage of `DPMSolver2` is the geometric mean of s_a and s_down, which is b itself at eta = 1, and that of
-    `Midpoint` lies above b. Methods with a stage at the end of a step, such as `Heun`, would ask the network below the
-    end of the grid, where one with a table is undefined.
+    ``Midpoint(Noise())`` lies above b. Methods with a stage at the end of a step, such as `Heun`, would ask the network
+    below the end of the grid, where one with a table is undefined.
 
     Args:
         solver: deterministic, explicit and of one step.
@@ -53,7 +53,8 @@ class Ancestral(Solver):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Staged | DDIM) or not self.solver.deterministic:
+        explicit = isinstance(self.solver, Staged | DDIM)
+        if not explicit or not self.solver.deterministic or not self.solver.one_step:
             raise TypeError(
                 f"Ancestral: solver={self.solver!r} is no deterministic explicit method of one step; pass "
                 "solvers.DPMSolver2() or solvers.Midpoint(solvers.Noise())"
@@ -103,9 +104,10 @@ class Ancestral(Solver):
     ) -> NoiseStream:
         """The state of a run is its noise stream."""
         require_path(self, ode)
+        stream = start_noise(self, nodes, stream, state)
         if len(nodes) > 1:
             self._require_inside(ode, nodes[-2], nodes[-1])
-        return start_noise(self, nodes, stream, state)
+        return stream
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Go down by the method; add what is missing."""

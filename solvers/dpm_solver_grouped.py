@@ -15,6 +15,7 @@ from solvers.dpm_solver_singlestep import EULER, DPMSolver2, DPMSolver3
 from solvers.exponential_runge_kutta import RES2S, ExponentialTableau, exponential_stages, require_exponential
 from solvers.kept import kept_plan
 from solvers.lines import Data, Line, Noise
+from solvers.multistep import CLOSE
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
 from solvers.solver import Past, Solver, Step, require_path, require_run
@@ -133,13 +134,25 @@ class DPMSolverSinglestep(Solver):
                 group = []
                 continue
             group = [*group, a] if len(group) < self.intervals else [a]
-            moves.append(exponential_stages(self.line, self._tableau(group, b), ode, group[0], b)[-1])
+            moves.append(self._from_first(ode, group, b))
         return tuple(moves)
 
-    def _tableau(self, group: Sequence[Node], b: Node) -> ExponentialTableau:
-        """Of the step from the first node of ``group`` to b, with the others for stages."""
-        start, *inner, end = (float(node.log_snr) for node in (*group, b))
-        ratios = [(level - start) / (end - start) for level in inner]
+    def _from_first(self, ode: PathODE, group: Sequence[Node], b: Node) -> Stage:
+        """The last stage of the step from the first node of ``group`` to b, by the slopes at its nodes.
+
+        Of two nodes that nearly coincide the slope at the older one alone is read.
+        """
+        levels = [float(node.log_snr) for node in (*group, b)]
+        read = [0]
+        for i in range(1, len(group)):
+            if levels[i] - levels[read[-1]] >= CLOSE * (levels[-1] - levels[0]):
+                read.append(i)
+        ratios = [(levels[i] - levels[0]) / (levels[-1] - levels[0]) for i in read[1:]]
+        last = exponential_stages(self.line, self._tableau(ratios), ode, group[0], b)[-1]
+        return last._replace(slopes=tuple((read[i], weight) for i, weight in last.slopes))
+
+    def _tableau(self, ratios: Sequence[float]) -> ExponentialTableau:
+        """Of a step with stages at those parts of it."""
         if not ratios:
             return EULER
         if len(ratios) == 1:

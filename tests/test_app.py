@@ -395,7 +395,7 @@ def test_a_sweep_that_is_resumed_keeps_what_has_ended_and_computes_the_rest(monk
     arguments = ["-m", "task=sample", "task.reference_steps=null", "hydra.sweep.dir=out", *QUICK, "solver=ddim"]
     assert run(monkeypatch, tmp_path, *arguments, "nfe=3,4,5") == 0
     records = [tmp_path / "out" / str(number) / "run.json" for number in range(3)]
-    before = [file.read_text() for file in records]
+    before = [json.loads(file.read_text()) for file in records]
     records[1].unlink()  # as if it had been stopped in the midst of this job
     for file in tmp_path.glob("out/*/*"):
         os.utime(file, (0, 0))
@@ -404,14 +404,25 @@ def test_a_sweep_that_is_resumed_keeps_what_has_ended_and_computes_the_rest(monk
     out = capsys.readouterr().out
     assert out.count("done before") == 2
     assert [line.split()[1] for line in out.splitlines() if line.startswith("DDIM")] == ["3", "4", "5"]
-    after = [file.read_text() for file in records]
-    assert (before[0], before[2]) == (after[0], after[2]) and json.loads(after[1])["nfe"] == 4
+    after = [json.loads(file.read_text()) for file in records]
+    for number in (0, 2):
+        assert {**before[number], "overrides": after[number]["overrides"]} == after[number]
+    assert after[1]["nfe"] == 4 and after[1]["seconds"] > 0
     assert run(monkeypatch, tmp_path, *arguments, "nfe=3,4,5", "resume=true", "seed=1") == 0
     assert "done before" not in capsys.readouterr().out
 
 
+def test_a_resumed_sweep_keeps_the_jobs_of_every_task_and_their_columns(monkeypatch, tmp_path, capsys):
+    arguments = ["-m", "task=joint", "samples=2000", "steps=5,6", "hydra.sweep.dir=out"]
+    assert run(monkeypatch, tmp_path, *arguments) == 0
+    capsys.readouterr()
+    assert run(monkeypatch, tmp_path, *arguments, "resume=true", "progress=false") == 0
+    out = capsys.readouterr().out
+    assert out.count("done before") == 2 and "progress " not in out and "resume " not in out
+
+
 def test_a_single_run_has_nothing_to_resume(monkeypatch, tmp_path, capsys):
-    assert run(monkeypatch, tmp_path, "solver=ddim", "resume=true", *QUICK) == 2
+    assert run(monkeypatch, tmp_path, "solver=ddim", "resume=true", "hydra.sweep.dir=out", *QUICK) == 2
     assert "resume=true is of a sweep: give -m and its folder" in capsys.readouterr().err
 
 

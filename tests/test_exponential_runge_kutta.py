@@ -11,12 +11,14 @@ import torch
 from odediff.schedule import VE, RectifiedFlow, VPTable
 from solvers import (
     DDIM,
+    DOP853,
     ETDRK2,
     ETDRK3,
     ETDRK4,
     ODE,
     RES2S,
     RES3S,
+    Adaptive,
     Data,
     DPMFast,
     DPMSolver2,
@@ -305,6 +307,23 @@ def test_groups_of_intervals_begin_anew_after_a_ddim_step():
     assert_equal(states[5], DDIM().step(ode, *nodes[4:6], states[4]).x)
     assert_equal(found.x, DDIM().step(ode, *nodes[-2:], states[-2]).x)
     assert found.stats.nfe == 7
+
+
+@pytest.mark.parametrize("form", ["midpoint", "heun"])
+@pytest.mark.parametrize("apart", [1e-3, 1e-6, 1e-9])
+def test_nodes_that_nearly_coincide_do_no_harm_to_groups(form, apart):
+    ode, levels = mild_mixture(), np.linspace(-2.0, 2.5, 13)
+    solver, ends = DPMSolverSinglestep(form=form), [ode.node_at(float(level)).t for level in (-2.0, 2.5)]
+    exact = solve(ode, Adaptive(DOP853(), 1e-10), starting_points(), ends, closing=None).x
+
+    def error(levels):
+        times = [ode.node_at(float(level)).t for level in levels]
+        return float((solve(ode, solver, starting_points(), times, closing=None).x - exact).abs().max())
+
+    for i in (5, 6, 7):
+        # The groups after it begin one interval earlier, and have other errors.
+        assert error(np.insert(levels, i + 1, levels[i] + apart * (levels[1] - levels[0]))) < 0.015
+    assert error(levels) < 0.007
 
 
 def test_groups_of_intervals_want_one_grid_for_all_samples():

@@ -166,6 +166,27 @@ def test_a_network_that_is_changed_in_any_way_is_another_one_and_the_same_when_i
     assert fingerprint(network) == before == fingerprint(Net(0.1).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 8), (64, 64)])
+def test_moved_and_negated_and_doubled_weights_are_others(dtype, shape):
+    layer = nn.Linear(*reversed(shape), bias=False, dtype=dtype)
+    changes = (
+        lambda w: w.flip(0),
+        lambda w: w.flip(1),
+        lambda w: w.roll(2, 0),
+        lambda w: -w,
+        lambda w: 2 * w,
+        lambda w: torch.cat([-w[:1], w[1:]]),
+    )
+    weights = layer.weight.detach().clone()
+    seen = {fingerprint(layer)}
+    for change in changes:
+        with torch.no_grad():
+            layer.weight.copy_(change(weights))
+        seen.add(fingerprint(layer))
+    assert len(seen) == 1 + len(changes)
+
+
 def test_a_network_whose_weights_are_loaded_for_each_call_is_told_by_their_shapes():
     class Offloaded(nn.Module):
         def __init__(self, width):

@@ -321,6 +321,37 @@ def test_chunks_that_overwrite_each_other_are_refused(network):
         odediff.Model(network, TABLE, chunk=2).predict(TABLE.node(0.5), states(4))
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("solver", [solvers.DPMpp(3), solvers.Heun(solvers.Noise())], ids=repr)
+def test_constants_and_answers_that_the_network_was_told_are_none_that_are_overwritten(solver, chunk):
+    mean, target = torch.ones(3), torch.randn(2, 2, 3)
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.ones(2, 2, 3))
+
+        def forward(self, x, time):
+            return self.mean[:]
+
+    told = {"conditions": {"target": target}}
+    for network, words in ((lambda x, t: mean.expand_as(x), {}), (lambda x, t, target: target, told), (Mean(), {})):
+        model = odediff.Model(network, TABLE, "x0", chunk=chunk, **words)
+        assert torch.isfinite(odediff.sample(model, (2, 2, 3), steps=5, solver=solver)).all()
+
+
+def test_a_state_may_leave_inference_mode():
+    solver = solvers.DPMpp(3, lower_order_below=0)
+    ode = odediff.probability_flow(odediff.Model(lambda x, time: torch.tanh(x), TABLE, "x0"))
+    times = odediff.grid.log_snr(TABLE, 6)[:-1].tolist()
+    with torch.inference_mode():
+        first = solvers.solve(ode, solver, states(2), times[:4], closing=None)
+    with torch.no_grad():
+        carried = solvers.solve(ode, solver, first.x.clone(), times[3:], state=first.state, closing=None).x
+    whole = solvers.solve(ode, solver, states(2), times, closing=None).x
+    torch.testing.assert_close(carried, whole)
+
+
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_a_network_that_answers_with_its_input_overwrites_nothing(chunk):
     model = odediff.Model(

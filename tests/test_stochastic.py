@@ -12,6 +12,7 @@ from solvers import (
     DDIM,
     Ancestral,
     Data,
+    DPMFast,
     DPMpp,
     DPMSolver2,
     EDMHeun,
@@ -321,6 +322,7 @@ def test_a_run_is_refused_if_one_of_its_samples_goes_to_the_noise():
         (lambda: Ancestral(eta=1.5), "Ancestral: eta=1.5"),
         (lambda: Ancestral(DPMpp(2)), r"Ancestral: solver=DPMpp\(.* pass solvers\.DPMSolver2\(\)"),
         (lambda: Ancestral(DDIM(eta=0.5)), r"Ancestral: solver=DDIM\(eta=0.5\)"),
+        (lambda: Ancestral(DPMFast(), 0.1), r"Ancestral: solver=DPMFast\("),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
