@@ -90,7 +90,8 @@ class Ancestral(Solver):
 
     def calls_over(self, ode: Any, nodes: Sequence[Node]) -> int:
         """Those of the method on its way to the lower levels."""
-        return sum(self.solver.calls_over(ode, (a, self._below(ode, a, b))) for a, b in pairwise(nodes))
+        ways = ((a, self._below(ode, a, b)) for a, b in pairwise(nodes))
+        return sum(1 if self._is_ddim(ode, a, below) else self.solver.calls(1) for a, below in ways)
 
     def start(
         self,
@@ -120,15 +121,18 @@ class Ancestral(Solver):
     def _require_inside(self, ode: Any, a: Node, b: Node) -> None:
         """Raise `ValueError` if the method would ask below b, the end of the grid."""
         below = self._below(ode, a, b)
-        if isinstance(self.solver, DDIM) or np.any(self.solver.singular(ode, a, below)):
+        if self._is_ddim(ode, a, below):
             return
-        *asked, _ = self.solver.stages(ode, a, below)
+        *asked, _ = self.solver.stages(ode, a, below)  # type: ignore[union-attr]
         lowest = min(float(np.min(stage.node.s)) for stage in asked)
         if lowest < np.min(b.s) * (1 - ROUND_OFF):
             raise ValueError(
                 f"times: {self} would ask the network at sigma/alpha={lowest:.4g}, below the end of the grid, "
                 f"{float(np.min(b.s)):.4g}; use a method whose stages lie further up, solvers.DPMSolver2()"
             )
+
+    def _is_ddim(self, ode: PathODE, a: Node, below: Node) -> bool:
+        return isinstance(self.solver, DDIM) or bool(np.any(self.solver.singular(ode, a, below)))
 
     def _below(self, ode: PathODE, a: Node, b: Node) -> Node:
         """The node at s_down."""

@@ -90,7 +90,7 @@ class DPMSolverSinglestep(Solver):
     @classmethod
     def variants(cls) -> Sequence[Solver]:
         """Both lines, groups and forms."""
-        return [cls(), cls(2), cls(2, Noise(), "heun"), cls(3, Noise()), cls(form="heun")]
+        return [cls(), cls(2, Noise(), "heun"), cls(3, Noise())]
 
     def start(
         self,
@@ -145,7 +145,7 @@ class DPMSolverSinglestep(Solver):
         levels = [float(node.log_snr) for node in (*group, b)]
         read = [0]
         for i in range(1, len(group)):
-            if levels[i] - levels[read[-1]] >= CLOSE * (levels[-1] - levels[0]):
+            if abs(levels[i] - levels[read[-1]]) >= CLOSE * abs(levels[-1] - levels[0]):
                 read.append(i)
         ratios = [(levels[i] - levels[0]) / (levels[-1] - levels[0]) for i in read[1:]]
         last = exponential_stages(self.line, self._tableau(ratios), ode, group[0], b)[-1]

@@ -261,7 +261,7 @@ CORRECTED = [UniPC(), UniPC(p=3), ExponentialAdams(4, Rotation(), "q", corrector
 
 
 @pytest.mark.parametrize("solver", CORRECTED, ids=str)
-@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-8, 1e-12])
+@pytest.mark.parametrize("apart", [1e-2, 1e-8])
 @pytest.mark.parametrize("path", ["table", "rectified flow"])
 def test_nodes_that_nearly_coincide_do_no_harm(solver, path, apart):
     problem = problem_on(path)
