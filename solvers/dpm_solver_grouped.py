@@ -117,6 +117,8 @@ class DPMSolverSinglestep(Solver):
         if move is None:
             return Step(prediction.mix(b.alpha, b.sigma), state=Run(state.moves, state.next + 1))
         slopes = (*state.slopes, single(self.line.terms(a, prediction)))
+        # What the network returned would be one more state beside the slopes that are kept.
+        del prediction
         start = x if state.start is None else state.start
         end = combine((move.state, start), *((weight * slopes[i][0], slopes[i][1]) for i, weight in move.slopes))
         ended = len(slopes) == self.intervals
