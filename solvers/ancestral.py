@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,17 +13,39 @@ from torch import Tensor
 from solvers.arguments import as_number
 from solvers.dpm_solver_singlestep import DPMSolver2
 from solvers.exponential import DDIM, direction, posterior_std, start_noise
+from solvers.kept import kept_plan
 from solvers.lines import Data
 from solvers.multistep import DATA
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.real import divide, is_zero, log
-from solvers.solver import Law, Past, Solver, Step, require_path
-from solvers.staged import Staged
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run
+from solvers.staged import Plan, Staged
 from solvers.sums import combine
 
 ROUND_OFF = 1e-9
 """By which a stage may miss the end of the grid."""
+
+
+class Way(NamedTuple):
+    """What a step needs of the grid: the node at s_down, and the method's plan of the step there, None for DDIM's."""
+
+    below: Node
+    plan: Plan | None
+
+    @property
+    def asked(self) -> list[Node]:
+        """The nodes at which the method's stages ask the network; none are told of a DDIM step."""
+        stages = self.plan.steps[0] if self.plan is not None else None
+        return [stage.node for stage in stages[:-1]] if stages else []
+
+
+class Run(NamedTuple):
+    """A run of `Ancestral`: its noise, the ways of the grid and the number of the next."""
+
+    stream: NoiseStream
+    ways: tuple[Way, ...]
+    next: int
 
 
 @dataclass(frozen=True)
@@ -89,9 +111,9 @@ class Ancestral(Solver):
         return self.solver.calls(n_steps)
 
     def calls_over(self, ode: Any, nodes: Sequence[Node]) -> int:
-        """Those of the method on its way to the lower levels."""
-        ways = ((a, self._below(ode, a, b)) for a, b in pairwise(nodes))
-        return sum(1 if self._is_ddim(ode, a, below) else self.solver.calls(1) for a, below in ways)
+        """Those of the method on its way to the lower levels, with one for a DDIM step."""
+        ways: tuple[Way, ...] = kept_plan(self, ode, tuple(nodes))
+        return sum(max(len(way.asked), 1) for way in ways)
 
     def start(
         self,
@@ -101,40 +123,39 @@ class Ancestral(Solver):
         *,
         stream: NoiseStream | None = None,
         past: Past = (),
-        state: Any = None,
-    ) -> NoiseStream:
-        """The state of a run is its noise stream."""
+        state: Run | None = None,
+    ) -> Run:
+        """Plan the way of every step."""
         require_path(self, ode)
-        stream = start_noise(self, nodes, stream, state)
-        if len(nodes) > 1:
-            self._require_inside(ode, nodes[-2], nodes[-1])
-        return stream
+        require_run(self, state, Run)
+        stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
+        ways: tuple[Way, ...] = kept_plan(self, ode, tuple(nodes))
+        if ways:
+            self._require_inside(ways[-1], nodes[-1])
+        return Run(stream, ways, 0)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Go down by the method; add what is missing."""
-        below = self._below(ode, a, b)
-        reached = self.solver.step(ode, a, below, x).x
-        z, stream = state.draw(x)
-        std = self.eta * posterior_std(a, b)
-        return Step(combine((divide(b.alpha, below.alpha), reached), (std, z)), state=stream)
+        way: Way = state.ways[state.next]
+        reached = self.solver.step(ode, a, way.below, x, way.plan).x
+        z, stream = state.stream.draw(x)
+        end = combine((divide(b.alpha, way.below.alpha), reached), (self.eta * posterior_std(a, b), z))
+        return Step(end, state=Run(stream, state.ways, state.next + 1))
 
-    def _require_inside(self, ode: Any, a: Node, b: Node) -> None:
+    def plan(self, ode: PathODE, nodes: Sequence[Node]) -> tuple[Way, ...]:
+        """The ways between ``nodes``."""
+        return tuple(self._way(ode, a, b) for a, b in pairwise(nodes))
+
+    def _way(self, ode: PathODE, a: Node, b: Node) -> Way:
+        level = divide(direction(a, b, self.eta), b.alpha)
+        below = DATA if is_zero(level) else ode.node_at(-log(level))
+        return Way(below, None if isinstance(self.solver, DDIM) else self.solver.plan(ode, (a, below)))
+
+    def _require_inside(self, way: Way, b: Node) -> None:
         """Raise `ValueError` if the method would ask below b, the end of the grid."""
-        below = self._below(ode, a, b)
-        if self._is_ddim(ode, a, below):
-            return
-        *asked, _ = self.solver.stages(ode, a, below)  # type: ignore[union-attr]
-        lowest = min(float(np.min(stage.node.s)) for stage in asked)
+        lowest = min((float(np.min(node.s)) for node in way.asked), default=np.inf)
         if lowest < np.min(b.s) * (1 - ROUND_OFF):
             raise ValueError(
                 f"times: {self} would ask the network at sigma/alpha={lowest:.4g}, below the end of the grid, "
                 f"{float(np.min(b.s)):.4g}; use a method whose stages lie further up, solvers.DPMSolver2()"
             )
-
-    def _is_ddim(self, ode: PathODE, a: Node, below: Node) -> bool:
-        return isinstance(self.solver, DDIM) or bool(np.any(self.solver.singular(ode, a, below)))
-
-    def _below(self, ode: PathODE, a: Node, b: Node) -> Node:
-        """The node at s_down."""
-        level = divide(direction(a, b, self.eta), b.alpha)
-        return DATA if is_zero(level) else ode.node_at(-log(level))

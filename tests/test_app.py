@@ -694,7 +694,6 @@ def readme_commands() -> list[list[str]]:
 @pytest.mark.parametrize("arguments", readme_commands(), ids=" ".join)
 def test_the_readmes_commands_run(monkeypatch, tmp_path, arguments):
     small = [] if "--help" in arguments else ["samples=2", "progress=false", "model.chunk=2"]
-    small += ["task.samples=16"] if "task=compare" in arguments else []
     assert run(monkeypatch, tmp_path, *arguments, *small) == 0
 
 
