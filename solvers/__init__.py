@@ -44,7 +44,7 @@ from solvers.sa_solver import SASolver
 from solvers.solution import Solution, SolveError, Stats, Status
 from solvers.solve import solve
 from solvers.solver import Solver, Step
-from solvers.stochastic import EDMHeun, EulerMaruyama
+from solvers.stochastic import DPMSolverSDE, EDMHeun, EulerMaruyama
 from solvers.sums import combine
 from solvers.trajectory import TrajectoryInverse
 from solvers.two_step import BDIA, OBELM, Leapfrog
@@ -84,6 +84,7 @@ __all__ = [
     "DPMSolver",
     "DPMSolver2",
     "DPMSolver3",
+    "DPMSolverSDE",
     "DPMSolverSinglestep",
     "DPMpp",
     "Data",

@@ -1,20 +1,22 @@
-"""Samplers of the reverse SDE: Euler-Maruyama, and EDM's Heun with churn. `DDIM(eta=1)` is the ancestral Euler."""
+"""Samplers of the reverse SDE: Euler-Maruyama, DPM-Solver++ SDE and EDM's Heun. `DDIM(eta=1)` is ancestral Euler."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
-from solvers.exponential import DDIM, start_noise
-from solvers.lines import Noise, singular_step, singular_steps
+from solvers.dpm_solver_singlestep import DPMSolver2
+from solvers.exponential import DDIM, direction, posterior_std, start_noise
+from solvers.lines import Data, Noise, singular_step, singular_steps
 from solvers.multistep import denoised_after
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
-from solvers.real import log, native
+from solvers.real import anywhere, divide, log, native
 from solvers.runge_kutta import Heun
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
@@ -69,6 +71,89 @@ class EulerMaruyama(Solver):
         z, stream = state.draw(x)
         std = native(np.sqrt(-2 * h * a.sigma * growth))
         return Step(combine((1.0, x), (1.0, drift), (std, z)), state=stream)
+
+
+@dataclass(frozen=True)
+class DPMSolverSDE(Solver):
+    """DPM-Solver++ in its stochastic single-step form, "DPM++ SDE" (Crowson 2022, "k-diffusion", `sample_dpmpp_sde`).
+
+    With steps of ``DDIM(eta)`` to a node m halfway in log-SNR, and from a to b with the prediction x0 of m:
+
+        x_m = alpha_m x0(a, x_a) + direction(a, m) eps(a, x_a) + eta posterior_std(a, m) z_m
+        x_b = alpha_b x0(m, x_m) + direction(a, b) (x_a - alpha_a x0(m, x_m)) / sigma_a + eta posterior_std(a, b) z_b
+
+    Both draws are increments of one Brownian motion in s, over ``s_a - s_m`` and ``s_a - s_b``, so that z_b repeats z_m
+    with the correlation ``sqrt((s_a - s_m)/(s_a - s_b))``, which the weak order 2 rests on. In diffusers it is
+    DPMSolverSDE. A step that leaves alpha = 0 or reaches sigma = 0 is one of ``DDIM(eta)``.
+
+    Args:
+        eta: the share of the posterior's deviation that is fresh noise, above 0 and at most 1.
+    """
+
+    order: ClassVar[int] = 2
+    law: ClassVar[Law] = "weak"
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < as_number(self.eta) <= 1:
+            raise ValueError(
+                f"DPMSolverSDE: eta={self.eta!r} must lie in (0, 1]; without fresh noise use DPMSolver2(line=Data())"
+            )
+
+    @property
+    def deterministic(self) -> bool:
+        """Never."""
+        return False
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """All the noise, and less."""
+        return [cls(), cls(eta=0.5)]
+
+    def calls(self, n_steps: int) -> int:
+        """Two for each step."""
+        return 2 * n_steps
+
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Two for each step that is no DDIM step."""
+        return sum(1 if self._singular(ode, a, b) else 2 for a, b in pairwise(nodes))
+
+    def start(
+        self,
+        ode: ODE,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Any = None,
+    ) -> Any:
+        """The state of a run is its noise stream."""
+        require_path(self, ode)
+        return start_noise(self, nodes, stream, state)
+
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
+        """Ask the network at a and halfway; two draws."""
+        if self._singular(ode, a, b):
+            return DDIM(self.eta).step(ode, a, b, x, state)
+        middle = ode.node_at((a.log_snr + b.log_snr) / 2)
+        there = DDIM(self.eta).step(ode, a, middle, x, state)
+        x0 = ode.predict(middle, there.x).x0
+        z_middle, _ = state.draw(x)
+        z, stream = there.state.draw(x)
+        repeated = divide(a.s - middle.s, a.s - b.s)
+        std = self.eta * posterior_std(a, b)
+        left = divide(direction(a, b, self.eta), a.sigma)
+        end = combine(
+            (left, x),
+            (b.alpha - left * a.alpha, x0),
+            (std * repeated**0.5, z_middle),
+            (std * (1 - repeated) ** 0.5, z),
+        )
+        return Step(end, state=stream)
+
+    def _singular(self, ode: ODE, a: Node, b: Node) -> bool:
+        return anywhere(DPMSolver2(Data()).singular(ode, a, b))
 
 
 class Churning(NamedTuple):

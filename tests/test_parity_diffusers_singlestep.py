@@ -4,10 +4,13 @@ The schedulers' tables of noise levels are overwritten in float64, and so is the
 to. Every scheduler gets the same nodes as our solver, and stochastic ones the same draws.
 """
 
+import importlib
 import math
+import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import diffusers
 import numpy as np
@@ -22,6 +25,7 @@ from solvers import (
     Data,
     DPMSolver2,
     DPMSolver3,
+    DPMSolverSDE,
     DPMSolverSinglestep,
     Euler,
     Heun,
@@ -255,6 +259,36 @@ def test_kdpm2_ancestral(monkeypatch):
     at = [VP.node_at(-math.log(level)).t for level in called]
     expected = walk(one, scaled_start(VP, times[0]), eps_at(VP, at, scaled=True))
     close(ours(VP, Ancestral(), times, starting_points()), expected)
+
+
+def test_dpm_solver_sde(monkeypatch):
+    # It imports a package for its Brownian motion, which is fed to it here.
+    monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
+    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    times = nodes_of(VP, None)
+    s = levels(VP, times)
+    one = module.DPMSolverSDEScheduler()
+    one.set_timesteps(STEPS)
+    one.sigmas = torch.tensor([s[0], *np.repeat(s[1:-1], 2), s[-1]], dtype=torch.float64)
+    between = [math.sqrt(a * b) for a, b in pairwise(s[:-1])]
+    called = [*(level for pair in zip(s, between, strict=False) for level in pair), s[-2]]
+    one.timesteps = torch.arange(len(called), 0.0, -1.0).double()
+    one.set_begin_index(0)
+    stream, motion = NoiseStream(7), {}
+
+    def increment(upper, lower):
+        """The motion from the upper level on, of size 1: its later part is the next draw."""
+        nonlocal stream
+        upper, lower = float(upper), float(lower)
+        reached, there = motion.get(upper, (upper, 0.0))
+        z, stream = stream.draw(starting_points())
+        motion[upper] = lower, there + math.sqrt(reached - lower) * z
+        return motion[upper][1] / math.sqrt(upper - lower)
+
+    one.noise_sampler = increment
+    at = [VP.node_at(-math.log(level)).t for level in called]
+    expected = walk(one, scaled_start(VP, times[0]), eps_at(VP, at, scaled=True))
+    close(ours(VP, DPMSolverSDE(), times, starting_points()), expected)
 
 
 def test_edm_euler_is_ddim_on_the_variance_exploding_path():

@@ -15,6 +15,7 @@ from solvers import (
     DPMFast,
     DPMpp,
     DPMSolver2,
+    DPMSolverSDE,
     EDMHeun,
     EulerMaruyama,
     Heun,
@@ -28,8 +29,9 @@ from solvers.testing import ExactODE, Gaussian, Trigonometric, marginal_variance
 
 PATHS = {"trigonometric": Trigonometric(), "VP": VPLinear(), "VE": VE(), "rectified flow": RectifiedFlow()}
 on_every_path = pytest.mark.parametrize("path", PATHS)
-METHODS = [EulerMaruyama(), EDMHeun(churn=10.0), SASolver(), SASolver(corrector_order=0, form="midpoint")]
-METHODS += [SASolver(line=Noise()), SASolver(predictor_order=3, corrector_order=0)]
+ONE_DRAW = [EulerMaruyama(), EDMHeun(churn=10.0), SASolver(), SASolver(corrector_order=0, form="midpoint")]
+ONE_DRAW += [SASolver(line=Noise()), SASolver(predictor_order=3, corrector_order=0)]
+METHODS = [*ONE_DRAW, DPMSolverSDE()]
 
 
 def problem_on(path, distribution=None) -> ExactODE:
@@ -110,18 +112,43 @@ def test_ancestral_sampling_by_dpm_solver_plus_plus_is_that_of_k_diffusion(path,
 
 @on_every_path
 @pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_dpm_solver_plus_plus_sde_is_that_of_k_diffusion(path, eta):
+    """Its sample_dpmpp_sde, in y = x/alpha, with one Brownian motion in s for both draws of a step."""
+    ode = problem_on(path)
+    nodes = [ode.node(t) for t in times_on(path)]
+    y = starting_points() / nodes[0].alpha
+    for i, (a, b) in enumerate(pairwise(nodes)):
+        middle = ode.node_at(-math.log(a.s * b.s) / 2)
+        first, second = draw(2 * i), draw(2 * i + 1)
+        motion = math.sqrt(a.s - middle.s) * first
+        there = motion + math.sqrt(middle.s - b.s) * second
+        noise = {middle.s: motion / math.sqrt(a.s - middle.s), b.s: there / math.sqrt(a.s - b.s)}
+        data = ode.predict(a, a.alpha * y).x0
+        for node in (middle, b):
+            up = min(node.s, eta * math.sqrt(node.s**2 * (a.s**2 - node.s**2) / a.s**2))
+            down = math.sqrt(node.s**2 - up**2)
+            reached = down / a.s * y - math.expm1(math.log(down) - math.log(a.s)) * data + up * noise[node.s]
+            if node is middle:
+                data = ode.predict(middle, middle.alpha * reached).x0
+        y = reached
+    assert_equal(end_of(DPMSolverSDE(eta), path), nodes[-1].alpha * y)
+
+
+@on_every_path
+@pytest.mark.parametrize("eta", [1.0, 0.4])
 def test_ancestral_sampling_by_ddim_is_ddim_with_noise(path, eta):
     assert_equal(end_of(Ancestral(DDIM(), eta), path), end_of(DDIM(eta=eta), path))
 
 
-def test_ancestral_sampling_from_pure_noise_and_to_the_data_is_ddim_with_eta_1_there():
+@pytest.mark.parametrize("sampler", [Ancestral(), DPMSolverSDE()], ids=str)
+def test_a_step_from_pure_noise_or_to_the_data_is_one_of_ddim_with_eta_1(sampler):
     x, times = starting_points(), [math.pi / 2, 0.9, 0.0]
     found, expected = (
         solve(mild_mixture(), solver, x, times, stream=NoiseStream(0), closing=None)
-        for solver in (Ancestral(), DDIM(eta=1.0))
+        for solver in (sampler, DDIM(eta=1.0))
     )
     assert_equal(found.x, expected.x)
-    assert found.stats.nfe == 2 == Ancestral().calls_over(mild_mixture(), found.nodes)
+    assert found.stats.nfe == 2 == sampler.calls_over(mild_mixture(), found.nodes)
 
 
 def test_ancestral_sampling_that_would_ask_below_the_grid_is_refused_before_the_first_call():
@@ -261,7 +288,7 @@ def test_the_variance_of_a_gaussian_is_right_on_every_path(path, solver):
     first, last = (
         float((n.alpha * Gaussian.deviation) ** 2 + n.sigma**2) for n in map(ode.node, (times[0], times[-1]))
     )
-    found = marginal_variance(solver, torch.tensor(times, dtype=torch.float64), ode, first, steps + 1)
+    found = marginal_variance(solver, torch.tensor(times, dtype=torch.float64), ode, first, solver.calls(steps) + 1)
     assert found == pytest.approx(last, rel=0.05 if isinstance(solver, EulerMaruyama) else 2e-3)
 
 
@@ -276,11 +303,11 @@ def test_the_corrector_lowers_the_error_at_equal_calls():
     assert corrected < 0.2 * plain
 
 
-@pytest.mark.parametrize("solver", METHODS, ids=str)
-def test_every_run_draws_once_for_each_step(solver):
+@pytest.mark.parametrize(("solver", "draws"), [*((one, 8) for one in ONE_DRAW), (DPMSolverSDE(), 16)], ids=str)
+def test_every_run_draws_as_often_for_each_step(solver, draws):
     found = solve(mild_mixture(), solver, starting_points(), times_on("trigonometric"), stream=NoiseStream(3))
     state = found.state
-    assert (state if isinstance(state, NoiseStream) else state.stream).counter == 8
+    assert (state if isinstance(state, NoiseStream) else state.stream).counter == draws
 
 
 @pytest.mark.parametrize("solver", METHODS, ids=str)
@@ -320,6 +347,8 @@ def test_a_run_is_refused_if_one_of_its_samples_goes_to_the_noise():
         (lambda: SASolver(line=Rotation()), "SASolver: line=Rotation"),
         (lambda: Ancestral(eta=0.0), r"Ancestral: eta=0.0 must lie in \(0, 1\]; without fresh noise use DPMSolver2"),
         (lambda: Ancestral(eta=1.5), "Ancestral: eta=1.5"),
+        (lambda: DPMSolverSDE(eta=0), r"DPMSolverSDE: eta=0 must lie in .* use DPMSolver2\(line=Data"),
+        (lambda: DPMSolverSDE(eta=1.5), "DPMSolverSDE: eta=1.5"),
         (lambda: Ancestral(DPMpp(2)), r"Ancestral: solver=DPMpp\(.* pass solvers\.DPMSolver2\(\)"),
         (lambda: Ancestral(DDIM(eta=0.5)), r"Ancestral: solver=DDIM\(eta=0.5\)"),
         (lambda: Ancestral(DPMFast(), 0.1), r"Ancestral: solver=DPMFast\("),
