@@ -21,7 +21,7 @@ from odediff.conditions import as_row_numbers, selected
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint, tensors_hash
 from odediff.model import Model
-from odediff.written import put_together, read_back, taken_apart, written
+from odediff.serialization import put_together, read_back, taken_apart, written
 from solvers import Companion, Solver, Stats
 from solvers.implicit_inverse import Effort
 

@@ -39,9 +39,9 @@ HIGH, HIGH_AT, HIGH_POWER = (14.0, 28.0), (5, 13), 0.9
 CLOSE, CLOSE_HIGH, CLOSE_AT = 22, 0.78, (22, 30, 50)
 CLOSE_LOW, CLOSE_LOW_POWER, CLOSE_LAST = (0.15, 0.3, 0.3), (0.8, 0.6, 0.6), (0.011, 0.013, 0.013)
 CLOSE_HIGH_POWER = (0.7, 0.3, 0.2)
-"""From 22 nodes on they suit `solvers.handover`: the high level over the number of nodes, and for 22, 30 and 50 nodes
-the low level, its exponent, the last node, and the exponent of the high level. What a network's answers scatter by
-weighs most at high levels, where the error of a step is its length times that scatter: so many nodes go there."""
+"""From 22 nodes on they suit `solvers.gp_handover`: the high level over the number of nodes, and for 22, 30 and 50
+nodes the low level, its exponent, the last node, and the exponent of the high level. What a network's answers scatter
+by weighs most at high levels, where the error of a step is its length times that scatter: so many nodes go there."""
 DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH, DEPARTURE_HIGH_POWER = 0.04, 0.6, 2.0, 0.5
 """Of nodes that set out from a given level, as those of an inversion: the high level over the number of nodes. What is
 missed at low levels, where everything begins, is carried all the way, and many nodes go there."""

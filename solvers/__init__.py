@@ -9,8 +9,8 @@ from solvers.controller import PI, PID, Controller, I
 from solvers.coupled import EDICT, AsynchronousLeapfrog, Reversible, ReversibleHeun
 from solvers.dop853 import DOP853
 from solvers.dpm_pairs import DPM12, DPM23
-from solvers.dpm_solver_grouped import DPMSolverSinglestep
-from solvers.dpm_solver_singlestep import DPMFast, DPMSolver2, DPMSolver3
+from solvers.dpm_solver import DPMFast, DPMSolver2, DPMSolver3
+from solvers.dpm_solver_singlestep import DPMSolverSinglestep
 from solvers.exponential import DDIM, DDPM
 from solvers.exponential_runge_kutta import ETDRK2, ETDRK3, ETDRK4, RES2S, RES3S, HochbruckOstermann4
 from solvers.gp_multistep import GPMultistep
@@ -19,11 +19,11 @@ from solvers.implicit_inverse import Effort, FixedPoint, NewtonKrylov
 from solvers.inverse import Inverse
 from solvers.lines import Data, Line, Noise, Rotation
 from solvers.multistep import ExponentialAdams
+from solvers.named_multistep import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.pndm import PNDM
 from solvers.prior import Prior
-from solvers.published import DEIS, IPNDM, LMS, DPMpp, DPMSolver, UniPC
 from solvers.reversible import Companion, ReversibleSolver
 from solvers.runge_kutta import (
     RK4,

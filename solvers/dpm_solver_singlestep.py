@@ -1,184 +1,162 @@
-"""DPM-Solver, single step: exponential Runge-Kutta methods; DPM-Solver++ is the same on the data line."""
+"""Single-step DPM-Solver on any grid: steps over several intervals, whose stages are the nodes between."""
 
-import math
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from solvers.exponential_runge_kutta import (
-    ExponentialRungeKutta,
-    ExponentialTableau,
-    exponential_stages,
-    phi_,
-    require_exponential,
-    within_step,
-)
+from solvers.arguments import require_whole
+from solvers.dpm_solver import EULER, DPMSolver2, DPMSolver3
+from solvers.exponential_runge_kutta import RES2S, ExponentialTableau, exponential_stages, require_exponential
 from solvers.lines import Data, Line, Noise
-from solvers.ode import ODE, Node
-from solvers.solver import Solver
-from solvers.staged import Plan, Stage, Staged
+from solvers.multistep import CLOSE
+from solvers.noise import NoiseStream
+from solvers.ode import Node, PathODE
+from solvers.plan_cache import kept_plan
+from solvers.solver import Past, Solver, Step, require_path, require_run
+from solvers.staged import Stage
+from solvers.sums import Term, combine, single
 
-EULER = ExponentialTableau((0.0,), ((),), (phi_(1),))
-"""Freeze the slope's part that is not exponential: DDIM."""
+MOST_INTERVALS = 3
+
+
+class Run(NamedTuple):
+    """The last stages of all steps, None for DDIM's; the number of the next; and what the group has gathered.
+
+    ``start`` is the state at the first node of the group, ``slopes`` are those at its nodes so far, in their order.
+    """
+
+    moves: tuple[Stage | None, ...]
+    next: int
+    start: Tensor | None = None
+    slopes: tuple[Term, ...] = ()
 
 
 @dataclass(frozen=True)
-class DPMSolver2(ExponentialRungeKutta):
-    """DPM-Solver-2, of order 2 (Lu et al. 2022, "DPM-Solver", algorithm 1): one stage at ``lambda_a + r1 h``.
+class DPMSolverSinglestep(Solver):
+    """DPM-Solver-2 or 3 over groups of as many intervals, with the nodes between for stages: one call per interval.
 
-    On the data line it is DPM-Solver++(2S) (Lu et al. 2022, "DPM-Solver++", algorithm 1). With r1 = 1/2 on the noise
-    line it is the midpoint rule whose middle is taken in log s, known as DPM-2 or KDPM2 (Karras et al. 2022, in the
-    code of k-diffusion); on the same line `Midpoint` takes it in s.
+    From the first node of a group the next one is reached by DDIM, the one after by `DPMSolver2`, the third by
+    `DPMSolver3`, each from that first node and with the ratios r1 and r2 that the grid happens to have; a last group
+    may be shorter. These are the single-step samplers of Lu et al. 2022 ("DPM-Solver"; on the data line
+    "DPM-Solver++"), spread over a given grid as in diffusers, whose DPMSolverSinglestepScheduler has the same orders
+    but where it is told ``lower_order_final`` and ends above the data after full groups.
+
+    Nodes inside a group are reached with a local error of h^2, so that the order is 2 on the way. To be as accurate as
+    with stages of their own choice, `DPMSolver3` wants a third and two thirds, in log-SNR.
+
+    Args:
+        intervals: of a group, 1 to 3.
+        line: `Noise` or `Data`.
+        form: "midpoint", the papers' weights; "heun", those of diffusers' ``solver_type="heun"``, which are `RES2S` and
+            ``DPMSolver3(form="taylor")``.
     """
 
-    order: ClassVar[int] = 2
-    line: Line = Noise()
-    r1: float = 0.5
+    intervals: int = 3
+    line: Line = Data()
+    form: Literal["midpoint", "heun"] = "midpoint"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        within_step("DPMSolver2", "r1", self.r1)
-
-    @classmethod
-    def variants(cls) -> Sequence[Solver]:
-        """Both lines, and the stage at the end."""
-        return [cls(), cls(line=Data()), cls(r1=1.0)]
-
-    @property
-    def tableau(self) -> ExponentialTableau:
-        """Its weights are multiples of phi_1 alone."""
-        r, half = self.r1, 1 / (2 * self.r1)
-        first = phi_(1, 1 - half) if half != 1 else ()
-        return ExponentialTableau((0.0, r), ((), (phi_(1, r, r),)), (first, phi_(1, half)))
-
-
-@dataclass(frozen=True)
-class DPMSolver3(ExponentialRungeKutta):
-    """DPM-Solver-3 (Lu et al. 2022, "DPM-Solver", algorithm 2): stages at ``lambda_a + r1 h`` and ``lambda_a + r2 h``.
-
-    ``form="published"`` is the paper's. ``form="taylor"`` ends with both differences of the stages (the authors' code
-    has it under that name, diffusers as ``solver_type="heun"``). ``form="diffusers"`` is the default of diffusers'
-    singlestep scheduler, ``solver_type="midpoint"``: the paper's end, and a second stage with phi_1/2 in the place of
-    phi_2. Each has order 3 for r2 = 2/3 and order 2 for any other r2, whatever r1: the second stage makes it so.
-    `RES3S` has order 3 with other stages too.
-    """
-
-    line: Line = Noise()
-    r1: float = 1 / 3
-    r2: float = 2 / 3
-    form: Literal["published", "taylor", "diffusers"] = "published"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within_step("DPMSolver3", "r1", self.r1)
-        within_step("DPMSolver3", "r2", self.r2)
-        if self.r1 == self.r2:
-            raise ValueError(f"DPMSolver3: r1={self.r1!r} and r2={self.r2!r} must differ; 1/3 and 2/3 are usual")
-        if self.form not in ("published", "taylor", "diffusers"):
-            raise ValueError(f'DPMSolver3: form={self.form!r} is unknown; use "published", "taylor" or "diffusers"')
-
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        """3 for r2 = 2/3, where ``a_32 b_3 r1 = r2/4`` is the 1/6 that the third order asks for; 2 for any other."""
-        return 3 if math.isclose(self.r2, 2 / 3) else 2
-
-    @classmethod
-    def variants(cls) -> Sequence[Solver]:
-        """Both lines, every form, and other stages."""
-        return [
-            *super().variants(),
-            cls(form="diffusers"),
-            cls(line=Data(), r1=0.4, form="taylor"),
-            cls(r2=0.9),
-        ]
-
-    @property
-    def tableau(self) -> ExponentialTableau:
-        """Stages and weights of the form."""
-        r1, r2 = self.r1, self.r2
-        tilt = phi_(2, r2**2 / r1, r2) if self.form != "diffusers" else phi_(1, r2**2 / (2 * r1), r2)
-        first = phi_(1, r2, r2) + tuple((-w, k, c) for w, k, c in tilt)
-        if self.form == "taylor":
-            # p(u) through u = 0, r1, r2: its derivatives at 0 weigh phi_2 and phi_3.
-            d1, d2 = r2 / (r1 * (r2 - r1)), -r1 / (r2 * (r2 - r1))
-            e1, e2 = -2 / (r1 * (r2 - r1)), 2 / (r2 * (r2 - r1))
-            b1, b2 = phi_(2, d1) + phi_(3, e1), phi_(2, d2) + phi_(3, e2)
-            b0 = phi_(1) + phi_(2, -d1 - d2) + phi_(3, -e1 - e2)
-        else:
-            b0, b1, b2 = phi_(1) + phi_(2, -1 / r2), (), phi_(2, 1 / r2)
-        return ExponentialTableau((0.0, r1, r2), ((), (phi_(1, r1, r1),), (first, tilt)), (b0, b1, b2))
-
-
-@dataclass(frozen=True)
-class DPMFast(Staged):
-    """DPM-Solver-fast (Lu et al. 2022, "DPM-Solver"): steps of DPM-Solver-3, then the ``last`` orders.
-
-    The paper, and k-diffusion after it, spend a given number of calls: with ``last=(2, 1)``, ``(1,)`` or ``(2,)`` the
-    steps cost 3n - 3, 3n - 2 or 3n - 1. Made for a grid that is uniform in log-SNR. One last step of order k has
-    a local error of order k + 1, and that is the order of the whole.
-    """
-
-    line: Line = Noise()
-    last: tuple[int, ...] = (2, 1)
-
-    def __post_init__(self) -> None:
+        require_whole("DPMSolverSinglestep: intervals", self.intervals, 1, MOST_INTERVALS)
         require_exponential(self, self.line)
-        whole = isinstance(self.last, Sequence) and all(type(order) is int for order in self.last)
-        if not (whole and set(self.last) <= {1, 2, 3}):
-            raise ValueError(f"DPMFast: last={self.last!r} must hold orders of 1, 2 or 3, such as (2, 1)")
-        # A configuration file gives a list.
-        object.__setattr__(self, "last", tuple(self.last))
+        if self.form not in ("midpoint", "heun"):
+            raise ValueError(f'DPMSolverSinglestep: form={self.form!r} is unknown; use "midpoint" or "heun"')
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """What the last steps leave of 3."""
-        return min((3, *(order + 1 for order in self.last)))
+        """On the way, where DDIM leads into a group."""
+        return min(self.intervals, 2)
 
     @property
     def one_step(self) -> bool:
-        """Unless the orders depend on the place in the grid."""
-        return not self.last
+        """Unless a group is one interval."""
+        return self.intervals == 1
+
+    @property
+    def reads_past(self) -> bool:
+        """Not: a group begins anew."""
+        return False
 
     @property
     def carries_on(self) -> bool:
-        """Not where the end of the grid has its own orders."""
-        return not self.last
+        """Unless a solve ends within a group."""
+        return self.intervals == 1
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """Endings that leave order 2 and order 3."""
-        return [cls(), cls(last=(2,), line=Data())]
+        """Both lines, groups and forms."""
+        return [cls(), cls(2, Noise(), "heun"), cls(3, Noise())]
 
-    @property
-    def calls_per_step(self) -> int:
-        """Of all but the last steps."""
-        return 3
+    def start(
+        self,
+        ode: Any,
+        nodes: Sequence[Node],
+        x: Tensor,
+        *,
+        stream: NoiseStream | None = None,
+        past: Past = (),
+        state: Run | None = None,
+    ) -> Run:
+        """Compute the coefficients of every step; a new grid begins with a group of its own."""
+        require_path(self, ode)
+        require_run(self, state, Run)
+        if any(isinstance(value, np.ndarray) for node in nodes for value in node):
+            raise TypeError(f"nodes: {self} plans one grid for all samples; give each node one time")
+        return Run(kept_plan(self, ode, tuple(nodes)), 0)
 
-    def calls(self, n_steps: int) -> int:
-        """The orders' sum."""
-        return sum(self._orders(n_steps))
+    def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Run | None = None) -> Step:
+        """Predict at a; move from the first node of the group to b."""
+        if state is None:
+            state = self.start(ode, (a, b), x)
+        move, prediction = state.moves[state.next], ode.predict(a, x)
+        if move is None:
+            return Step(prediction.mix(b.alpha, b.sigma), state=Run(state.moves, state.next + 1))
+        slopes = (*state.slopes, single(self.line.terms(a, prediction)))
+        # What the network returned would be one more state beside the slopes that are kept.
+        del prediction
+        start = x if state.start is None else state.start
+        end = combine((move.state, start), *((weight * slopes[i][0], slopes[i][1]) for i, weight in move.slopes))
+        ended = len(slopes) == self.intervals
+        following = Run(state.moves, state.next + 1) if ended else Run(state.moves, state.next + 1, start, slopes)
+        return Step(end, state=following)
 
-    def singular(self, ode: ODE, a: Node, b: Node) -> bool | np.ndarray:
-        """As for every exponential Runge-Kutta method."""
-        return DPMSolver2(self.line).singular(ode, a, b)
+    def plan(self, ode: PathODE, nodes: Sequence[Node]) -> tuple[Stage | None, ...]:
+        """The last stage of every step between ``nodes``: from the first node of its group, by the slopes there."""
+        singular = DPMSolver2(self.line).singular
+        moves: list[Stage | None] = []
+        group: list[Node] = []
+        for a, b in pairwise(nodes):
+            if np.any(singular(ode, a, b)):
+                moves.append(None)
+                group = []
+                continue
+            group = [*group, a] if len(group) < self.intervals else [a]
+            moves.append(self._from_first(ode, group, b))
+        return tuple(moves)
 
-    def plan(self, ode: ODE, nodes: Sequence[Node]) -> Plan:
-        """Each step by the method of its order."""
-        steps = []
-        for order, (a, b) in zip(self._orders(len(nodes) - 1), pairwise(nodes), strict=True):
-            singular = np.any(self.singular(ode, a, b))
-            steps.append(None if singular else exponential_stages(self.line, self._tableau(order), ode, a, b))
-        return Plan(tuple(steps), 0)
+    def _from_first(self, ode: PathODE, group: Sequence[Node], b: Node) -> Stage:
+        """The last stage of the step from the first node of ``group`` to b, by the slopes at its nodes.
 
-    def stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
-        """Of a step by itself: DPM-Solver-3."""
-        return exponential_stages(self.line, self._tableau(3), ode, a, b)
+        Of two nodes that nearly coincide the slope at the older one alone is read.
+        """
+        levels = [float(node.log_snr) for node in (*group, b)]
+        read = [0]
+        for i in range(1, len(group)):
+            if abs(levels[i] - levels[read[-1]]) >= CLOSE * abs(levels[-1] - levels[0]):
+                read.append(i)
+        ratios = [(levels[i] - levels[0]) / (levels[-1] - levels[0]) for i in read[1:]]
+        last = exponential_stages(self.line, self._tableau(ratios), ode, group[0], b)[-1]
+        return last._replace(slopes=tuple((read[i], weight) for i, weight in last.slopes))
 
-    def _orders(self, n_steps: int) -> tuple[int, ...]:
-        return (*(3,) * (n_steps - len(self.last)), *self.last)[max(0, len(self.last) - n_steps) :]
-
-    def _tableau(self, order: int) -> ExponentialTableau:
-        return (EULER, DPMSolver2().tableau, DPMSolver3().tableau)[order - 1]
+    def _tableau(self, ratios: Sequence[float]) -> ExponentialTableau:
+        """Of a step with stages at those parts of it."""
+        if not ratios:
+            return EULER
+        if len(ratios) == 1:
+            return (DPMSolver2(r1=ratios[0]) if self.form == "midpoint" else RES2S(c2=ratios[0])).tableau
+        return DPMSolver3(r1=ratios[0], r2=ratios[1], form="published" if self.form == "midpoint" else "taylor").tableau

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_whole
-from solvers.handover import LINE, NOWHERE, Stretch, stretch
+from solvers.gp_handover import LINE, NOWHERE, Stretch, stretch
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
 from solvers.prior import Array, Features, Prior, mean_distance
@@ -65,7 +65,7 @@ class Move(NamedTuple):
 class History(NamedTuple):
     """The moves of the grid and the number of the next; past predictions of x0, newest first; what is believed.
 
-    A prediction is a factor and a tensor, and so are the ``slopes`` along `handover.LINE` at ``nodes``.
+    A prediction is a factor and a tensor, and so are the ``slopes`` along `gp_handover.LINE` at ``nodes``.
     """
 
     moves: tuple[Move, ...]
@@ -116,7 +116,7 @@ class GPMultistep(Solver):
     Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 between
     nodes that are at most 0.395 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of
     order 3, up to 1.0. On `odediff.grid.plateau` and DDPM's table these are grids of 19, 30 and 10 calls and more; see
-    `solvers.handover`. On other grids inversion is the regression from the data's end, which is as good a start.
+    `solvers.gp_handover`. On other grids inversion is the regression from the data's end, which is as good a start.
 
     Args:
         points: past predictions that a step reads, the newest among them; None is four, and five on grids of more than

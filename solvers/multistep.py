@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
-from solvers.kept import kept_plan
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
+from solvers.plan_cache import kept_plan
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.kept import kept_plan
 from solvers.lines import Line
 from solvers.multistep import History
+from solvers.named_multistep import IPNDM
 from solvers.ode import Node, PathODE
-from solvers.published import IPNDM
+from solvers.plan_cache import kept_plan
 from solvers.solver import Solver, Step
 from solvers.sums import combine, total
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from solvers.exponential import DDIM
-from solvers.kept import kept_plan
 from solvers.lines import Line, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
+from solvers.plan_cache import kept_plan
 from solvers.real import Real, anywhere
 from solvers.solver import Past, Solver, Step, require_path
 from solvers.sums import combine

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
-from solvers.dpm_solver_singlestep import DPMSolver2
+from solvers.dpm_solver import DPMSolver2
 from solvers.exponential import DDIM, direction, posterior_std, start_noise
 from solvers.lines import Data, Noise, singular_step, singular_steps
 from solvers.multistep import denoised_after

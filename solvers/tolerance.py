@@ -14,9 +14,9 @@ from torch import Tensor
 from solvers.arguments import require_positive, require_whole
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step
+from solvers.node_states import Passed
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
-from solvers.passed import Passed
 from solvers.real import Real
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step, require_path

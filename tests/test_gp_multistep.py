@@ -31,8 +31,8 @@ from solvers import (
     solve,
 )
 from solvers.counting import counted
+from solvers.gp_handover import LEVEL, NEAR, stretch
 from solvers.gp_multistep import FAR, planned
-from solvers.handover import LEVEL, NEAR, stretch
 from solvers.prior import DECISIONS, SCALES, SMALL, _decided, mean_distance
 from solvers.testing import ExactODE, Gaussian
 

@@ -8,8 +8,8 @@ import torch
 
 import odediff
 import solvers
-from solvers.kept import _plan
 from solvers.ode import Coordinates
+from solvers.plan_cache import _plan
 from solvers.testing import ExactODE, Gaussian
 
 TIMES = [0.9, 0.7, 0.5, 0.3, 0.1]
