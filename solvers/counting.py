@@ -12,6 +12,7 @@ from torch import Tensor
 from solvers.dense import Dense
 from solvers.ode import ODE, Coordinates, Node, PathODE, Prediction
 from solvers.real import Real
+from solvers.solution import Status
 
 
 class BudgetSpent(Exception):
@@ -57,9 +58,7 @@ class Ledger:
         self.rejected: Tensor | None = None
 
     def left(self, index: Tensor) -> np.ndarray:
-        """How many evaluations the samples ``index`` can still pay for; infinity without a budget."""
-        if self.budget == math.inf:
-            return np.full(len(index), math.inf)
+        """How many evaluations the samples ``index`` can still pay for."""
         return self.budget - self.evaluations[index].numpy()
 
     def count(self, index: Tensor | None) -> None:
@@ -149,3 +148,18 @@ def counted(ode: ODE, batch: int, budget: int | None) -> CountedODE:
     """Wrap ``ode`` so that its calls are counted and end at ``budget``."""
     wrapper = CountedPathODE if isinstance(ode, PathODE) else CountedODE
     return wrapper(ode, Ledger(ode, batch, budget))
+
+
+def evaluations_left(ode: ODE, rows: np.ndarray | Tensor) -> np.ndarray:
+    """How many evaluations the samples ``rows`` of ``ode`` can still pay for; infinity where nothing limits them."""
+    if not isinstance(ode, CountedODE) or ode.ledger.budget == math.inf:
+        return np.full(len(rows), math.inf)
+    ids = torch.as_tensor(rows, device="cpu")
+    return ode.ledger.left(ids if ode.index is None else ode.index[ids])
+
+
+def affording(ode: ODE, rows: np.ndarray, calls: int, status: np.ndarray) -> np.ndarray:
+    """Those of the samples ``rows`` that can pay for ``calls`` evaluations; the others' ``status`` becomes BUDGET."""
+    poor = evaluations_left(ode, rows) < calls
+    status[rows[poor]] = Status.BUDGET
+    return rows[~poor]

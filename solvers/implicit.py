@@ -13,6 +13,7 @@ from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
 from solvers.controller import row_norm
+from solvers.counting import affording
 from solvers.exponential import DDIM
 from solvers.lines import Data, Line, Noise, Rotation, require_line, singular_step
 from solvers.noise import NoiseStream
@@ -21,6 +22,7 @@ from solvers.real import Real, native
 from solvers.solution import Status
 from solvers.solver import Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
+from solvers.transfer import index_on
 
 ROUND_OFFS = 16
 """Units of the state's round-off below which no iteration is asked to converge."""
@@ -68,8 +70,9 @@ class GaussLegendre(Solver):
     grid undoes it, up to the tolerance. A sample is done when no stage moves by more than ``tolerance`` times
     ``1 + |x_a|`` (root mean squares; 16 round-offs of the state's dtype if that is more), is left as it is from then
     on, and so does not depend on its batch mates. One that is not done after ``iterations`` ends there as NaN with
-    `Status.NOT_CONVERGED`; iteration needs ``|h|`` below the slope's inverse rate. A float32 network cannot be followed
-    below 1e-6 in a float64 state. A step that leaves or reaches a singular node of its line is a DDIM step.
+    `Status.NOT_CONVERGED`, one that cannot pay for its iterations at the step's start with `Status.BUDGET`. Iteration
+    needs ``|h|`` below the slope's inverse rate. A float32 network cannot be followed below 1e-6 in a float64 state. A
+    step that leaves or reaches a singular node of its line is a DDIM step.
     """
 
     line: Line | None = None
@@ -78,8 +81,7 @@ class GaussLegendre(Solver):
     iterations: int = 60
 
     def __post_init__(self) -> None:
-        if isinstance(self.stages, bool) or self.stages not in GAUSS_LEGENDRE:
-            raise ValueError(f"GaussLegendre: stages={self.stages!r} must be 1, 2 or 3, for order 2, 4 or 6")
+        require_whole("GaussLegendre: stages", self.stages, 1, 3, hint=", for order 2, 4 or 6")
         if not 0 < as_number(self.tolerance) < 1:
             raise ValueError(f"GaussLegendre: tolerance={self.tolerance!r} must lie between 0 and 1, such as 1e-6")
         require_whole("GaussLegendre: iterations", self.iterations, 1)
@@ -122,51 +124,54 @@ class GaussLegendre(Solver):
         """Iterate for the samples that are left, then combine their slopes."""
         status = torch.zeros(len(x), dtype=torch.int64, device="cpu") if state is None else state.clone()
         singular = np.broadcast_to(singular_step(self.line, ode, a, b), len(x))
-        end = torch.full_like(x, math.nan)
-        left = (status == Status.SUCCESS).numpy()
-        for mask, solve in ((left & singular, self._frozen), (left & ~singular, self._collocate)):
-            if mask.any():
+        end = x.clone()
+        left = affording(ode, np.flatnonzero(status == Status.SUCCESS), 1, status.numpy())
+        for rows, solve in ((left[singular[left]], self._frozen), (left[~singular[left]], self._collocate)):
+            if len(rows):
                 # On most steps all samples are left: the whole batch is then solved without a selection.
-                whole = mask.all()
-                index = torch.as_tensor(np.flatnonzero(mask), device=x.device)
+                whole = len(rows) == len(x)
+                index = index_on(x.device, rows)
                 part = ode if whole else ode.rows(index)
-                from_a, to_b = (a, b) if whole else (_rows(node, mask) for node in (a, b))
-                end[index], done = solve(part, from_a, to_b, x[index])
-                status[index[~done].cpu()] = int(Status.NOT_CONVERGED)
+                from_a, to_b = (a, b) if whole else (_rows(node, rows) for node in (a, b))
+                end[index], status.numpy()[rows] = solve(part, from_a, to_b, x[index])
         return Step(end, state=status, status=status)
 
-    def _frozen(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-        return DDIM().step(ode, a, b, x).x, torch.ones(len(x), dtype=torch.bool, device=x.device)
+    def _frozen(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        return DDIM().step(ode, a, b, x).x, np.full(len(x), Status.SUCCESS)
 
-    def _collocate(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The state at b, NaN where the stages did not converge, and where they did."""
+    def _collocate(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        """The states at b and their statuses: NaN without convergence, still at a without the calls for it."""
         c, rows, b_weights = GAUSS_LEGENDRE[self.stages]
         q_a, q_b = (a.t, b.t) if self.line is None else (self.line.q(a), self.line.q(b))
         nodes = [self._node(ode, q_a + part * (q_b - q_a)) for part in c]
         start, h = self._scale(a), q_b - q_a
         slopes = [self._slope(ode, a, x)] * self.stages
-        done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         floor = ROUND_OFFS * torch.finfo(x.dtype).eps
         bound = max(self.tolerance, floor) * (1 + row_norm(x))
         stages = self._stages(x, start, h, nodes, rows, slopes)
+        status, left = np.full(len(x), Status.NOT_CONVERGED), np.arange(len(x))
         for _ in range(self.iterations):
-            if done.any():
-                index, mask = torch.nonzero(~done).ravel(), (~done).cpu().numpy()
+            left = affording(ode, left, self.stages, status)
+            if not len(left):
+                break
+            if len(left) < len(x):
+                index = index_on(x.device, left)
                 part = ode.rows(index)
                 for i, node in enumerate(nodes):
-                    new = self._slope(part, _rows(node, mask), stages[i][index])
+                    new = self._slope(part, _rows(node, left), stages[i][index])
                     slopes[i] = slopes[i].index_copy(0, index, new)
             else:
                 slopes = [self._slope(ode, node, stage) for node, stage in zip(nodes, stages, strict=True)]
             moved = self._stages(x, start, h, nodes, rows, slopes)
             change = np.max([row_norm(new - old) for new, old in zip(moved, stages, strict=True)], axis=0)
             stages = moved
-            done = done | torch.from_numpy(change <= bound).to(done.device)
-            if done.all():
-                break
+            done = (change <= bound)[left]
+            status[left[done]] = Status.SUCCESS
+            left = left[~done]
         end = self._sum(x, start, h, b, b_weights, slopes)
-        end[~done] = math.nan
-        return end, done
+        end[index_on(x.device, np.flatnonzero(status == Status.NOT_CONVERGED))] = math.nan
+        spent = index_on(x.device, np.flatnonzero(status == Status.BUDGET))
+        return end.index_copy(0, spent, x[spent]), status
 
     def _node(self, ode: Any, q: Real) -> Node:
         return ode.node(q) if self.line is None else self.line.node(ode, q)
@@ -197,6 +202,6 @@ class GaussLegendre(Solver):
         return combine((native(np.divide(scale, start)), x), *terms)
 
 
-def _rows(node: Node, mask: np.ndarray) -> Node:
-    """The node of the samples in ``mask``; a node that all share is theirs."""
-    return Node(*(value[mask] if isinstance(value, np.ndarray) else value for value in node))
+def _rows(node: Node, rows: np.ndarray) -> Node:
+    """The node of the samples ``rows``; a node that all share is theirs."""
+    return Node(*(value[rows] if isinstance(value, np.ndarray) else value for value in node))

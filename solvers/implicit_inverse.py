@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from solvers.arguments import as_number, require_whole
+from solvers.counting import affording, evaluations_left
 from solvers.exponential import DDIM
 from solvers.krylov import anderson, dot, gmres, largest
 from solvers.lines import Data, Noise
@@ -22,6 +23,7 @@ from solvers.reversible import ReversibleSolver, law_of_steps, meets_singular, o
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step
 from solvers.sums import combine
+from solvers.transfer import index_on
 
 
 def require_digits(solver: Any, x: Tensor) -> None:
@@ -39,7 +41,8 @@ class Effort(NamedTuple):
     ``residual`` is the largest one accepted in any step, or the one that was reached where none was accepted: the
     max-norm of what the method makes of the state that was found, less the state that it should have made, divided by
     the larger of 1 and the max-norm of the latter. ``iterations`` counts those of all steps; ``status`` is
-    `Status.NOT_CONVERGED` for the samples that a step was not solved for: from there on they are NaN.
+    `Status.NOT_CONVERGED` for the samples that a step was not solved for, which are NaN from there on, and
+    `Status.BUDGET` for those that could not pay for it, which stay where they were.
     """
 
     residual: Tensor
@@ -71,6 +74,7 @@ class ImplicitInverse(ReversibleSolver):
     `TrajectoryInverse` keeps it.
     """
 
+    fewest_iterations: ClassVar[int] = 1
     base: Solver = field(default_factory=DDIM)
     tolerance: float | None = None
     max_iterations: int = 100
@@ -80,7 +84,7 @@ class ImplicitInverse(ReversibleSolver):
         name = type(self).__name__
         if self.tolerance is not None and not as_number(self.tolerance) > 0:
             raise ValueError(f"{name}: tolerance={self.tolerance!r} must be positive, or None for round-off")
-        require_whole(f"{name}: max_iterations", self.max_iterations, 0)
+        require_whole(f"{name}: max_iterations", self.max_iterations, self.fewest_iterations)
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -139,27 +143,31 @@ class ImplicitInverse(ReversibleSolver):
         return Effort(torch.zeros(len(x), dtype=torch.float64, device="cpu"), none, none)
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Effort | None = None) -> Step:
-        """Solve for the state at b."""
+        """Solve for the state at b; a sample that was lost costs no further calls."""
         effort = state or self.unstart(ode, (a, b), x)
-        if not self.reverses(a, b):
-            return Step(DDIM().step(ode, a, b, x).x, state=effort)
-        index = torch.nonzero(effort.status == Status.SUCCESS).ravel()
-        if not len(index):
-            return Step(torch.full_like(x, float("nan")), state=effort, status=effort.status)
-        # A sample that was lost costs no further calls.
-        rows = index.to(x.device)
-        given = x[rows]
-        found, residual, iterations, converged = self.invert(_rows(ode, rows, len(x)), a, b, given)
-        lost = given.new_full((), float("nan"))
-        column = converged.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
-        status = torch.where(converged, int(Status.SUCCESS), int(Status.NOT_CONVERGED))
+        status = effort.status.clone()
+        regular = self.reverses(a, b)
+        left = np.flatnonzero(status == Status.SUCCESS)
+        left = affording(ode, left, self.base.calls(1) if regular else 1, status.numpy())
+        if not len(left):
+            return Step(x, state=effort._replace(status=status), status=status)
+        index, rows = torch.from_numpy(left), index_on(x.device, left)
+        part, given = _rows(ode, rows, len(x)), x[rows]
+        if not regular:
+            end = x.index_copy(0, rows, DDIM().step(part, a, b, given).x)
+            return Step(end, state=effort._replace(status=status), status=status)
+        found, residual, iterations, converged = self.invert(part, a, b, given)
+        spent = torch.from_numpy(evaluations_left(part, np.arange(len(left))) < self.base.calls(1)) & ~converged
+        lost = torch.where(spent, int(Status.BUDGET), int(Status.NOT_CONVERGED))
+        status[index] = torch.where(converged, int(Status.SUCCESS), lost)
+        nowhere = torch.where(column(spent, x), given, float("nan"))
         effort = Effort(
             effort.residual.index_copy(0, index, torch.maximum(effort.residual[index], residual)),
             effort.iterations.index_add(0, index, iterations),
-            effort.status.index_copy(0, index, status),
+            status,
         )
-        end = torch.full_like(x, float("nan")).index_copy(0, rows, torch.where(column, found, lost))
-        return Step(end, state=effort, status=effort.status)
+        end = x.index_copy(0, rows, torch.where(column(converged, x), found, nowhere))
+        return Step(end, state=effort, status=status)
 
     @abstractmethod
     def invert(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -170,10 +178,15 @@ class ImplicitInverse(ReversibleSolver):
         return 100 * torch.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
 
     def defect(self, ode: Any, a: Node, b: Node, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """``-P G(z)`` for some of the samples, as a function of z and of their rows."""
+        """``-P G(z)`` for some of the samples, as a function of z and of their rows; NaN for who cannot pay for it."""
         ratio = _preconditioner(a, b)
 
         def function(z: Tensor, rows: Tensor) -> Tensor:
+            affordable = evaluations_left(ode, rows) >= self.base.calls(1)
+            if not affordable.all():
+                keep = index_on(z.device, np.flatnonzero(affordable))
+                found = function(z[keep], rows[keep]) if len(keep) else z[keep]
+                return (z * float("nan")).index_copy(0, keep, found)
             there, here = _node_rows(b, rows, len(x)), _node_rows(a, rows, len(x))
             scale = ratio if isinstance(ratio, float) else ratio[rows.cpu().numpy()]
             return combine((scale, x[rows] - one_step(self.base, _rows(ode, rows, len(x)), there, here, z)))
@@ -198,6 +211,7 @@ class FixedPoint(ImplicitInverse):
     network told the node that it goes to (Hertz et al. 2022, "Prompt-to-prompt"), at one call.
     """
 
+    fewest_iterations: ClassVar[int] = 0
     damping: float = 1.0
     history: int = 0
 
@@ -315,6 +329,11 @@ class NewtonKrylov(ImplicitInverse):
 
 
 HALVINGS = 5
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """One value per sample, beside the components of ``like``."""
+    return values.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _preconditioner(a: Node, b: Node) -> Real:

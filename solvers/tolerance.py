@@ -1,6 +1,5 @@
 """Solving to a tolerance: every sample on its own clock. What the adaptive methods share."""
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_positive, require_whole
+from solvers.counting import affording, evaluations_left
 from solvers.exponential import DDIM
 from solvers.lines import Line, require_line, singular_step
 from solvers.node_states import Passed
@@ -253,7 +253,7 @@ class Tolerance(Solver):
         passed = Passed(x, len(places))
         wide = torch.promote_types(x.dtype, torch.float32)
         ids = np.flatnonzero(status == Status.SUCCESS)
-        ids = _afford(ode, ids, self.begin_calls, status)
+        ids = affording(ode, ids, self.begin_calls, status)
         if not len(ids):
             yield from passed.rest()
             return
@@ -301,7 +301,7 @@ class Tolerance(Solver):
         leave(run.broken)
         for _ in range(self.max_steps):
             finish()
-            poor = _left(ode, run.ids) < run.calls
+            poor = evaluations_left(ode, run.ids) < run.calls
             status[run.ids[poor]] = Status.BUDGET
             leave(poor)
             if not len(run.ids):
@@ -340,21 +340,11 @@ class Tolerance(Solver):
 def _ddim(ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Iterator[Tensor]:
     """The DDIM steps of those samples that have not failed and can pay for them."""
     for a, b in pairwise(nodes):
-        ids = _afford(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
+        ids = affording(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
         if len(ids):
             index = index_on(x.device, ids)
             x = x.index_copy(0, index, DDIM().step(_rows(ode, ids, x.device), a, b, x[index]).x)
         yield x
-
-
-def _afford(ode: Any, ids: np.ndarray, calls: int, status: np.ndarray) -> np.ndarray:
-    poor = _left(ode, ids) < calls
-    status[ids[poor]] = Status.BUDGET
-    return ids[~poor]
-
-
-def _left(ode: Any, ids: np.ndarray) -> np.ndarray:
-    return ode.ledger.left(torch.from_numpy(ids)) if hasattr(ode, "ledger") else np.full(len(ids), math.inf)
 
 
 def _rows(ode: Any, ids: np.ndarray, device: torch.device) -> Any:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
+from solvers.counting import affording
 from solvers.exponential import DDIM
-from solvers.implicit_inverse import Effort, require_digits
+from solvers.implicit_inverse import Effort, column, require_digits
 from solvers.krylov import largest
 from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
@@ -134,8 +135,13 @@ class TrajectoryInverse(ReversibleSolver):
         bound = 100 * torch.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
         residual = torch.full((len(x),), float("inf"), dtype=torch.float64, device="cpu")
         iterations = torch.zeros(len(x), dtype=torch.int64, device="cpu")
+        status = torch.full((len(x),), int(Status.NOT_CONVERGED), device="cpu")
         active = torch.arange(len(x), device="cpu")
+        cost = self.base.calls_over(ode, nodes[::-1])
         for sweep in range(self.max_iterations + 1):
+            active = torch.from_numpy(affording(ode, active.numpy(), cost, status.numpy()))
+            if not len(active):
+                break
             rows = active.to(x.device)
             some = [state[rows] for state in way]
             landed = self._descend(ode if len(rows) == len(x) else ode.rows(rows), nodes, some)
@@ -151,12 +157,10 @@ class TrajectoryInverse(ReversibleSolver):
                 way[i + 1] = way[i + 1].index_copy(0, active.to(x.device), above)
             iterations[active] += 1
         converged = residual <= bound
-        status = torch.where(converged, int(Status.SUCCESS), int(Status.NOT_CONVERGED))
-        column = converged.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+        status[converged] = int(Status.SUCCESS)
         for found in way[1:]:
-            yield Step(
-                torch.where(column, found, float("nan")), state=Effort(residual, iterations, status), status=status
-            )
+            reached = torch.where(column(converged, x), found, float("nan"))
+            yield Step(reached, state=Effort(residual, iterations, status), status=status)
 
     def _descend(self, ode: Any, nodes: Sequence[Node], way: Sequence[Tensor]) -> list[Tensor]:
         """Where the base method lands on all nodes but the last, each step from the state that is assumed there."""

@@ -16,11 +16,14 @@ from solvers import (
     Dopri5,
     EDMHeun,
     ExponentialAdams,
+    FixedPoint,
     GaussLegendre,
     GPMultistep,
+    Heun,
     Inverse,
     Leapfrog,
     NewtonKrylov,
+    Noise,
     NoiseStream,
     PathODE,
     Prediction,
@@ -29,6 +32,8 @@ from solvers import (
     Scipy,
     Status,
     Torchdiffeq,
+    TrajectoryInverse,
+    UniPC,
     solve,
 )
 from solvers.controller import row_norm
@@ -132,3 +137,32 @@ def test_a_state_of_another_method_is_refused(solver):
     state = solve(mild_mixture(), ExponentialAdams(), starting_points(), [1.0, 0.8, 0.6]).state
     with pytest.raises(TypeError, match=f"no state of {type(solver).__name__}"):
         solve(mild_mixture(), solver, starting_points(), [0.6, 0.5, 0.4], state=state, stream=NoiseStream(0))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        GaussLegendre(Rotation()),
+        GaussLegendre(stages=3),
+        Inverse(FixedPoint()),
+        Inverse(FixedPoint(Heun(Noise()), history=2)),
+        Inverse(FixedPoint(max_iterations=0)),
+        Inverse(NewtonKrylov()),
+        Inverse(TrajectoryInverse(UniPC(2))),
+    ],
+    ids=repr,
+)
+def test_a_sample_that_has_spent_its_calls_takes_none_from_the_others(solver):
+    problem, x, times = mild_mixture(), starting_points(), [0.4, 0.6, 0.8, 1.0, 1.35]
+    needed = solve(problem, solver, x, times).stats.evaluations
+    least, most = int(needed.min()), int(needed.max())
+    for budget in {least - 1, least, (least + most) // 2, most - 1, most}:
+        together = solve(problem, solver, x, times, max_nfe=budget, throw=False)
+        assert (together.stats.evaluations <= budget).all()
+        expected = torch.where(needed <= budget, int(Status.SUCCESS), int(Status.BUDGET))
+        assert torch.equal(together.status, expected)
+        for i in range(len(x)):
+            alone = solve(problem, solver, x[i : i + 1], times, max_nfe=budget, throw=False)
+            torch.testing.assert_close(alone.x, together.x[i : i + 1], rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(alone.status, together.status[i : i + 1])
+            assert torch.equal(alone.stats.evaluations, together.stats.evaluations[i : i + 1])

@@ -115,7 +115,7 @@ def test_samples_with_their_own_nodes_take_their_own_steps():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stages": 4}, "stages=4 must be 1, 2 or 3"),
+        ({"stages": 4}, "stages=4 must be a whole number from 1 to 3, for order 2, 4 or 6"),
         ({"tolerance": 0.0}, "tolerance=0.0 must lie between 0 and 1"),
         ({"tolerance": math.nan}, "tolerance=nan"),
         ({"iterations": 0}, "iterations=0 must be a whole number of at least 1"),
