@@ -197,10 +197,11 @@ class Code:
             raise ValueError(
                 f"solver={solver} differs from the encoder's {header['solver']}; pass the one that encoded"
             )
+        encoder = solver or read_back(header["solver"])
         return cls(
             x=tensors["x"],
             nodes=tensors["nodes"],
-            solver=solver or read_back(header["solver"]),
+            solver=encoder,
             path=header["path"],
             prediction=header["prediction"],
             guidance=tensors["guidance"] if header["guidance"] is None else header["guidance"],
@@ -209,7 +210,7 @@ class Code:
             weights=header["weights"],
             stats=Stats(nfe, network_evaluations, tensors["evaluations"], steps),
             status=tensors["status"],
-            state=Companion(**pair, node=node, origin=header["origin"]) if pair else None,
+            state=Companion(**pair, node=node, origin=header["origin"], solver=encoder) if pair else None,
             effort=None if effort[0] is None else Effort(*effort),  # type: ignore[arg-type]
             offsets=tensors.get("offsets"),
             nulls=_named(tensors, "nulls."),

@@ -27,11 +27,12 @@ from solvers.reversible import (
     law_of_steps,
     meets_singular,
     one_step,
+    require_companion,
     require_steps,
     starts,
 )
 from solvers.runge_kutta import RK4, Heun
-from solvers.solver import Law, Past, Solver, Step, require_path, require_run
+from solvers.solver import Law, Past, Solver, Step, require_path
 from solvers.sums import combine
 
 
@@ -51,7 +52,7 @@ class Pair(ReversibleSolver):
     ) -> Companion | None:
         """The companion of an earlier run; the first regular step makes one."""
         require_path(self, ode)
-        require_run(self, state, Companion, "companion")
+        require_companion(self, state)
         return state
 
     def reverses(self, a: Node, b: Node) -> bool:
@@ -65,7 +66,7 @@ class Pair(ReversibleSolver):
 
     def companion(self, a: Node, x: Tensor, state: Companion | None) -> Companion:
         """The state in the line's coordinates, with what is carried beside it."""
-        return companion_at(WIDE, self.along.scale(a), a, x, state)
+        return companion_at(self, WIDE, self.along.scale(a), a, x, state)
 
     def slope(self, ode: Any, node: Node, z: Tensor, like: Tensor, scale: Real | None = None) -> Tensor:
         """The line's slope at z, on the lattice; the network sees the dtype of ``like``."""
@@ -294,7 +295,7 @@ class Reversible(ReversibleSolver):
         state: Companion | None = None,
     ) -> Companion | None:
         """The companion of an earlier run; the first step makes one."""
-        require_run(self, state, Companion, "companion")
+        require_companion(self, state)
         return state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
@@ -311,7 +312,7 @@ class Reversible(ReversibleSolver):
         return pair.moved(self.lattice, 1.0, b, x, z=y, other=z)
 
     def _pair(self, a: Node, x: Tensor, state: Companion | None) -> tuple[Companion, Tensor, Tensor]:
-        pair = companion_at(self.lattice, 1.0, a, x, state)
+        pair = companion_at(self, self.lattice, 1.0, a, x, state)
         return pair, pair.z, pair.z if pair.other is None else pair.other
 
     def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor) -> Tensor:

@@ -143,6 +143,11 @@ class DPMFast(Staged):
         return not self.last
 
     @property
+    def reads_past(self) -> bool:
+        """False: the orders depend on the place in the grid, and no step reads an earlier one."""
+        return False
+
+    @property
     def carries_on(self) -> bool:
         """Not where the end of the grid has its own orders."""
         return not self.last

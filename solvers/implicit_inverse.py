@@ -104,6 +104,10 @@ class ImplicitInverse(ReversibleSolver):
         """Those of the base method."""
         return sum(self.base.calls_over(ode, pair) for pair in pairwise(nodes))
 
+    def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """At most `uncalls` of one step for each, and one for each that is a DDIM step."""
+        return sum(self.uncalls(1) if self.reverses(a, b) else 1 for a, b in pairwise(nodes))
+
     @property
     def one_step(self) -> bool:
         """Every step of the base method begins afresh."""

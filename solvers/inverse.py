@@ -74,6 +74,15 @@ class Inverse(Solver):
         """Those of the inverse steps."""
         return self.solver.uncalls(n_steps)
 
+    def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Those of the inverse steps over ``nodes``."""
+        return self.solver.uncalls_over(ode, nodes)
+
+    @property
+    def differentiable(self) -> bool:
+        """That of the method."""
+        return self.solver.differentiable
+
     def start(
         self,
         ode: ODE,

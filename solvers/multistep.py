@@ -164,6 +164,11 @@ class ExponentialAdams(Solver):
         return self.points == 1 and not self.corrector
 
     @property
+    def reads_past(self) -> bool:
+        """Whether a step reads more than one prediction."""
+        return self.points > 1
+
+    @property
     def points(self) -> int:
         """Predictions that the predictor reads."""
         return self.order - self.corrector

@@ -13,7 +13,7 @@ from solvers.lattice import Lattice
 from solvers.lines import Line
 from solvers.ode import ODE, Node
 from solvers.real import Real
-from solvers.solver import Law, Solver, Step
+from solvers.solver import Law, Solver, Step, require_run
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class ReversibleSolver(Solver):
         """Evaluations that ``n_steps`` inverse steps cost at most."""
         return self.calls(n_steps)
 
+    def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Evaluations that the inverse steps over ``nodes`` cost at most."""
+        return self.calls_over(ode, nodes)
+
     def reverses(self, a: Node, b: Node) -> bool:
         """Whether a step between these nodes has an inverse, whatever the field."""
         return True
@@ -64,7 +68,8 @@ class Companion(NamedTuple):
 
     ``z`` are the digits of the state itself: more than its dtype may hold. ``other`` is the second state, at the run's
     node or, for two-step methods, at ``node``; ``slope`` a slope. ``rest`` is what the run's first state, at the time
-    ``origin``, had beside its digits, and gets back when the run returns there.
+    ``origin``, had beside its digits, and gets back when the run returns there. ``solver`` is the method that made it;
+    no other reads it rightly.
     """
 
     z: Tensor
@@ -73,23 +78,33 @@ class Companion(NamedTuple):
     node: Node | None = None
     rest: Tensor | None = None
     origin: Real | None = None
+    solver: Solver | None = None
 
     def moved(self, lattice: Lattice, scale: Real, b: Node, like: Tensor, **companion: Any) -> Step:
         """The step of this run that ends at ``b`` in the state whose digits, and companions, are given."""
-        following = Companion(rest=self.rest, origin=self.origin, **companion)
+        following = Companion(rest=self.rest, origin=self.origin, solver=self.solver, **companion)
         x = lattice.state(scale, following.z, like)
         if self.rest is not None and self.origin is not None and np.array_equal(self.origin, b.t):
             x = x + self.rest
         return Step(x, state=following)
 
 
-def companion_at(lattice: Lattice, scale: Real, a: Node, x: Tensor, state: Companion | None) -> Companion:
+def companion_at(
+    solver: ReversibleSolver, lattice: Lattice, scale: Real, a: Node, x: Tensor, state: Companion | None
+) -> Companion:
     """The companion of the state ``x = scale z`` at a: the run's own, or that of a run which begins here."""
     z = lattice.digits(scale, x, None if state is None else state.z)
-    carried = Companion(z) if state is None else state._replace(z=z)
+    carried = Companion(z, solver=solver) if state is None else state._replace(z=z)
     if carried.origin is not None and not np.array_equal(carried.origin, a.t):
         return carried
     return carried._replace(rest=x - lattice.state(scale, z, x), origin=a.t)
+
+
+def require_companion(solver: ReversibleSolver, state: object) -> None:
+    """Raise unless ``state`` is None, or a companion that ``solver`` made."""
+    require_run(solver, state, Companion, "companion")
+    if isinstance(state, Companion) and state.solver not in (None, solver):
+        raise ValueError(f"state: it is the companion of {state.solver}; carry it on with that method, not {solver}")
 
 
 def starts(solver: ReversibleSolver, nodes: Sequence[Node]) -> int:

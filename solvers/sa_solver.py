@@ -44,13 +44,14 @@ class Coefficients(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run: its noise, the coefficients of all steps and the next one's number, past slopes with their log-SNRs."""
+    """A run: its noise, the coefficients of all steps and the next one's number; past slopes, their levels and line."""
 
     stream: NoiseStream
     steps: tuple[Coefficients, ...]
     next: int
-    slopes: tuple[Tensor, ...] = ()
-    levels: tuple[float, ...] = ()
+    slopes: tuple[Tensor, ...]
+    levels: tuple[float, ...]
+    line: Line
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ class SASolver(Solver):
         """Plan the coefficients of every step."""
         require_path(self, ode)
         require_run(self, state, Run)
+        if state is not None and state.line != self.line:
+            raise ValueError(f"state: it has slopes along {state.line}, and {self} reads them along {self.line}")
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
         levels = state.levels if state is not None else ()
         correction = state.steps[state.next - 1].correction if state is not None and state.next else ()
@@ -191,8 +194,8 @@ class SASolver(Solver):
             most = total - done if total < self.lower_order_below else HIGHEST
             steps.append(self._coefficients(ode, a, b, levels, correction, most))
             levels, correction = steps[-1].levels, steps[-1].correction
-        earlier = (state.slopes, state.levels) if state is not None else ()
-        return Run(stream, tuple(steps), 0, *earlier)
+        slopes, levels = (state.slopes, state.levels) if state is not None else ((), ())
+        return Run(stream, tuple(steps), 0, slopes, levels, self.line)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Predict at a; move to b, with the state at a corrected by that call."""

@@ -118,3 +118,7 @@ class SolveError(RuntimeError):
             if count
         )
         super().__init__(f"{failures} (throw=False returns the partial solution)")
+
+    def __reduce__(self) -> tuple[type, tuple[Solution]]:
+        """From its solution, so that an error in another process arrives here as what it is."""
+        return type(self), (self.solution,)

@@ -149,7 +149,7 @@ def solve(
         state=state,
         trajectory=torch.stack(states) if trajectory else None,
         dense=ledger.dense,
-        node=ode.node,
+        node=ode.node if trajectory else None,
     )
     if throw and not solution.success:
         raise SolveError(solution)

@@ -92,6 +92,10 @@ class TrajectoryInverse(ReversibleSolver):
         """Those of as many sweeps as are allowed, one to begin with, and DDIM's way up."""
         return self.base.calls(n_steps) * (self.max_iterations + 1) + n_steps
 
+    def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
+        """Those of as many steps: none of them is cheaper."""
+        return self.uncalls(len(nodes) - 1)
+
     def reverses(self, a: Node, b: Node) -> bool:
         """Away from alpha = 0 and sigma = 0."""
         return not (meets_singular(Noise(), a, b) or meets_singular(Data(), a, b))

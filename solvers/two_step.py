@@ -21,10 +21,11 @@ from solvers.reversible import (
     ReversibleSolver,
     companion_at,
     meets_singular,
+    require_companion,
     starts,
 )
 from solvers.runge_kutta import RK4
-from solvers.solver import Past, Solver, Step, require_path, require_run, require_states
+from solvers.solver import Past, Solver, Step, require_path, require_states
 from solvers.sums import combine, per_row
 
 
@@ -53,7 +54,7 @@ class TwoStep(ReversibleSolver):
     ) -> Companion | None:
         """The companion is that of an earlier run, or the newest exact state."""
         require_path(self, ode)
-        require_run(self, state, Companion, "companion")
+        require_companion(self, state)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
         require_states(past, x)
@@ -64,7 +65,7 @@ class TwoStep(ReversibleSolver):
             if not self.reverses(node, nodes[0]):
                 return None  # a singular node has no digits on the line, and no method reads it
             other = self.lattice.digits(self.scale(node), partner, None)
-            return companion_at(self.lattice, scale, nodes[0], x, None)._replace(other=other, node=node)
+            return companion_at(self, self.lattice, scale, nodes[0], x, None)._replace(other=other, node=node)
         return state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
@@ -79,7 +80,7 @@ class TwoStep(ReversibleSolver):
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
         scale = self.scale(b)
-        pair = companion_at(self.lattice, self.scale(a), a, x, state)
+        pair = companion_at(self, self.lattice, self.scale(a), a, x, state)
         if pair.other is None or pair.node is None:
             there = self.lattice.digits(scale, self.begin(ode, a, b, x), None)
         elif np.array_equal(pair.node.t, b.t):

@@ -1,5 +1,6 @@
 """Implicit inverses: they undo a step where it can be undone, and say so where they did not."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -182,6 +183,7 @@ def test_a_trajectory_that_does_not_converge_says_so_and_samples_do_not_meet():
     ("make", "message"),
     [
         (lambda: TrajectoryInverse(max_iterations=0), "max_iterations=0"),
+        (lambda: NewtonKrylov(max_iterations=0), "max_iterations=0"),
         (lambda: FixedPoint(damping=0.0), r"damping=0.0 must lie in \(0, 1\]"),
         (lambda: FixedPoint(history=-1), "history=-1"),
         (lambda: FixedPoint(tolerance=0.0), "tolerance=0.0 must be positive"),
@@ -260,3 +262,13 @@ def test_the_calls_over_a_grid_are_those_that_are_made(solver, times):
     ode, x = mild_mixture(), starting_points()
     found = solve(ode, solver, x, times, closing=None)
     assert found.stats.nfe == solver.calls_over(ode, ode.nodes(times))
+
+
+@pytest.mark.parametrize(
+    "solver", [solvers.EDICT(), solvers.AsynchronousLeapfrog(), solvers.OBELM(), solvers.BDIA(), solvers.Reversible()]
+)
+def test_the_inverse_counts_the_steps_from_pure_noise_as_the_method_does(solver):
+    inverse = Inverse(solver)
+    found = solve(mild_mixture(), inverse, starting_points(), [math.pi / 2, 1.2, 0.9, 0.5])
+    assert found.stats.nfe == inverse.calls_over(mild_mixture(), found.nodes)
+    assert found.stats.nfe == solver.calls_over(mild_mixture(), found.nodes)

@@ -1,4 +1,5 @@
 import math
+import pickle
 import shutil
 from functools import partial
 from itertools import product
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import solvers
+from benchmarks.methods import exported_variants
 from odediff.schedule import VE
 from solvers import (
     DDIM,
@@ -670,12 +672,21 @@ def test_a_state_of_another_method_is_refused():
         (solvers.DPMpp(3, lower_order_below=0), history, ValueError),
         (solvers.Leapfrog(), history, TypeError),
         (solvers.EDICT(), history, TypeError),
+        (solvers.Leapfrog(solvers.Data()), companion, ValueError),
+        (solvers.BDIA(), companion, ValueError),
+        (solvers.EDICT(), companion, ValueError),
         (solvers.Reversible(), history, TypeError),
         (solvers.DPMpp(2), companion, TypeError),
         (DDIM(1.0), companion, TypeError),
     ):
         with pytest.raises(error, match="state: "):
             solve(mild_mixture(), solver, earlier.x, later, state=earlier.state)
+
+
+def test_slopes_of_a_stochastic_method_along_another_line_are_refused():
+    earlier = solve(mild_mixture(), solvers.SASolver(), starting_points(), [1.5, 1.4, 1.3], stream=NoiseStream(0))
+    with pytest.raises(ValueError, match=r"state: it has slopes along Data\(\)"):
+        solve(mild_mixture(), solvers.SASolver(line=solvers.Noise()), earlier.x, [1.3, 1.2], state=earlier.state)
 
 
 @pytest.mark.parametrize(
@@ -690,6 +701,8 @@ def test_a_state_of_another_method_is_refused():
         solvers.FixedPoint(),
         solvers.Inverse(solvers.AsynchronousLeapfrog()),
         solvers.Torchdiffeq("rk4"),
+        solvers.DPMFast(),
+        solvers.UniPC(1),
     ],
     ids=lambda solver: type(solver).__name__,
 )
@@ -697,6 +710,22 @@ def test_a_past_that_nothing_would_read_is_refused(solver):
     problem, x = mild_mixture(), starting_points()
     with pytest.raises(ValueError, match="past: .* reads no exact states at earlier nodes; leave it out"):
         solve(problem, solver, x, [1.3, 1.2], past=[(problem.node(1.35), x)])
+
+
+@pytest.mark.parametrize("solver", [one for one in exported_variants() if one.reads_past], ids=str)
+def test_a_past_that_is_read_changes_the_solve(solver):
+    problem, x, times = mild_mixture(), starting_points(), [1.2, 1.1, 1.0]
+    past = [(problem.node(t), flow(x, torch.tensor([1.2, t], dtype=torch.float64))[0]) for t in (1.25, 1.3, 1.35)]
+    with_past, without = (solve(problem, solver, x, times, past=known).x for known in (past, ()))
+    assert not torch.equal(with_past, without)
+
+
+def test_a_failure_is_carried_to_another_process_whole():
+    with pytest.raises(SolveError) as failure:
+        solve(mild_mixture(), Heun(), starting_points(), [1.5, 1.0, 0.5], max_nfe=2)
+    again = pickle.loads(pickle.dumps(failure.value))
+    assert str(again) == str(failure.value)
+    assert torch.equal(again.solution.status, failure.value.solution.status)
 
 
 def test_the_past_of_a_two_step_method_is_checked():
