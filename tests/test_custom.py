@@ -1,7 +1,11 @@
 import json
+import re
 import sys
+import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -301,3 +305,22 @@ def test_a_table_file_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "rising.json").write_text("[0.1, 0.9]")
     with pytest.raises(ValueError, match="least noise first"):
         custom.table_from_file(tmp_path / "rising.json")
+
+
+def test_the_readmes_network_of_diffusers_is_sampled():
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+    pipe = SimpleNamespace(unet=unet, scheduler=diffusers.PNDMScheduler(beta_schedule="scaled_linear"))
+    scope = {"odediff": odediff, "pipe": pipe, "text": torch.randn(2, 7, 8), "empty": torch.randn(1, 7, 8)}
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.search(r"^    unet, scheduler = .*?(?=\n\n)", readme, flags=re.MULTILINE | re.DOTALL)
+    exec(compile(textwrap.dedent(lines[0]), "README.md", "exec"), scope)
+    assert scope["latents"].shape == (2, 4, 64, 64)
