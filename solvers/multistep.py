@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -128,6 +128,8 @@ class ExponentialAdams(Solver):
     variable: Variable = "log_snr"
     corrector: bool = False
     lower_order_below: float = field(default=0, kw_only=True)
+    uncorrected: ClassVar[int] = 0
+    """How many of the first states of a grid keep their prediction."""
 
     def __post_init__(self) -> None:
         require_line(self, self.line)
@@ -150,13 +152,13 @@ class ExponentialAdams(Solver):
 
     @property
     def own_start_order(self) -> int:
-        """The first step is DDIM's, whose one error of h^2 stays; a corrector makes it h^3."""
-        return min(self.order, 3 if self.corrector else 2)
+        """The first step is DDIM's, whose one error of h^2 stays; its correction makes it h^3."""
+        return min(self.order, 3 if self.corrector and not self.uncorrected else 2)
 
     @property
     def carries_on(self) -> bool:
-        """Unless the end of a grid lowers the order."""
-        return self.lower_order_below == 0
+        """Unless a step depends on its place in the grid."""
+        return self.lower_order_below == 0 and self.uncorrected == 0
 
     @property
     def one_step(self) -> bool:
@@ -279,6 +281,7 @@ class ExponentialAdams(Solver):
         led = first - predicted
         planned = self._formulas(ode, stack, read, range(led, first + steps), corrector=False)
         if self.corrector:
+            read[:, first : first + self.uncorrected] = False
             correctors = self._formulas(ode, stack, read, range(led, first + steps - 1), corrector=True)
             planned = _corrected(planned, correctors)
         formulas = planned.each()[predicted:]
@@ -357,8 +360,8 @@ def denoised_after(ode: Any) -> bool:
 
 def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:
     """The predictors from corrected states, as formulas over predicted ones: each adds ratio times the correction."""
-    (ratio, weights, reads), led = planned, planned.reads[:-1]
-    both = (reads[1:] > 0) & (led > 0)
+    ratio, weights, reads = planned
+    both = (reads[1:] > 0) & (correctors.reads > 0)
     changes = correctors.weights.copy()
     changes[1:] -= weights[:-1, :-1]
     weights, reads = weights.copy(), reads.copy()

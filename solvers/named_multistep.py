@@ -128,6 +128,9 @@ class UniPC(ExponentialAdams):
         line: that of the data, or `Noise` for UniPC on the predicted noise.
         lower_order_below: see `DPMSolver`. The reference code and diffusers lower the order at the end of every grid,
             which is math.inf, and leaves a method of order 2.
+        uncorrected: how many of the first states of a grid keep their prediction, diffusers' ``disable_corrector=[0,
+            ..., uncorrected - 1]``: under strong guidance corrections between the first, long steps may do harm. From
+            its own start the method is then of order 2.
     """
 
     order: int = field(init=False, repr=False)  # type: ignore[misc]
@@ -135,11 +138,13 @@ class UniPC(ExponentialAdams):
     variable: Variable = field(default="log_snr", init=False, repr=False)
     corrector: bool = field(default=True, init=False, repr=False)
     lower_order_below: float = field(default=LOWER_ORDER_BELOW, kw_only=True)
+    uncorrected: int = field(default=0, kw_only=True)  # type: ignore[misc]
     p: int = 3
     rho: Literal["solved", "bh1", "bh2"] = "solved"
 
     def __post_init__(self) -> None:
         require_whole(f"{type(self).__name__}: p", self.p, 1, MOST_POINTS)
+        require_whole(f"{type(self).__name__}: uncorrected", self.uncorrected, 0)
         object.__setattr__(self, "order", self.p + 1)
         super().__post_init__()
         if self.rho not in ("solved", "bh1", "bh2"):
@@ -152,7 +157,7 @@ class UniPC(ExponentialAdams):
         """Both lines, the orders, the hard-coded coefficients where they matter most, and the order kept to the end."""
         solved = [cls(p, line=line) for line in (Data(), Noise()) for p in (1, 2, 3)]
         halves = [cls(p, rho) for rho in ("bh1", "bh2") for p in (1, 2)]
-        return [*solved, *halves, cls(3, lower_order_below=0)]
+        return [*solved, *halves, cls(3, lower_order_below=0), cls(2, uncorrected=2)]
 
     def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
         """Those of exponential Adams, or rho = 1/2 for two points."""

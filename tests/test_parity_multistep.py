@@ -183,6 +183,14 @@ def test_unipc_equals_diffusers(rho, line, last, lowered, p):
     assert difference(scheduler, ours, last) < 1e-10
 
 
+@pytest.mark.parametrize(("p", "last", "first"), [(2, "zero", 1), (3, "first entry", 2), (2, "zero", 9)])
+def test_unipc_without_its_first_corrections_equals_diffusers(p, last, first):
+    scheduler = unipc(10, p, last, solver_type="bh2", disable_corrector=list(range(first)))
+    settings = {"lower_order_below": math.inf, "uncorrected": first}
+    assert difference(scheduler, UniPC(p, "bh2", **settings), last) < 1e-10
+    assert difference(scheduler, UniPC(p, "bh2", lower_order_below=math.inf), last) > 1e-5
+
+
 def test_bh1_of_diffusers_multiplies_zero_by_infinity_at_the_data_and_ours_is_the_predicted_data():
     scheduler = unipc(10, 2, "zero", solver_type="bh1")
     assert their_end(scheduler).isnan().all()
