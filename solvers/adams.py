@@ -1,4 +1,4 @@
-"""The flagship: exponential Adams of variable order and variable step, per sample, with one call for each step."""
+"""Exponential Adams of variable order and step, chosen for each sample, with one call for each step."""
 
 import math
 from collections.abc import Sequence
@@ -28,39 +28,43 @@ from solvers.tolerance import Run, Span, Tolerance, error_scale
 from solvers.transfer import index_on
 
 SAFETY = 0.61
-"""Of the step that would just meet the tolerance; at order k the error then aimed at is SAFETY^(k + 1) of it."""
+"""The next step is this fraction of the one that would just meet the tolerance: at order k it aims at an error of
+SAFETY^(k + 1) times the tolerance."""
 GROWTH = 2.5
+"""A step is at most this many times as long as the step before."""
 START_GROWTH = 8.0
-"""While the order rises from 1 the steps are far below what the solution allows."""
+"""The same bound during the first steps: while the order rises from 1, they are far below what the solution allows."""
 STARTING = 3
+"""The number of accepted steps during which `START_GROWTH` applies."""
 CHANGES = np.array([[0], [-1], [1]])
-"""Of the order, from one step to the next."""
+"""The changes of order that are considered from one step to the next."""
 SHRINK = 0.2
+"""A step is at least this fraction of the step before."""
 UNKNOWN = 1e-9
-"""What an error of zero counts as, in units of the tolerance."""
+"""The value, in units of the tolerance, that stands for an error of zero."""
 START = 0.03
-"""The first step, a probe, is ``START rtol^(1/3)`` of the state's size over its slope's."""
+"""The first step, a probe, is ``START rtol^(1/3)`` times the ratio of the state's size to its slope's."""
 LEAST_START = 1e-9
-"""Of the span: where a state is next to nothing its size says little of the solution's scale."""
+"""The shortest first step as a fraction of the span, since the size of a tiny state says little about the solution."""
 CLOSEST = 1e-3
-"""Of a step: no call is made nearer to the place of another one."""
+"""No call is made closer than this fraction of the step to the place of another one."""
 MISS, MISS_ON_ROTATION = 0.5, 0.1
-"""Of the predictor's miss: the least that a step is taken to err by.
+"""The error estimate is at least this fraction of the predictor-corrector difference.
 
-A step that leaps over a bend of the solution sees it in the newest slope alone, of which the change from one order to
-the next reads a hundredth. On the rotation such bends are those of data that are much thinner or wider than its c. On
-the noise line and on x(t) each step towards the data is a good part of the distance to where the solution bends, an s
-of the size of the data's deviation.
+A step that leaps over a bend of the solution sees it in the newest slope alone, which enters the change from one order
+to the next with a weight of about a hundredth. On the rotation such bends come from data much thinner or wider than
+its c. On the noise line and on x(t) each step towards the data is a good part of the distance to where the solution
+bends, at an s of the size of the data's deviation.
 """
 OLDER = 0.5
-"""Of what the newest slope changes at the end of an extrapolation: the least that this is taken to err by."""
+"""The error estimate of an extrapolation is at least this fraction of the change that the newest slope makes."""
 NEAR = 4.0
-"""Steps from the end at which closing without a call is first considered."""
+"""The distance from the end, in steps, at which closing without a call is first considered."""
 
 
 @dataclass(frozen=True)
 class AdaptiveAdams(Tolerance):
-    """Adams of variable order and step on a line, ``dz/dq = f``, each sample with steps and orders of its own.
+    """Adams of variable order and step on a line, ``dz/dq = f``, each sample with its own steps and orders.
 
     From (a, z_a) with the slopes f_0, f_-1, ... at earlier nodes, newest first:
 
@@ -72,14 +76,14 @@ class AdaptiveAdams(Tolerance):
     tolerance, and f_b joins the history (PEC mode). Orders k - 1, k and k + 1 are compared by the steps that they
     allow. The weights come from Newton's form of the polynomials, whose terms all orders share, in float64 for all
     samples at once. The method is that of Shampine & Gordon (1975), "Computer solution of ordinary differential
-    equations", with the coefficients written anew at each step; the lines make it exponential. The rotation is the line
+    equations", with the coefficients recomputed at each step; the lines make it exponential. The rotation is the line
     to use: on the other lines and x(t) the same error costs up to 8 times the calls.
 
     For smooth data x0 is an even and eps an odd function of s, so that the slopes of `Rotation` and `Noise` are odd in
     q at the data. The last step to sigma = 0 uses this: it integrates q times the polynomial in q^2 through the slopes
-    over q, without a call, from wherever its last two orders agree within the tolerance and the odd polynomial has just
-    predicted a step better than the plain one; on a table from its first entry at the latest
-    (``closing="extrapolate"``). A sample for which they do not agree there ends with `Status.FLOOR`.
+    over q, without a call, as soon as its last two orders agree within the tolerance and the odd polynomial has just
+    predicted a step better than the plain one; with ``closing="extrapolate"``, from the last node but one at the
+    latest. A sample for which they do not agree there ends with `Status.FLOOR`.
 
     ``max_order`` bounds k; a run keeps ``max_order + 2`` slopes.
     """
@@ -101,30 +105,30 @@ class AdaptiveAdams(Tolerance):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """The lines, and x(t); so tight that float32 may choose other steps than float64 and end at the same place."""
+        """The lines, and x(t); tight enough that float32 and float64 agree even where they choose different steps."""
         return [cls(rtol=1e-5, line=line) for line in (Rotation(0.4), Rotation(), Noise(), Data(), None)]
 
     @property
     def extrapolates(self) -> bool:
-        """On the lines whose slope is odd at the data."""
+        """Whether the line's slope is odd at the data."""
         return isinstance(self.line, Rotation | Noise)
 
     @property
     def begin_calls(self) -> int:
-        """The first slope."""
+        """One evaluation, for the first slope."""
         return 1
 
     def begin(self, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> Run:
-        """The first slope and the first step."""
+        """Evaluate the first slope and choose the first step."""
         return AdamsRun(self, ode, span, z, dtype, ids)
 
 
 class AdamsRun(Run):
     """The histories of one solve.
 
-    ``slopes`` ``(B, M, ...)`` lie in slots, which ``age`` ``(M, B)`` lists, newest first. The slot of the oldest slope
-    is free for the one of an attempt, so that M = max_order + 2 states are kept. ``past`` ``(M - 1, B)`` are the places
-    q of the others, and ``differences`` the weights of their slopes in Newton's divided differences.
+    ``slopes`` ``(B, M, ...)`` are kept in slots, which ``age`` ``(M, B)`` lists, newest first. The slot of the oldest
+    slope is free for that of an attempt, so that M = max_order + 2 states are kept. ``past`` ``(M - 1, B)`` are the
+    places q of the others, and ``differences`` the weights of their slopes in Newton's divided differences.
     """
 
     calls = 1
@@ -136,7 +140,7 @@ class AdamsRun(Run):
         self.gauss, self.odd_gauss = gauss_legendre((size + 1) // 2), gauss_legendre(size - 1)
         self.slopes = torch.zeros(count, size, *z.shape[1:], dtype=z.dtype, device=z.device)
         self.age = np.tile(np.arange(size)[:, None], count)
-        # Unused places only have to differ from each other and from all used ones.
+        # Unused places must only differ from each other and from all used ones.
         self.past = np.tile(span.q_a - span.direction * span.length * np.arange(2.0, size + 1.0)[:, None], count)
         self.differences = divided_differences(self.past)
         self.known = np.zeros(count, dtype=np.int64)
@@ -164,7 +168,7 @@ class AdamsRun(Run):
         b = np.where(taken, q + 0.8 * (b - q), b)
         h = np.abs(b - q)
         every, most = np.arange(len(q)), int(k.max())
-        # Term m of the corrector is over b and m past nodes; its integral is of the products over b and m - 1 of them.
+        # Term m of the corrector is over b and m past nodes; it integrates the products over b and m - 1 of them.
         ahead, corrections = step_integrals(past[: most + 1], q, b, self.gauss)
         weights = newton_weights(ahead[:most], self.differences[:most, :most], k)
         predicted = self._advanced(weights, self.age)
@@ -172,8 +176,8 @@ class AdamsRun(Run):
         self._write(self.span.slope(ode, node, predicted, self.dtype))
 
         nodes, slots, differences = attempted = self._with_attempt(b)
-        # Term k has the divided difference over b and k past nodes, which is also what the predictor lacks of the
-        # corrector, there with another integral.
+        # Term k has the divided difference over b and k past nodes. The corrector's difference from the predictor has
+        # it too, with another integral.
         orders = k + CHANGES
         terms = corrections[orders, every, None] * differences[orders, : most + 2, every]
         changes = self._combine(terms.swapaxes(1, 2), slots)
@@ -184,9 +188,9 @@ class AdamsRun(Run):
         self.broken = ~np.isfinite(errors[0])
         least = MISS_ON_ROTATION if isinstance(self.solver.line, Rotation) else MISS
         errors[0] *= np.maximum(least * np.abs(miss), 1.0)
-        # The first step is a probe: its slope is kept and the state stays, so that the next, of order 2, sets out from
-        # the start again and its estimate covers both. From order 1 to the error of order 2 leads h over the
-        # solution's scale.
+        # The first step is a probe: its slope is kept but the state stays, so that the next step, of order 2, starts
+        # over and its estimate covers both. A factor of h over the solution's scale turns the error of order 1 into
+        # that of order 2.
         probe = (self.known == 1) & ~self.broken
         errors[0] = np.where(probe, errors[0] * h / self.reach, errors[0])
         accepted = (errors[0] <= 1) & (self.known > 1)  # False for NaN
@@ -195,7 +199,7 @@ class AdamsRun(Run):
         order, self.h = self._next(h, errors, accepted, probe)
         near = accepted & (np.abs(self.span.q_b - b) <= NEAR * self.h)
         if self.closes and near.any():
-            # Whether the slopes are odd is a property of the data, and of the network: the last step shows it.
+            # Whether the slopes are odd depends on the data and on the network: the last step shows it.
             terms = odd_terms(past[:most], q, b, self.odd_gauss)
             odd = self._advanced(newton_weights(*terms, k), self.age)
             closer = row_norm(odd - corrected) <= row_norm(predicted - corrected)
@@ -211,7 +215,7 @@ class AdamsRun(Run):
     def _next(
         self, h: np.ndarray, errors: np.ndarray, accepted: np.ndarray, probe: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The order, of those `CHANGES` away, that allows the longest step, and that step, from the errors of ``h``."""
+        """The order, among those `CHANGES` away, that allows the longest step, and that step; ``h`` made ``errors``."""
         k, rises = self.k, self.k < self.solver.max_order
         tolerable = np.maximum(errors, UNKNOWN)
         tolerable[~np.isfinite(errors)] = math.inf
@@ -225,7 +229,7 @@ class AdamsRun(Run):
         return order, np.where(self.broken, SHRINK * h, step)
 
     def finish(self) -> np.ndarray:
-        """Extrapolate to the end those samples for which the last two orders agree there, or that may ask no more."""
+        """Extrapolate to the end the samples whose last two orders agree there, or that may make no further call."""
         span, rest = self.span, np.abs(self.span.q_b - self.q)
         at_last = (self.q == span.q_known) & (span.q_known != span.q_b)
         candidates = at_last | ((rest <= NEAR * self.h) & self.odd)
@@ -247,10 +251,10 @@ class AdamsRun(Run):
         return reached
 
     def _extrapolated(self, end: np.ndarray, most: int, odd: bool) -> tuple[Tensor, np.ndarray]:
-        """The states at ``end`` by the polynomials through the known slopes, and what they err by.
+        """The states at ``end`` by the polynomials through the known slopes, and estimates of their errors.
 
-        The last term says little where steps grow, of which the last is the longest; what the newest slope changes is
-        of the size of the error, and often more.
+        The last term is a poor estimate where steps grow, the last being the longest; the change that the newest slope
+        makes is as large as the error, and often larger.
         """
         k, every = self.k, np.arange(len(self.k))
         integrals, differences = self._terms(self.past[:most], end, odd)
@@ -266,7 +270,7 @@ class AdamsRun(Run):
         return ended, np.where(self.known > k, np.maximum(error, OLDER * older), error)
 
     def _terms(self, nodes: np.ndarray, end: np.ndarray, odd: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Integrals to ``end`` and divided differences; by rules of one size, so that batch mates change no bit."""
+        """Integrals to ``end`` and divided differences, by rules of one size, so that batch mates change no bit."""
         if odd:
             return odd_terms(nodes, self.q, end, self.odd_gauss)
         return step_integrals(nodes, self.q, end, self.gauss)[0], divided_differences(nodes)
@@ -276,7 +280,7 @@ class AdamsRun(Run):
         return self.closing_error[rows]
 
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
-        """The integral of the last step's own polynomial: of the step's order."""
+        """The integral of the last step's own polynomial, which has the step's order."""
         last, index = self.last, index_on(self.z.device, rows)
         weights = np.zeros((len(last.nodes), len(rows)))
         for odd in (False, True):
@@ -310,19 +314,19 @@ class AdamsRun(Run):
             setattr(self, name, getattr(self, name)[..., rows])
 
     def _write(self, slope: Tensor) -> None:
-        """Put the slopes of an attempt into the free slots."""
+        """Write the slopes of an attempt to the free slots."""
         count, size = self.slopes.shape[:2]
         places = index_on(slope.device, np.arange(count) * size + self.age[-1])
         self.slopes.flatten(0, 1).index_copy_(0, places, slope)
 
     def _with_attempt(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The nodes, slots and divided differences of all slopes; those in the free slots, at ``b``, come first."""
+        """The nodes, slots and divided differences of all slopes, first those in the free slots, at ``b``."""
         nodes = np.concatenate([b[None], self.past])
         slots = np.concatenate([self.age[-1:], self.age[:-1]])
         return nodes, slots, with_node_in_front(self.differences, self.past, b)
 
     def _adopt(self, accepted: np.ndarray, nodes: np.ndarray, slots: np.ndarray, differences: np.ndarray) -> None:
-        """Go on `_with_attempt`; the oldest slots become free."""
+        """Continue with what `_with_attempt` returned for the accepted rows; their oldest slots become free."""
         if accepted.all():
             self.age, self.past, self.differences = slots, nodes[:-1], differences[:-1, :-1]
         else:
@@ -332,7 +336,7 @@ class AdamsRun(Run):
         self.known = np.minimum(self.known + accepted, len(self.past))
 
     def _move(self, moved: np.ndarray, q: np.ndarray, z: Tensor) -> None:
-        """Take those rows to ``(q, z)``; ``z`` is written to."""
+        """Move those rows to ``(q, z)``; ``z`` is modified in place."""
         self.q = np.where(moved, q, self.q)
         if not moved.all():
             stay = index_on(z.device, np.flatnonzero(~moved))
@@ -340,7 +344,7 @@ class AdamsRun(Run):
         self.z = z
 
     def _forget(self, rows: np.ndarray) -> None:
-        """A slope that is not finite would make every combination NaN, even with a weight of zero."""
+        """Zero the free slots: a slope that is not finite would make every combination NaN, even with weight zero."""
         free = torch.from_numpy(self.age[-1, rows]), torch.from_numpy(np.flatnonzero(rows))
         self.slopes[free[1].to(self.z.device), free[0].to(self.z.device)] = 0.0
 
@@ -364,7 +368,7 @@ class AdamsRun(Run):
 class _Piece:
     """The last step of every row: from (q, z), through the first ``used`` nodes, whose slopes are in ``slots``.
 
-    ``odd`` says whose polynomial is odd.
+    ``odd`` marks the rows whose polynomial is odd.
     """
 
     q: np.ndarray

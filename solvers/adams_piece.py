@@ -1,4 +1,4 @@
-"""A step of the adaptive Adams method as a function of its variable: dense output."""
+"""Dense output: a step of the adaptive Adams method as a function of its variable."""
 
 from dataclasses import dataclass
 

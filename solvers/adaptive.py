@@ -1,4 +1,4 @@
-"""Embedded pairs with error control, each sample by itself."""
+"""Embedded pairs with error control for each sample."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from solvers.controller import PI, Controller, first_step, row_norm, second_step
 from solvers.dop853 import DOP853
 from solvers.dpm_pairs import DPM12, DPM23, LogSNR
 from solvers.lines import Line, Noise, Rotation
+from solvers.ode import Node
 from solvers.runge_kutta import Bosh3, Dopri5, Extension, RungeKutta, Tsit5
 from solvers.solver import Solver
 from solvers.sums import combine
@@ -26,11 +27,10 @@ class Adaptive(Tolerance):
     """A pair of methods whose difference estimates the error: ``Adaptive(Dopri5(), rtol=1e-5)``.
 
     ``pair`` is one of the Runge-Kutta pairs Bosh3, Dopri5, Tsit5 and DOP853, on ``line`` or on x(t) as written
-    (``line=None``), or one of DPM12 and DPM23, which bring their own. The solution of the higher order is carried on.
-    Error control and the first step, which costs one call, are those of Hairer, Norsett & Wanner 1993, "Solving
-    ordinary differential equations I", section II.4. Steps end on the nodes of the grid. Between them a solution is of
-    order 3, of order 4 by Dopri5 and Tsit5, and of order 7 by DOP853, which makes three further calls a step where a
-    trajectory is asked for.
+    (``line=None``), or one of DPM12 and DPM23, which have their own. The higher-order solution is propagated. Error
+    control and the first step, which costs one call, are those of Hairer, Norsett & Wanner 1993, "Solving ordinary
+    differential equations I", section II.4. Steps end at the nodes of the grid. Between its steps a solution has order
+    3; with Dopri5 and Tsit5 order 4; with DOP853 order 7, at three further calls per step if a trajectory is requested.
     """
 
     pair: RungeKutta | DOP853 | DPM12 | DPM23 = Dopri5()
@@ -51,13 +51,13 @@ class Adaptive(Tolerance):
                 "or DPM23()"
             )
         elif isinstance(self.pair, RungeKutta) and self.pair.line is not None:
-            raise ValueError(f"Adaptive: pair={self.pair}: give the line to Adaptive(..., line={self.pair.line})")
+            raise ValueError(f"Adaptive: pair={self.pair}: pass the line to Adaptive(..., line={self.pair.line})")
         if not isinstance(self.controller, Controller):
             raise TypeError(f"Adaptive: controller={self.controller!r} must be a solvers.Controller")
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """The pair's."""
+        """The pair's order."""
         return self.pair.order
 
     @property
@@ -67,17 +67,17 @@ class Adaptive(Tolerance):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """The pairs, and the lines for one of them; DPM12 needs more calls than a check allows."""
+        """The pairs, and one of them on other lines; DPM12 needs more calls than a check allows."""
         lines = [cls(Tsit5(), line=line) for line in (Rotation(), Noise())]
         return [*(cls(pair) for pair in (Bosh3(), Dopri5(), Tsit5(), DOP853(), DPM23())), *lines]
 
     @property
     def begin_calls(self) -> int:
-        """The first slope, and the probe for the first step."""
+        """Evaluations for the first slope and the probe for the first step."""
         return 2
 
     def begin(self, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> Run:
-        """The first slope and the first step."""
+        """Evaluate the first slope and choose the first step."""
         return PairRun(self, ode, span, z, dtype, ids)
 
 
@@ -98,7 +98,7 @@ class PairRun(Run):
         self.h = self._first_step(ode)
         self.broken = ~np.isfinite(row_norm(self.slope))
         self.last = (self.q, self.z, self.slope)
-        self.slopes: Sequence[Tensor] = ()
+        self.slopes: list[Tensor] = []
 
     def _first_step(self, ode: Any) -> np.ndarray:
         span = self.span
@@ -112,7 +112,7 @@ class PairRun(Run):
         return second_step(h0, d1, d2, self.power, span.length)
 
     def _rate(self, q: np.ndarray, slope: Tensor) -> Tensor:
-        """dz/dq: the slope, but on the line of the DPM pairs, whose slope is dz/ds at q = -log s."""
+        """dz/dq: the slope itself, except for the DPM pairs, whose slope is dz/ds with q = -log s."""
         return combine((-np.exp(-q), slope)) if isinstance(self.pair, DPM12 | DPM23) else slope
 
     def _at(self, h: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ class PairRun(Run):
         factor = self.solver.controller.factor(recent, self.power, accepted)
         h, wanted = np.abs(b - q), self.h
         self.h = h * np.where(accepted, np.where(self.calm, factor, np.minimum(factor, 1.0)), factor)
-        # A step that a node cut short says nothing against the one that was wanted.
+        # A step that a node cut short is no evidence against the longer one that was wanted.
         self.h = np.where(accepted & (h < wanted), np.maximum(self.h, wanted), self.h)
         self.calm = accepted
         self.errors = np.where(accepted[:, None], recent, self.errors)
@@ -145,12 +145,11 @@ class PairRun(Run):
         tableau, pair = self.pair.tableau, self.pair.embedded  # type: ignore[union-attr]
         h, slopes = b - q, [self.slope]
         for c, row in zip((*tableau.c[1:], 1.0), (*tableau.a[1:], tableau.b), strict=True):
-            state = combine((1.0, self.z), *((w * h, slope) for w, slope in zip(row, slopes, strict=True) if w))
-            place = b if c == 1.0 else q + c * h
-            node = self.span.node(place)
-            slopes.append(self.span.slope(ode, node, state, self.dtype))
+            node, state = self._stage(ode, b if c == 1.0 else q + c * h, h, row, slopes)
         if self.extension:
-            self.slopes = self._extended(ode, q, h, slopes)
+            self.slopes = list(slopes)
+            for c, row in zip(self.extension.c, self.extension.a, strict=True):
+                self._stage(ode, q + c * h, h, row, self.slopes)
         scale = error_scale(self.span, self.solver.tolerances, node, state)
 
         def norm(weights: tuple[float, ...]) -> np.ndarray:
@@ -162,17 +161,17 @@ class PairRun(Run):
             error = np.where(error > 0, error**2 / np.sqrt(np.maximum(error**2 + 0.01 * coarse**2, 1e-300)), error)
         return state, error, slopes[-1]
 
-    def _extended(self, ode: Any, q: np.ndarray, h: np.ndarray, slopes: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The slopes that the polynomial over the step reads."""
-        assert self.extension is not None
-        found = list(slopes)
-        for c, row in zip(self.extension.c, self.extension.a, strict=True):
-            state = combine((1.0, self.z), *((w * h, slope) for w, slope in zip(row, found, strict=True) if w))
-            found.append(self.span.slope(ode, self.span.node(q + c * h), state, self.dtype))
-        return found
+    def _stage(
+        self, ode: Any, place: np.ndarray, h: np.ndarray, row: tuple[float, ...], slopes: list[Tensor]
+    ) -> tuple[Node, Tensor]:
+        """The node and state of the stage at ``place`` with the weights ``row``; its slope is added to ``slopes``."""
+        state = combine((1.0, self.z), *((w * h, slope) for w, slope in zip(row, slopes, strict=True) if w))
+        node = self.span.node(place)
+        slopes.append(self.span.slope(ode, node, state, self.dtype))
+        return node, state
 
     def _exponential(self, ode: Any, q: np.ndarray, b: np.ndarray) -> tuple[Tensor, np.ndarray, Tensor]:
-        """The same for the DPM pairs."""
+        """The same, for the DPM pairs."""
 
         def slope(place: np.ndarray, state: Tensor) -> Tensor:
             return self.span.slope(ode, self.span.node(place), state, self.dtype)
@@ -182,7 +181,7 @@ class PairRun(Run):
         return state, row_norm(error.mul_(scale)), slope(b, state)
 
     def piece(self, row: int) -> HermitePiece | PolynomialPiece:
-        """The row's last step: the pair's own polynomial, or the cubic."""
+        """The row's last step: the pair's own polynomial, or the cubic through its ends."""
         q_a, z_a, slope_a = self.last
         ends = self.span, float(q_a[row]), float(self.q[row])
         if self.extension:
@@ -199,7 +198,7 @@ class PairRun(Run):
 
 
 def _keeps_steps(ode: Any) -> bool:
-    """Whether somebody will ask for the solution between the nodes."""
+    """Whether the solution between the nodes was requested."""
     ledger = getattr(ode, "ledger", None)
     return ledger is not None and ledger.dense is not None
 

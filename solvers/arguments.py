@@ -1,4 +1,4 @@
-"""What arguments must be: one error that names the argument, its value and what to give instead."""
+"""Checks of arguments: each error names the argument, its value and what to pass instead."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def as_number(value: object) -> float:
-    """``value`` where it is a real number; NaN, which lies in no range, where it is anything else."""
+    """``value`` if it is a real number, otherwise NaN, which lies in no range."""
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return float(value) if real else math.nan  # type: ignore[arg-type]
 
@@ -16,7 +16,7 @@ def require_whole(
 ) -> None:
     """Raise `ValueError` unless ``value`` is a whole number from ``least`` to ``most``.
 
-    ``bound`` spells a long ``most``; ``hint`` ends the message with what else there is.
+    ``bound`` spells out a long ``most``; ``hint`` is appended to the message.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not (whole and least <= value <= most):  # type: ignore[operator]
@@ -31,6 +31,6 @@ def require_positive(name: str, value: object, example: str) -> None:
 
 
 def require_switch(name: str, value: object) -> None:
-    """Raise `TypeError` unless ``value`` is True or False: a text that says no is true."""
+    """Raise `TypeError` unless ``value`` is True or False: any non-empty string is true, even "no"."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be True or False")

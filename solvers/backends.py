@@ -13,29 +13,29 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torchdiffeq import odeint
 
-from solvers.arguments import require_positive, require_switch
+from solvers.arguments import require_switch
 from solvers.counting import BudgetSpent
 from solvers.exponential import DDIM
-from solvers.lines import Line, require_line, singular_step, singular_steps
+from solvers.lines import Line, singular_step, singular_steps
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
+from solvers.own_steps import OwnSteps
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step, require_path
 from solvers.sums import combine
 
 SMALLEST_RTOL = 100 * np.finfo(np.float64).eps
-"""Double precision cannot meet less; scipy would raise it to this, with a warning."""
+"""The smallest rtol that double precision can meet; scipy would raise a smaller one to this, with a warning."""
 MOST_IMPLICIT = 4096
-"""Components above which a dense Jacobian is refused: 134 MB here, and as many field evaluations as components."""
+"""The most components for a dense Jacobian: 134 MB here, and as many field evaluations as components."""
 
 
 class Method(NamedTuple):
-    """What is known of a library's method.
+    """The properties of a library's method.
 
-    ``order`` is the order of the solution that is carried on, the highest for methods that vary it. ``starting`` steps
-    cost 4 calls each (Runge-Kutta), the others ``calls``. ``jacobian``: whether a dense one is stored. ``couples``:
-    whether a norm over the whole state decides anything. ``time_eps``: the rounding of times that the library adds to
-    that of float64.
+    ``order`` is the order of the propagated solution, the highest for methods that vary it. The ``starting`` steps cost
+    4 calls each (Runge-Kutta), the others ``calls``. ``jacobian``: whether a dense one is stored. ``couples``: whether
+    a norm over the whole state decides anything. ``time_eps``: the library's rounding of times beyond that of float64.
     """
 
     order: int
@@ -52,13 +52,13 @@ class NonFinite(Exception):
 
 
 class Overstep(Exception):
-    """A library asked for the field outside the span of the integration."""
+    """A library evaluated the field outside the span of the integration."""
 
 
 class Field:
-    """``dz/dq`` along a line from the first of ``nodes`` to the last, in float64: a library's only way to the ODE.
+    """``dz/dq`` along a line from the first of ``nodes`` to the last, in float64: a library's only access to the ODE.
 
-    The ODE sees the true node and the user's dtype, and is never called outside the span.
+    The ODE receives the true node and the user's dtype, and is never called outside the span.
     """
 
     def __init__(self, ode: Any, line: Line | None, nodes: Sequence[Node], x: Tensor, method: Method) -> None:
@@ -89,14 +89,14 @@ class Field:
         if not min(self.q[0], self.q[-1]) < q < max(self.q[0], self.q[-1]):
             raise Overstep(q)
         node = self.ode.node(q) if self.line is None else self.line.node(self.ode, q)
-        # Inside the span in q and outside it in t: the inverse of q(t) rounds too.
+        # Inside the span in q but outside it in t: the inverse of q(t) is rounded too.
         if (node.t - first.t) * (node.t - last.t) > 0:
             return min(first, last, key=lambda end: abs(end.t - node.t))
         return node
 
 
 @dataclass(frozen=True)
-class Backend(Solver):
+class Backend(OwnSteps):
     """A library's method, on x(t) as written (``line=None``) or along a line ``z = x/scale, dz/dq = slope``.
 
     The library integrates z in float64 from the first node to the last; the field is called with the dtype of the
@@ -104,9 +104,9 @@ class Backend(Solver):
     `RungeKutta`. Adaptive methods choose their steps from ``rtol`` and ``atol`` (the error of z; ``atol=None`` is
     ``rtol``) and report the nodes between the ends by the library's interpolation.
 
-    Samples are solved one by one where a norm over the state decides about steps or iterations, so that none depends
-    on its batch mates; ``batched=True`` solves all at once, faster and coupled: the steps of each follow the error of
-    all. A sample that cannot be solved is NaN from the first node that it did not reach, and has its `Status`.
+    Samples are solved one by one where a norm over the state controls steps or iterations, so that none depends on its
+    batch mates; ``batched=True`` solves all at once, which is faster but couples them: the steps of each follow the
+    error of all. A sample that fails is NaN from the first node that it did not reach, and has its own `Status`.
     """
 
     methods: ClassVar[Mapping[str, Method]]
@@ -120,11 +120,8 @@ class Backend(Solver):
         name = type(self).__name__
         if self.method not in self.methods:
             raise ValueError(f"{name}: method={self.method!r} is unknown; use one of {', '.join(self.methods)}")
-        for argument, value in (("rtol", self.rtol), ("atol", self.tolerances[1])):
-            require_positive(f"{name}: {argument}", value, "1e-5")
+        self.require_settings("1e-5")
         require_switch(f"{name}: batched", self.batched)
-        if self.line is not None:
-            require_line(self, self.line)
         if self.rtol < SMALLEST_RTOL:
             raise ValueError(f"{name}: rtol={self.rtol!r} is below round-off; use at least {SMALLEST_RTOL:.1e}")
 
@@ -132,11 +129,6 @@ class Backend(Solver):
     def variants(cls) -> Sequence[Solver]:
         """Every method."""
         return [cls(method) for method in cls.methods]
-
-    @property
-    def tolerances(self) -> tuple[float, float]:
-        """``rtol`` and ``atol``."""
-        return self.rtol, self.rtol if self.atol is None else self.atol
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -149,37 +141,19 @@ class Backend(Solver):
         return self.methods[self.method].law
 
     @property
-    def way(self) -> Line | None:
-        """The line that is followed."""
-        return self.line
-
-    @property
-    def reads_past(self) -> bool:
-        """Not: history stays in the library."""
-        return False
-
-    @property
     def one_step(self) -> bool:
-        """Only methods of that kind on a fixed grid."""
+        """Whether the method is a one-step method on a fixed grid."""
         return self.law == "order"
 
-    @property
-    def carries_on(self) -> bool:
-        """Not: z is float64 in the library and rounded at the end, and step sizes and history stay there."""
-        return False
-
     def calls(self, n_steps: int) -> int:
-        """Evaluations on a fixed grid, at most.
+        """The most evaluations on a fixed grid.
 
         Raises:
             ValueError: the method is adaptive.
         """
         method = self.methods[self.method]
         if method.law == "tolerance":
-            raise ValueError(
-                f"{self} chooses its own steps, so that no number of calls is known before the solve; "
-                "instead of nfe= or steps= ask for an accuracy, rtol=1e-3"
-            )
+            return super().calls(n_steps)
         starting = min(n_steps, method.starting)
         return 4 * starting + method.calls * (n_steps - starting)
 
@@ -198,21 +172,16 @@ class Backend(Solver):
         past: Past = (),
         state: Any = None,
     ) -> None:
-        """Refuse problems that the method cannot solve; a run has no state."""
+        """Raise for problems that the method cannot solve; a run has no state."""
         if self.line is not None:
             require_path(self, ode)
         components = x.numel() if self.batched else math.prod(x.shape[1:])
         if self.methods[self.method].jacobian and components > MOST_IMPLICIT:
             raise ValueError(
                 f"method={self.method!r} stores the Jacobian of all {components:,} components"
-                f"{' of the batch' if self.batched else ''}, {8e-9 * components**2:,.1f} GB of memory, and forms it by "
-                f"as many calls; use at most {MOST_IMPLICIT:,} components or an explicit method"
+                f"{' of the batch' if self.batched else ''}, {8e-9 * components**2:,.1f} GB of memory, and computes it "
+                f"by as many calls; use at most {MOST_IMPLICIT:,} components or an explicit method"
             )
-
-    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """A solve of one interval."""
-        (step,) = self.solve(ode, (a, b), x, state)
-        return step
 
     def solve(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
         """Solve each part of the batch over all nodes, then yield the states node by node."""
@@ -260,23 +229,26 @@ class Backend(Solver):
         try:
             z = self.integrate(field, None)
         except Overstep:
-            # A library may probe the field to choose its first step, and leaves the span where the field is slow.
+            # A library may probe the field to choose its first step, and leave the span if the field is slow.
             z = self.integrate(field, float(abs(field.q[-1] - field.q[0])))
         return [combine((field.scale(node), row)).to(x.dtype) for node, row in zip(nodes[1:], z, strict=False)]
 
     @abstractmethod
     def integrate(self, field: Field, first_step: float | None) -> Tensor:
-        """``z`` at ``field.q[1:]``, or at the first few of them if the step size underflows; None: own first step."""
+        """``z`` at ``field.q[1:]``, or at the first of them if the step size underflows.
+
+        With ``first_step=None`` the library chooses the first step.
+        """
 
 
 @dataclass(frozen=True)
 class Torchdiffeq(Backend):
     """The methods of torchdiffeq (Chen 2018), by their names there.
 
-    The fixed-grid ones step on the given nodes. The adaptive ones stop at the last node, where the library by itself
+    The fixed-grid ones step on the given nodes. The adaptive ones stop at the last node, while the library by default
     would step over it and interpolate back. The Adams methods have the weights of an even grid: on an uneven one they
-    are of order 1 at most, 2 where neighbouring steps differ by O(h^2). ``scipy_solver`` is LSODA with times rounded to
-    float32, so that tolerances below 1e-7 are out of its reach; ``Scipy("LSODA")`` meets them.
+    have at most order 1, or 2 where neighbouring steps differ by O(h^2). ``scipy_solver`` is LSODA with times rounded
+    to float32, so that it cannot meet tolerances below 1e-7; ``Scipy("LSODA")`` can.
     """
 
     methods: ClassVar[Mapping[str, Method]] = {
@@ -299,7 +271,7 @@ class Torchdiffeq(Backend):
 
     @property
     def differentiable(self) -> bool:
-        """Not where SciPy computes."""
+        """Whether torch computes the steps, not SciPy."""
         return self.method != "scipy_solver"
 
     def integrate(self, field: Field, first_step: float | None) -> Tensor:
@@ -319,7 +291,7 @@ class Torchdiffeq(Backend):
                 options=options,
             )
         except AssertionError as error:
-            # The library's own, told by their texts from those that the field raises.
+            # The library's own errors, distinguished by their texts from those that the field raises.
             if str(error).startswith("non-finite values in state"):
                 raise NonFinite from error
             if not str(error).startswith("underflow in dt"):
@@ -332,7 +304,7 @@ class Torchdiffeq(Backend):
 class Scipy(Backend):
     """The methods of ``scipy.integrate.solve_ivp`` (Virtanen et al. 2020), by their names there.
 
-    The state visits the CPU for every step. Gradients do not pass.
+    The state is copied to the CPU and back in every evaluation. Gradients do not pass through.
     """
 
     methods: ClassVar[Mapping[str, Method]] = {
@@ -347,7 +319,7 @@ class Scipy(Backend):
 
     @property
     def differentiable(self) -> bool:
-        """Not: it computes outside of torch."""
+        """False: SciPy computes the steps."""
         return False
 
     def integrate(self, field: Field, first_step: float | None) -> Tensor:
@@ -372,7 +344,7 @@ class Scipy(Backend):
                 first_step=first_step,
             )
         except ValueError as error:
-            # From the factorisation of a Jacobian that overflowed.
+            # Raised by the factorisation of a Jacobian that overflowed.
             if "infs or NaNs" not in str(error):
                 raise
             raise NonFinite from error
@@ -381,5 +353,5 @@ class Scipy(Backend):
 
 
 def _root_mean_square(z: Tensor) -> Tensor:
-    """The library's own norm, without a gradient: step sizes are constants, as the times that the field sees."""
+    """The library's own norm without a gradient: step sizes are constants, like the times of the field's calls."""
     return z.detach().square().mean().sqrt()

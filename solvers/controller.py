@@ -11,7 +11,7 @@ from torch.linalg import vector_norm
 from solvers.arguments import as_number
 
 BLOCK = 1024
-"""Components that are summed in one go; see `row_norm`."""
+"""The number of components that are summed at once; see `row_norm`."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Controller:
 
         h_{n+1} / h_n = safety * e_n^(-(I + P + D)/k) * e_{n-1}^((P + 2 D)/k) * e_{n-2}^(-D/k),
 
-    kept within [``shrink``, ``grow``], and at most 1 right after a rejected step. I alone is the elementary controller
-    of Hairer, Norsett & Wanner, "Solving ordinary differential equations I", II.4.
+    kept within [``shrink``, ``grow``]. `PairRun` limits it to 1 right after a rejected step. I alone is the elementary
+    controller of Hairer, Norsett & Wanner, "Solving ordinary differential equations I", II.4.
     """
 
     integral: float = 1.0
@@ -46,7 +46,7 @@ class Controller:
     def factor(self, errors: np.ndarray, k: int, accepted: np.ndarray) -> np.ndarray:
         """The factor of each sample's next step; ``errors`` are ``(B, 3)``, newest first.
 
-        A rejected step shrinks by its own error alone; one that is not finite by ``shrink``.
+        A rejected step shrinks by its own error alone; one whose error is not finite, by ``shrink``.
         """
         e = np.clip(errors, 1e-10, 1e10)
         integral, proportional, derivative = self.integral, self.proportional, self.derivative
@@ -63,8 +63,8 @@ PID = Controller(integral=0.3, proportional=0.3, derivative=0.1)
 def row_norm(x: Tensor) -> np.ndarray:
     """The root mean square of each row, ``(B,)`` float64 on the CPU.
 
-    A long row is summed in blocks: torch splits the sum of a single long row between threads, and a sample solved alone
-    would round otherwise than among others.
+    A long row is summed in blocks: torch splits the sum of a single long row between threads, so that a sample solved
+    alone would round differently than in a batch.
     """
     rows = x.detach().reshape(len(x), -1).contiguous()
     size = rows.shape[1]
@@ -88,9 +88,9 @@ def first_step(d0: np.ndarray, d1: np.ndarray, span: float) -> np.ndarray:
 
 
 def second_step(h0: np.ndarray, d1: np.ndarray, d2: np.ndarray, k: int, span: float) -> np.ndarray:
-    """The first step of the same algorithm: the slope's change over the probe, ``d2``, met by an error of 1 %.
+    """The first step of the same algorithm, from ``d2``, the slope's change over the probe, for an error of 1 %.
 
-    A probe that met no finite slope tells nothing but that it went too far.
+    A probe without a finite slope shows only that it went too far.
     """
     steepest = np.maximum(d1, d2)
     flat = ~(steepest > 1e-15) | np.isinf(steepest)

@@ -1,4 +1,4 @@
-"""Calls are counted in one place: a wrapper around the ODE."""
+"""The one place where calls are counted: a wrapper around the ODE."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Recorded(NamedTuple):
     ids: Tensor | None
 
     def data(self, samples: Tensor) -> Tensor:
-        """The predicted data of ``samples``, which are among those."""
+        """The predicted data of ``samples``, which must be among ``ids``."""
         x0 = self.prediction.x0
         rows = samples if self.ids is None else torch.searchsorted(self.ids, samples)
         return x0 if len(rows) == len(x0) else x0[rows.to(x0.device)]
@@ -38,11 +38,10 @@ class Ledger:
 
     Every sample has the whole ``budget``: one that needs many evaluations takes none from the others.
 
-    ``first``, when it is a list, receives the first prediction after each time that it was emptied: the one at the node
-    that a step leaves, for the samples that are left there. ``denoises`` tells a method that a closing step follows its
-    own, as one more step of the grid. ``extrapolate`` tells a method that follows a tolerance
-    that the last interval costs no call; ``dense``, if there is one, receives its steps as functions of time. Such a
-    method counts its steps by `tried`.
+    ``first``, if it is a list, receives the first prediction after each time it is emptied: the one at the node that a
+    step leaves, for the samples that are still active. ``denoises`` tells a method that a closing step follows its own,
+    as one more step of the grid. ``extrapolate`` tells a method that follows a tolerance that the last interval costs
+    no call; ``dense``, if present, receives its steps as functions of time. Such a method counts its steps by `tried`.
     """
 
     def __init__(self, ode: ODE, batch: int, budget: int | None) -> None:
@@ -58,7 +57,7 @@ class Ledger:
         self.rejected: Tensor | None = None
 
     def left(self, index: Tensor) -> np.ndarray:
-        """How many evaluations the samples ``index`` can still pay for."""
+        """How many evaluations the samples ``index`` can still afford."""
         return self.budget - self.evaluations[index].numpy()
 
     def count(self, index: Tensor | None) -> None:
@@ -78,12 +77,12 @@ class Ledger:
 
     @property
     def evaluations(self) -> Tensor:
-        """Evaluations of the field by sample, ``(B,)``."""
+        """The evaluations of the field for each sample, ``(B,)``."""
         return self.row_calls + self.batch_calls
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the sample that needed most."""
+        """The evaluations of the sample that needed most."""
         return max(self.evaluations.tolist(), default=self.batch_calls)
 
     @property
@@ -112,7 +111,7 @@ class CountedODE(ODE):
 
 
 class CountedPathODE(CountedODE, PathODE):
-    """A path ODE that counts its predictions, and remembers the first when it is asked to."""
+    """A path ODE that counts its predictions, and records the first one on request."""
 
     ode: PathODE
 

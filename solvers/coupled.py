@@ -1,8 +1,8 @@
-"""Reversible one-step methods: the state and its companion move by turns, each by what the other says.
+"""Reversible one-step methods: the state and a companion are advanced alternately, each using the other.
 
-All of them work on a `Lattice`, to which a state is rounded first. What the rounding leaves is added again where the
-run returns: from the noise every bit of the data comes back. The other way round, from the noise to the data and back,
-methods whose way down contracts lose digits.
+All of them work on a `Lattice`, to which a state is rounded first. The remainder is added again when the run returns:
+encoding data and decoding them restores every bit. In the opposite order, from the noise to the data and back, methods
+that contract towards the data lose digits.
 """
 
 import math
@@ -24,9 +24,9 @@ from solvers.reversible import (
     Companion,
     ReversibleSolver,
     companion_at,
+    fresh_step,
     law_of_steps,
     meets_singular,
-    one_step,
     require_companion,
     require_steps,
     starts,
@@ -38,7 +38,7 @@ from solvers.sums import combine
 
 @dataclass(frozen=True)
 class Pair(ReversibleSolver):
-    """A method that moves a pair along a line, and makes a DDIM step, which nothing undoes, at its singular nodes."""
+    """A method that advances a pair along a line; at singular nodes it makes DDIM steps, which nothing undoes."""
 
     def start(
         self,
@@ -50,13 +50,13 @@ class Pair(ReversibleSolver):
         past: Past = (),
         state: Companion | None = None,
     ) -> Companion | None:
-        """The companion of an earlier run; the first regular step makes one."""
+        """The companion of an earlier run; otherwise the first regular step makes one."""
         require_path(self, ode)
         require_companion(self, state)
         return state
 
     def reverses(self, a: Node, b: Node) -> bool:
-        """Where neither node is singular on the line."""
+        """Whether neither node is singular on the line."""
         return not meets_singular(self.along, a, b)
 
     @property
@@ -65,16 +65,16 @@ class Pair(ReversibleSolver):
         return Noise()
 
     def companion(self, a: Node, x: Tensor, state: Companion | None) -> Companion:
-        """The state in the line's coordinates, with what is carried beside it."""
+        """The state in the line's coordinates, and what is carried with it."""
         return companion_at(self, WIDE, self.along.scale(a), a, x, state)
 
     def slope(self, ode: Any, node: Node, z: Tensor, like: Tensor, scale: Real | None = None) -> Tensor:
-        """The line's slope at z, on the lattice; the network sees the dtype of ``like``."""
+        """The line's slope at z, on the lattice; the network receives the dtype of ``like``."""
         x = combine((self.along.scale(node) if scale is None else scale, z)).to(like.dtype)
         return WIDE.snap(self.along.slope(node, ode.predict(node, x)))
 
     def landed(self, pair: Companion, b: Node, like: Tensor, **companion: Tensor) -> Step:
-        """The step that ends at b in these digits."""
+        """The step that ends at b with these lattice states."""
         return pair.moved(WIDE, self.along.scale(b), b, like, **companion)
 
 
@@ -83,14 +83,14 @@ class EDICT(Pair):
     """Exact inversion via coupled transformations (Wallace, Gokul & Naik 2023, "EDICT", eqs. 11 to 14).
 
     With ``M(x; y) = (alpha_b/alpha_a) x + (sigma_b - sigma_a alpha_b/alpha_a) eps(y)``, the DDIM step of x with the
-    noise seen in y, for which the network is told node a:
+    noise predicted from y at node a:
 
         x' = M(x; y),  y' = M(y; x'),  x_b = p x' + (1 - p) y',  y_b = p y' + (1 - p) x_b
 
-    It starts with y = x and makes two calls. Averaging pulls the pair together, and the inverse pushes it apart by
+    It starts with y = x and makes two calls. Averaging contracts the pair's difference, and the inverse expands it by
     ``p^-2`` in every step: 1e3 in 50 steps, and 2e6 in 100, where the latent is no longer noise; 4e12 in 200, where it
-    is no longer a number of use. Sampling from large noise levels, as on `VE`, amplifies in long steps: at 20 calls it
-    may lie far from what DDIM gives.
+    is useless. From large noise levels, as on variance-exploding paths, long steps amplify too: at 20 calls the result
+    may be far from DDIM's.
     """
 
     order: ClassVar[int] = 1
@@ -105,7 +105,7 @@ class EDICT(Pair):
         return 2 * n_steps
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Two for each step, and one where it is a DDIM step."""
+        """Two for each step, one for a DDIM step."""
         return sum(2 if self.reverses(a, b) else 1 for a, b in pairwise(nodes))
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
@@ -120,7 +120,7 @@ class EDICT(Pair):
         return self.landed(pair, b, x, z=z, other=z + WIDE.shrink(y - z, 1 / self.p))
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
-        """Undo the average, then move y back by x and x back by y."""
+        """Undo the average, then move y back by x, and x back by y."""
         if not self.reverses(a, b):
             return Step(DDIM().step(ode, a, b, x).x)
         pair, z, y = self._pair(a, x, state)
@@ -138,9 +138,9 @@ class EDICT(Pair):
 
 @dataclass(frozen=True)
 class LinePair(Pair):
-    """A method that is its own inverse with the step's sign changed, which the nodes give: `unstep` is `step`.
+    """A method that, with the sign of the step reversed, is its own inverse: `unstep` is `step`.
 
-    It carries a slope from step to step: the start costs one call, and every step one.
+    It carries a slope from step to step: the start costs one call, and so does every step.
     """
 
     order: ClassVar[int] = 2
@@ -203,12 +203,13 @@ class AsynchronousLeapfrog(LinePair):
 class ReversibleHeun(LinePair):
     """The reversible Heun method (Kidger et al. 2021, "Efficient and accurate gradients for neural SDEs", algorithm 1).
 
-    Beside z a second state Z, at which alone the network is called; with ``h = q_b - q_a`` and ``v = slope(Z)``:
+    Beside z it has a second state Z, the only one at which the network is called; with ``h = q_b - q_a`` and
+    ``v = slope(Z)``:
 
         Z_b = 2 z_a - Z_a + h v_a,  z_b = z_a + h/2 (v_a + v_b)
 
-    It starts with Z = z. The difference of the two changes its sign in every step and nothing damps it: what is put
-    into it grows like the exponential of the field's Lipschitz constant times the way, faster than in the other pairs.
+    It starts with Z = z. The difference of the two changes its sign in every step without damping: it grows like the
+    exponential of the field's Lipschitz constant times the distance, faster than in the other pairs.
     """
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Companion | None = None) -> Step:
@@ -237,12 +238,12 @@ class Reversible(ReversibleSolver):
         y_b = c y_a + (1 - c) z_a + Psi(a->b, z_a),     z_b = z_a - Psi(b->a, y_b)
         z_a = z_b + Psi(b->a, y_b),     y_a = z_a + (y_b - z_a - Psi(a->b, z_a)) / c
 
-    The result is y, z its companion; it starts with z = y, keeps the order of ``base`` and costs twice its calls. In x
+    The result is y, its companion z; it starts with z = y, keeps the order of ``base`` and costs twice its calls. In x
     it divides by nothing and is reversible wherever ``base`` is finite; in x/alpha over sigma/alpha it is known as Rex.
-    The smaller c, the more stable the way, and the more the way back amplifies: by 1/c in every step.
+    A smaller c makes the method more stable, but its inverse amplifies more: by 1/c in every step.
 
-    Its lattice is fine, for the sake of ``base``, and exact for states up to 16. On paths whose states grow larger,
-    such as `VE`'s, let ``spacing`` be 2^-38, which is exact up to 32,768 and rounds to 4e-12.
+    Its lattice is fine, for the accuracy of ``base``, and exact for states up to 16. On paths with larger states, such
+    as variance-exploding ones, set ``spacing`` to 2^-38, which is exact up to 32,768 and rounds to 4e-12.
     """
 
     base: Solver = field(default_factory=lambda: RK4(Noise()))
@@ -258,17 +259,17 @@ class Reversible(ReversibleSolver):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """That of the base method."""
+        """The base method's order."""
         return self.base.order
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """That of the base method's steps, each by itself."""
+        """The law of the base method's steps, each by itself."""
         return law_of_steps(self.base)
 
     @property
     def lattice(self) -> Lattice:
-        """The numbers that its states are made of."""
+        """The lattice of its states."""
         return Lattice(self.spacing)
 
     @classmethod
@@ -277,12 +278,12 @@ class Reversible(ReversibleSolver):
         return [cls(Heun(Rotation())), cls()]
 
     def calls(self, n_steps: int) -> int:
-        """Twice those of the base method."""
+        """Twice the calls of the base method."""
         return 2 * self.base.calls(n_steps)
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Those of the base method, there and back."""
-        return sum(self.base.calls_over(ode, way) for a, b in pairwise(nodes) for way in ((a, b), (b, a)))
+        """The calls of the base method, forwards and backwards."""
+        return sum(self.base.calls_over(ode, pair) for a, b in pairwise(nodes) for pair in ((a, b), (b, a)))
 
     def start(
         self,
@@ -294,7 +295,7 @@ class Reversible(ReversibleSolver):
         past: Past = (),
         state: Companion | None = None,
     ) -> Companion | None:
-        """The companion of an earlier run; the first step makes one."""
+        """The companion of an earlier run; otherwise the first step makes one."""
         require_companion(self, state)
         return state
 
@@ -317,4 +318,4 @@ class Reversible(ReversibleSolver):
 
     def _increment(self, ode: Any, a: Node, b: Node, z: Tensor, like: Tensor) -> Tensor:
         x = z.to(like.dtype)
-        return self.lattice.snap(one_step(self.base, ode, a, b, x).double() - x.double())
+        return self.lattice.snap(fresh_step(self.base, ode, a, b, x).double() - x.double())

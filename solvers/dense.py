@@ -34,6 +34,6 @@ class Dense:
             if min(piece.q_a, piece.q_b) <= q <= max(piece.q_a, piece.q_b):
                 return combine((float(piece.span.scale(node)), piece(q)))
         raise ValueError(
-            f"t={node.t}: sample {sample} did not get there, or got there by a DDIM step, of the closing rule or at a "
-            "node where the line is singular, which has no states between its ends"
+            f"t={node.t}: sample {sample} did not get there, or only by a DDIM step, which has no states between its "
+            "ends: the closing step, or one at a node where the line is singular; pass a t in another step"
         )

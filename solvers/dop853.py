@@ -10,13 +10,13 @@ from scipy import integrate
 from solvers.runge_kutta import Embedded, Extension, Tableau
 
 _PUBLISHED = integrate.DOP853
-"""Its coefficients, as scipy publishes them."""
+"""The coefficients of the method as published in scipy."""
 
 
 def _extension() -> Extension:
-    """The method's own polynomial of degree 7, which is published as ``sum_j F_j u^ceil(j/2) (1 - u)^floor(j/2)``.
+    """The method's polynomial of degree 7, published as ``sum_j F_j u^ceil(j/2) (1 - u)^floor(j/2)``.
 
-    F_1 is the step, F_2 and F_3 make the slopes at its ends right, and the others are ``h D k``.
+    F_1 is the step, F_2 and F_3 match the slopes at its ends, and the others are ``h D k``.
     """
     stages, slopes = len(_PUBLISHED.B), _PUBLISHED.D.shape[1]
     step, first, last = np.zeros(slopes), np.eye(slopes)[0], np.eye(slopes)[stages]
@@ -37,7 +37,7 @@ class DOP853:
     """The order-8 method of Dormand & Prince in the form of DOP853, for `Adaptive`.
 
     Hairer, Norsett & Wanner, "Solving ordinary differential equations I", II.5 and II.10: the estimate of order 5 is
-    damped by one of order 3. Between its steps the solution is of order 7, for three further calls a step.
+    damped by one of order 3. Between its steps the solution has order 7, at three further calls per step.
     """
 
     order: ClassVar[int] = 8

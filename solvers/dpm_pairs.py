@@ -18,7 +18,7 @@ Slope = Callable[[np.ndarray, Tensor], Tensor]
 class LogSNR(Noise):
     """`Noise` in the variable ``q = log(alpha/sigma)``: z = x/alpha, and ``slope`` is still dz/ds = eps.
 
-    The variable in which DPM-Solver chooses its steps; singular at both ends.
+    DPM-Solver chooses its steps in this variable; it is singular at both ends.
     """
 
     def q(self, node: Node) -> Real:
@@ -26,11 +26,11 @@ class LogSNR(Noise):
         return node.log_snr
 
     def node(self, ode: PathODE, q: Real) -> Node:
-        """The path's own inverse."""
+        """The path's node at that log-SNR."""
         return ode.node_at(q)
 
     def singular(self, node: Node) -> bool | np.ndarray:
-        """At either end."""
+        """Whether ``node`` is one of the ends."""
         return np.equal(node.sigma, 0) | super().singular(node)
 
 

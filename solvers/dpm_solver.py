@@ -1,4 +1,4 @@
-"""DPM-Solver, single step: exponential Runge-Kutta methods; DPM-Solver++ is the same on the data line."""
+"""Single-step DPM-Solver: exponential Runge-Kutta methods; DPM-Solver++ is the same on the data line."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from solvers.exponential_runge_kutta import (
     require_exponential,
     within_step,
 )
-from solvers.lines import Data, Line, Noise
+from solvers.lines import Data, Line, Noise, singular_log_snr
 from solvers.ode import ODE, Node
 from solvers.solver import Solver
 from solvers.staged import Plan, Stage, Staged
 
 EULER = ExponentialTableau((0.0,), ((),), (phi_(1),))
-"""Freeze the slope's part that is not exponential: DDIM."""
+"""The tableau that freezes the slope apart from its exponential factor: DDIM."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class DPMSolver2(ExponentialRungeKutta):
     """DPM-Solver-2, of order 2 (Lu et al. 2022, "DPM-Solver", algorithm 1): one stage at ``lambda_a + r1 h``.
 
     On the data line it is DPM-Solver++(2S) (Lu et al. 2022, "DPM-Solver++", algorithm 1). With r1 = 1/2 on the noise
-    line it is the midpoint rule whose middle is taken in log s, known as DPM-2 or KDPM2 (Karras et al. 2022, in the
-    code of k-diffusion); on the same line `Midpoint` takes it in s.
+    line it is the midpoint rule with the middle in log s, known as DPM-2 or KDPM2 (Karras et al. 2022, in the code of
+    k-diffusion); on the same line `Midpoint` takes the middle in s.
     """
 
     order: ClassVar[int] = 2
@@ -49,7 +49,7 @@ class DPMSolver2(ExponentialRungeKutta):
 
     @property
     def tableau(self) -> ExponentialTableau:
-        """Its weights are multiples of phi_1 alone."""
+        """Stages and weights, multiples of phi_1 alone."""
         r, half = self.r1, 1 / (2 * self.r1)
         first = phi_(1, 1 - half) if half != 1 else ()
         return ExponentialTableau((0.0, r), ((), (phi_(1, r, r),)), (first, phi_(1, half)))
@@ -59,11 +59,11 @@ class DPMSolver2(ExponentialRungeKutta):
 class DPMSolver3(ExponentialRungeKutta):
     """DPM-Solver-3 (Lu et al. 2022, "DPM-Solver", algorithm 2): stages at ``lambda_a + r1 h`` and ``lambda_a + r2 h``.
 
-    ``form="published"`` is the paper's. ``form="taylor"`` ends with both differences of the stages (the authors' code
-    has it under that name, diffusers as ``solver_type="heun"``). ``form="diffusers"`` is the default of diffusers'
-    singlestep scheduler, ``solver_type="midpoint"``: the paper's end, and a second stage with phi_1/2 in the place of
-    phi_2. Each has order 3 for r2 = 2/3 and order 2 for any other r2, whatever r1: the second stage makes it so.
-    `RES3S` has order 3 with other stages too.
+    ``form="published"`` is the paper's. ``form="taylor"`` ends with both differences of the stages (so named in the
+    authors' code; ``solver_type="heun"`` in diffusers). ``form="diffusers"`` is the default of diffusers' singlestep
+    scheduler, ``solver_type="midpoint"``: the paper's end, and a second stage with phi_1/2 instead of phi_2. Because of
+    the second stage each form has order 3 for r2 = 2/3 and order 2 for any other r2, whatever r1. `RES3S` has order 3
+    with other stages too.
     """
 
     line: Line = Noise()
@@ -82,7 +82,7 @@ class DPMSolver3(ExponentialRungeKutta):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """3 for r2 = 2/3, where ``a_32 b_3 r1 = r2/4`` is the 1/6 that the third order asks for; 2 for any other."""
+        """3 for r2 = 2/3, where ``a_32 b_3 r1 = r2/4`` is the 1/6 that order 3 requires; otherwise 2."""
         return 3 if math.isclose(self.r2, 2 / 3) else 2
 
     @classmethod
@@ -114,11 +114,11 @@ class DPMSolver3(ExponentialRungeKutta):
 
 @dataclass(frozen=True)
 class DPMFast(Staged):
-    """DPM-Solver-fast (Lu et al. 2022, "DPM-Solver"): steps of DPM-Solver-3, then the ``last`` orders.
+    """DPM-Solver-fast (Lu et al. 2022, "DPM-Solver"): steps of DPM-Solver-3, then steps of the ``last`` orders.
 
-    The paper, and k-diffusion after it, spend a given number of calls: with ``last=(2, 1)``, ``(1,)`` or ``(2,)`` the
-    steps cost 3n - 3, 3n - 2 or 3n - 1. Made for a grid that is uniform in log-SNR. One last step of order k has
-    a local error of order k + 1, and that is the order of the whole.
+    The paper, and k-diffusion following it, spend a given number of calls: with ``last=(2, 1)``, ``(1,)`` or ``(2,)``
+    n steps cost 3n - 3, 3n - 2 or 3n - 1. It is meant for grids uniform in log-SNR. One last step of order k has a
+    local error of order k + 1, which is the order of the whole.
     """
 
     line: Line = Noise()
@@ -134,12 +134,12 @@ class DPMFast(Staged):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """What the last steps leave of 3."""
+        """3, or less if the last steps limit it."""
         return min((3, *(order + 1 for order in self.last)))
 
     @property
     def one_step(self) -> bool:
-        """Unless the orders depend on the place in the grid."""
+        """Whether the order of a step is independent of its place in the grid."""
         return not self.last
 
     @property
@@ -149,7 +149,7 @@ class DPMFast(Staged):
 
     @property
     def carries_on(self) -> bool:
-        """Not where the end of the grid has its own orders."""
+        """Whether the last steps have no orders of their own."""
         return not self.last
 
     @classmethod
@@ -159,16 +159,16 @@ class DPMFast(Staged):
 
     @property
     def calls_per_step(self) -> int:
-        """Of all but the last steps."""
+        """Evaluations of all but the last steps."""
         return 3
 
     def calls(self, n_steps: int) -> int:
-        """The orders' sum."""
+        """The sum of the orders."""
         return sum(self._orders(n_steps))
 
     def singular(self, ode: ODE, a: Node, b: Node) -> bool | np.ndarray:
-        """As for every exponential Runge-Kutta method."""
-        return DPMSolver2(self.line).singular(ode, a, b)
+        """Whether log-SNR degenerates at a or b, as for every exponential Runge-Kutta method."""
+        return singular_log_snr(a, b)
 
     def plan(self, ode: ODE, nodes: Sequence[Node]) -> Plan:
         """Each step by the method of its order."""
@@ -179,7 +179,7 @@ class DPMFast(Staged):
         return Plan(tuple(steps), 0)
 
     def stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
-        """Of a step by itself: DPM-Solver-3."""
+        """The stages of a single step: those of DPM-Solver-3."""
         return exponential_stages(self.line, self._tableau(3), ode, a, b)
 
     def _orders(self, n_steps: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Single-step DPM-Solver on any grid: steps over several intervals, whose stages are the nodes between."""
+"""Single-step DPM-Solver on any grid: steps over several intervals, with the nodes between as stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers.arguments import require_whole
 from solvers.dpm_solver import EULER, DPMSolver2, DPMSolver3
 from solvers.exponential_runge_kutta import RES2S, ExponentialTableau, exponential_stages, require_exponential
-from solvers.lines import Data, Line, Noise
+from solvers.lines import Data, Line, Noise, singular_log_snr
 from solvers.multistep import CLOSE
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
@@ -26,9 +26,9 @@ MOST_INTERVALS = 3
 
 
 class Run(NamedTuple):
-    """The last stages of all steps, None for DDIM's; the number of the next; and what the group has gathered.
+    """The last stages of all steps, None for DDIM steps; the number of the next; and what is known of the group.
 
-    ``start`` is the state at the first node of the group, ``slopes`` are those at its nodes so far, in their order.
+    ``start`` is the state at the first node of the group; ``slopes`` are those at its nodes so far, in order.
     """
 
     moves: tuple[Stage | None, ...]
@@ -39,19 +39,19 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class DPMSolverSinglestep(Solver):
-    """DPM-Solver-2 or 3 over groups of as many intervals, with the nodes between for stages: one call per interval.
+    """DPM-Solver-2 or 3 over groups of 2 or 3 intervals, with the nodes between as stages: one call per interval.
 
     From the first node of a group the next one is reached by DDIM, the one after by `DPMSolver2`, the third by
-    `DPMSolver3`, each from that first node and with the ratios r1 and r2 that the grid happens to have; a last group
-    may be shorter. These are the single-step samplers of Lu et al. 2022 ("DPM-Solver"; on the data line
-    "DPM-Solver++"), spread over a given grid as in diffusers, whose DPMSolverSinglestepScheduler has the same orders
-    but where it is told ``lower_order_final`` and ends above the data after full groups.
+    `DPMSolver3`, each from that first node and with the ratios r1 and r2 given by the grid; a last group may be
+    shorter. These are the single-step samplers of Lu et al. 2022 ("DPM-Solver"; on the data line "DPM-Solver++"),
+    spread over a given grid as in diffusers. Its DPMSolverSinglestepScheduler uses the same orders, except with
+    ``lower_order_final`` on a grid that ends above sigma = 0 with a complete group.
 
-    Nodes inside a group are reached with a local error of h^2, so that the order is 2 on the way. To be as accurate as
-    with stages of their own choice, `DPMSolver3` wants a third and two thirds, in log-SNR.
+    Nodes inside a group are reached with a local error of h^2, so that the order there is 2. `DPMSolver3` is as
+    accurate as with its own stages if these nodes lie at a third and two thirds of the group in log-SNR.
 
     Args:
-        intervals: of a group, 1 to 3.
+        intervals: the number of intervals in a group, 1 to 3.
         line: `Noise` or `Data`.
         form: "midpoint", the papers' weights; "heun", those of diffusers' ``solver_type="heun"``, which are `RES2S` and
             ``DPMSolver3(form="taylor")``.
@@ -69,22 +69,22 @@ class DPMSolverSinglestep(Solver):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """On the way, where DDIM leads into a group."""
+        """At most 2, because of the nodes inside a group, which DDIM reaches first."""
         return min(self.intervals, 2)
 
     @property
     def one_step(self) -> bool:
-        """Unless a group is one interval."""
+        """Whether a group is one interval."""
         return self.intervals == 1
 
     @property
     def reads_past(self) -> bool:
-        """Not: a group begins anew."""
+        """False: a group begins without history."""
         return False
 
     @property
     def carries_on(self) -> bool:
-        """Unless a solve ends within a group."""
+        """Whether a group is one interval: otherwise a solve may end within a group."""
         return self.intervals == 1
 
     @classmethod
@@ -102,7 +102,7 @@ class DPMSolverSinglestep(Solver):
         past: Past = (),
         state: Run | None = None,
     ) -> Run:
-        """Compute the coefficients of every step; a new grid begins with a group of its own."""
+        """Compute the coefficients of every step; a new grid begins a new group."""
         require_path(self, ode)
         require_run(self, state, Run)
         if any(isinstance(value, np.ndarray) for node in nodes for value in node):
@@ -117,7 +117,7 @@ class DPMSolverSinglestep(Solver):
         if move is None:
             return Step(prediction.mix(b.alpha, b.sigma), state=Run(state.moves, state.next + 1))
         slopes = (*state.slopes, single(self.line.terms(a, prediction)))
-        # What the network returned would be one more state beside the slopes that are kept.
+        # The network's output would be one more state beside the slopes that are kept.
         del prediction
         start = x if state.start is None else state.start
         end = combine((move.state, start), *((weight * slopes[i][0], slopes[i][1]) for i, weight in move.slopes))
@@ -126,12 +126,11 @@ class DPMSolverSinglestep(Solver):
         return Step(end, state=following)
 
     def plan(self, ode: PathODE, nodes: Sequence[Node]) -> tuple[Stage | None, ...]:
-        """The last stage of every step between ``nodes``: from the first node of its group, by the slopes there."""
-        singular = DPMSolver2(self.line).singular
+        """The last stage of every step between ``nodes``, from the first node of its group by the group's slopes."""
         moves: list[Stage | None] = []
         group: list[Node] = []
         for a, b in pairwise(nodes):
-            if np.any(singular(ode, a, b)):
+            if np.any(singular_log_snr(a, b)):
                 moves.append(None)
                 group = []
                 continue
@@ -142,7 +141,7 @@ class DPMSolverSinglestep(Solver):
     def _from_first(self, ode: PathODE, group: Sequence[Node], b: Node) -> Stage:
         """The last stage of the step from the first node of ``group`` to b, by the slopes at its nodes.
 
-        Of two nodes that nearly coincide the slope at the older one alone is read.
+        Of two nodes that nearly coincide, only the slope at the older one is read.
         """
         levels = [float(node.log_snr) for node in (*group, b)]
         read = [0]
@@ -154,7 +153,7 @@ class DPMSolverSinglestep(Solver):
         return last._replace(slopes=tuple((read[i], weight) for i, weight in last.slopes))
 
     def _tableau(self, ratios: Sequence[float]) -> ExponentialTableau:
-        """Of a step with stages at those parts of it."""
+        """The tableau of a step with stages at those fractions of it."""
         if not ratios:
             return EULER
         if len(ratios) == 1:

@@ -1,4 +1,4 @@
-"""DDIM and its stochastic relatives: steps that freeze both predictions."""
+"""DDIM and its stochastic relatives: steps with both predictions frozen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from solvers.sums import combine
 class DDIM(Solver):
     """Freeze both predictions and move along the path: ``x_b = alpha_b x0 + sigma_b eps``.
 
-    Song, Meng & Ermon 2021, "Denoising diffusion implicit models", eq. 12. With ``eta > 0`` a part of the predicted
+    Song, Meng & Ermon 2021, "Denoising diffusion implicit models", eq. 12. With ``eta > 0``, part of the predicted
     noise is replaced by fresh noise (eq. 16, in the form that holds on every path):
 
         std = eta sigma_b sqrt(1 - (s_b / s_a)^2)
         x_b = alpha_b x0 + sqrt(sigma_b^2 - std^2) eps + std z
 
-    The deterministic sampler is eta = 0; eta = 1 is DDPM's posterior. No division, no logarithm: with eta = 0 the step
-    is exact at sigma = 0, at alpha = 0 and in both directions.
+    The deterministic sampler is eta = 0; eta = 1 is DDPM's posterior. With eta = 0 there is no division and no
+    logarithm: the step is exact at sigma = 0, at alpha = 0 and in both directions.
     """
 
     order: ClassVar[int] = 1
@@ -38,7 +38,7 @@ class DDIM(Solver):
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """An order for eta = 0, a weak order above."""
+        """An order for eta = 0, otherwise a weak order."""
         return "order" if self.deterministic else "weak"
 
     @property
@@ -79,8 +79,8 @@ class DDIM(Solver):
 class DDPM(Solver):
     """Ancestral sampling (Ho, Jain & Abbeel 2020, algorithm 2): the mean and the noise of the reverse chain.
 
-    ``variance="small"`` is the posterior's, ``beta-tilde``, and equals DDIM with eta = 1. ``variance="large"`` keeps
-    that mean and draws the noise with the forward chain's deviation between the two nodes, ``sqrt(beta)``: the
+    ``variance="small"`` is the posterior's, ``beta-tilde``: DDIM with eta = 1. ``variance="large"`` keeps that mean
+    and draws the noise with the forward chain's deviation between the two nodes, ``sqrt(beta)``: the
     sigma-hat of Song, Meng & Ermon 2021, section 5. The last step, to sigma = 0, adds no noise.
     """
 
@@ -91,12 +91,12 @@ class DDPM(Solver):
     def __post_init__(self) -> None:
         if self.variance not in ("small", "large"):
             raise ValueError(
-                f'DDPM: variance={self.variance!r} is unknown; "small" is the posterior\'s, "large" is sigma-hat'
+                f'DDPM: variance={self.variance!r} is unknown; use "small", the posterior\'s, or "large", sigma-hat'
             )
 
     @property
     def deterministic(self) -> bool:
-        """Never."""
+        """False: every step draws noise."""
         return False
 
     @classmethod
@@ -137,10 +137,10 @@ def posterior_std(a: Node, b: Node) -> Real:
 
 
 def direction(a: Node, b: Node, eta: float) -> Real:
-    """The weight of eps beside the fresh noise, ``sqrt(sigma_b^2 - eta^2 posterior_std^2)``.
+    """The weight of eps next to the fresh noise, ``sqrt(sigma_b^2 - eta^2 posterior_std^2)``.
 
-    Written as ``sigma_b sqrt((1 - eta)(1 + eta) + (eta s_b/s_a)^2)``: the difference of two nearly equal squares could
-    come out negative.
+    It is computed as ``sigma_b sqrt((1 - eta)(1 + eta) + (eta s_b/s_a)^2)``: the difference of two nearly equal squares
+    could be negative.
     """
     ratio = divide(b.s, a.s)
     return native(b.sigma * ((1 - eta) * (1 + eta) + (eta * ratio) ** 2) ** 0.5)
@@ -157,14 +157,14 @@ def forward_std(a: Node, b: Node) -> Real:
 
 def start_noise(solver: Solver, nodes: Sequence[Node], stream: NoiseStream | None, state: Any) -> NoiseStream:
     """The noise stream of a stochastic run from noise to data, carried on from ``state`` if there is one."""
-    # One node alone is a run that the closing step completes.
+    # A run over a single node is completed by the closing step.
     if len(nodes) > 1 and not np.all(nodes[0].angle > nodes[-1].angle):
         raise ValueError(
             f"times: {solver} is stochastic and runs from noise to data only; to invert, use a deterministic solver "
             "such as DDIM(eta=0)"
         )
     if state is not None and not isinstance(state, NoiseStream):
-        raise TypeError(f"state: a {type(state).__name__} is no noise of {solver}; pass its own Solution.state")
+        raise TypeError(f"state: a {type(state).__name__} is not the noise of {solver}; pass its own Solution.state")
     stream = state if state is not None else stream
     if stream is None:
         raise ValueError(f"stream=None: {solver} draws noise; pass stream=solvers.NoiseStream(seed)")

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from solvers.arguments import as_number
-from solvers.lines import Data, Line, Noise, singular_step
+from solvers.lines import Data, Line, Noise, singular_log_snr
 from solvers.ode import ODE, Node
 from solvers.phi import phi
 from solvers.real import Real, native
@@ -42,7 +42,7 @@ class ExponentialRungeKutta(Staged):
         x_i = (sigma_i/sigma_a) x_a + alpha_i h sum_j a_ij(z) x0_j          (data)
         x_i = (alpha_i/alpha_a) x_a - sigma_i h sum_j a_ij(z) eps_j         (noise)
 
-    and so for ``x_b`` with the weights b. The weights are sums of phi functions, exact for the exponential factor of
+    and likewise ``x_b`` with the weights b. The weights are sums of phi functions, exact for the exponential factor of
     the integrals in `solvers.lines`. A step that leaves or reaches a node where lambda degenerates, at the data
     (sigma = 0) or at pure noise (alpha below 1e-3), is a DDIM step.
     """
@@ -68,16 +68,16 @@ class ExponentialRungeKutta(Staged):
         return len(self.tableau.c)
 
     def singular(self, ode: ODE, a: Node, b: Node) -> bool | np.ndarray:
-        """At both ends, on either line: there log-SNR is infinite."""
-        return singular_step(Noise(), ode, a, b) | singular_step(Data(), ode, a, b)
+        """Whether a or b is one of the ends, where log-SNR degenerates, on either line."""
+        return singular_log_snr(a, b)
 
     def stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
-        """The tableau's, at ``lambda_a + c_i h``."""
+        """The tableau's stages, at ``lambda_a + c_i h``."""
         return exponential_stages(self.line, self.tableau, ode, a, b)
 
 
 def require_exponential(solver: Solver, line: Line | None) -> None:
-    """Raise `ValueError` unless the integral along ``line`` has an exponential in log-SNR."""
+    """Raise `ValueError` unless the integral along ``line`` has an exponential factor in log-SNR."""
     if not isinstance(line, Noise | Data):
         raise ValueError(f"{type(solver).__name__}: line={line!r} has no exponential in log-SNR; use Noise() or Data()")
 
@@ -102,9 +102,9 @@ def _value(weight: Weight, z: Real) -> Real:
 
 
 def within_step(name: str, setting: str, value: float) -> None:
-    """Raise `ValueError` unless a stage at that part of a step lies in it."""
+    """Raise `ValueError` unless a stage at that fraction of a step lies within it."""
     if not 0 < as_number(value) <= 1:
-        raise ValueError(f"{name}: {setting}={value!r} must lie in (0, 1]; the stage lies at that part of the step")
+        raise ValueError(f"{name}: {setting}={value!r} must lie in (0, 1]: it is the stage's place in the step")
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class RES2S(ExponentialRungeKutta):
     """The refined exponential solver with two stages, of order 2: the second at ``lambda_a + c2 h``.
 
     Zhang et al. 2023, "Improved order analysis and design of exponential integrator for diffusion models sampling". It
-    meets the stiff order conditions, which DPM-Solver++(2S) misses by phi_1/2 in the place of phi_2. With c2 = 1 it
-    is ETDRK2.
+    meets the stiff order conditions, which DPM-Solver++(2S) misses by using phi_1/2 instead of phi_2. With c2 = 1 it is
+    ETDRK2.
     """
 
     order: ClassVar[int] = 2
@@ -150,7 +150,7 @@ class RES3S(ExponentialRungeKutta):
 
     @property
     def tableau(self) -> ExponentialTableau:
-        """The family's, with its parameter gamma eliminated."""
+        """The family's tableau, with its parameter gamma eliminated."""
         c2, c3 = self.c2, self.c3
         gamma = (3 * c3**2 - 2 * c3) / ((2 - 3 * c2) * c2)
         total = gamma * c2 + c3
@@ -228,7 +228,7 @@ _A54 = phi_(2, -1 / 4, 1 / 2) + phi_(3, 1.0) + phi_(2, -1 / 4) + phi_(3, 1 / 2, 
 
 @dataclass(frozen=True)
 class HochbruckOstermann4(FixedTableau):
-    """Five stages of stiff order 4: the order stays where that of ETDRK4 falls, on stiff problems.
+    """Five stages of stiff order 4: unlike ETDRK4, it keeps its order on stiff problems.
 
     Hochbruck & Ostermann 2005, "Explicit exponential Runge-Kutta methods for semilinear parabolic problems", eq. 5.19.
     """

@@ -1,4 +1,4 @@
-"""Linear combinations by a compiler: one pass over memory, where one operation for each term makes several."""
+"""Compiled linear combinations: one pass over memory instead of one for each term."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from solvers.large import spare
 from solvers.transfer import placed
 
 fusing: ContextVar[bool] = ContextVar("fusing", default=False)
-"""Whether combinations go through `fused`."""
+"""Whether linear combinations go through `fused`."""
 
 
 @contextmanager
 def fusion(compile: bool) -> Iterator[None]:
-    """Within, let `torch.compile` make the combinations if ``compile``."""
+    """Within this context, compute linear combinations by `torch.compile` if ``compile``."""
     token = fusing.set(compile)
     try:
         yield
@@ -29,15 +29,15 @@ def fusion(compile: bool) -> Iterator[None]:
 
 
 def fused(coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """A ``sum of c * x`` for each row of coefficients, which may be fewer than the tensors, in one pass over these.
+    """A ``sum of c * x`` for each row of coefficients, which may be shorter than the tensors, in one pass over these.
 
-    They have the dtype of the tensors; their last bits may differ from those of separate operations.
+    The sums have the dtype of the tensors; their last bits may differ from those of separate operations.
     """
     first = tensors[0]
     unique, rows = _merged(coefficients, tensors)
     flat = [tensor.reshape(-1) for tensor in unique]
     results = [result for _ in rows if (result := spare(flat)) is not None]
-    # Numbers of their own would be compiled in, and every step would wait for the compiler; so would every new shape.
+    # Python numbers would be compiled in, as would shapes, and every step would wait for the compiler.
     wide = torch.promote_types(first.dtype, torch.float32)
     weights = [placed(torch.tensor(row, dtype=wide, device="cpu"), first.device) for row in rows]
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), bool(results)
@@ -48,7 +48,7 @@ def fused(coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]) ->
 def _merged(
     coefficients: Sequence[Sequence[float]], tensors: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[list[float]]]:
-    """The sums with no tensor named twice: one that two terms read is read once."""
+    """The sums with each tensor listed once, so that one in several terms is read once."""
     places: dict[int, int] = {}
     unique: list[Tensor] = []
     rows: list[list[float]] = [[] for _ in coefficients]
@@ -68,9 +68,9 @@ def _merged(
 def _kernel(
     counts: tuple[int, ...], dtype: torch.dtype, device: torch.device, modes: tuple[bool, ...]
 ) -> Callable[..., list[Tensor]]:
-    """The sums of so many terms: a piece of code of its own for every case.
+    """The sums of so many terms, with a separate code object for each case.
 
-    The compiler makes each case anew, counts what it makes of one piece of code, and gives up after eight.
+    The compiler recompiles for each case, counts the versions of one code object, and gives up after eight.
     """
 
     def sums(weights: list[Tensor], tensors: list[Tensor], results: list[Tensor]) -> list[Tensor]:
@@ -94,10 +94,10 @@ def _kernel(
 
 @cache
 def require_compiler() -> None:
-    """Raise `ValueError` where `torch.compile` finds no compiler that works."""
+    """Raise `ValueError` if `torch.compile` finds no working compiler."""
     try:
         fused([(1.0, 1.0)], (torch.zeros(2, device="cpu"), torch.zeros(2, device="cpu")))
-    except Exception as error:  # what is missing decides which of torch's many errors it is
+    except Exception as error:  # the type of torch's error depends on what is missing
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"compile=True needs a C++ compiler that torch.compile can use ({reason}); install one, or leave it out"

@@ -1,8 +1,8 @@
-"""Where a regression hands over to Adams' formulas: between nodes that lie close a trajectory is a polynomial.
+"""Where the regression of `GPMultistep` hands over to Adams' formulas.
 
-Along the rotation, and in asinh(s/c), it is one from the data to pure noise, to more digits than any prior can say.
-Between distant nodes it is not; and towards the data, at high levels, a polynomial through a network's own errors
-amplifies them, which grow with s as errors of x0.
+Between close nodes a trajectory is nearly polynomial in asinh(s/c), and Adams' formulas beat the regression. That holds
+along the rotation from the data to pure noise, but not between distant nodes; and towards the data, at high levels, a
+polynomial amplifies the network's errors, which grow with s as errors of x0.
 """
 
 from __future__ import annotations
@@ -19,26 +19,25 @@ from solvers.ode import Node
 from solvers.real import Real
 
 LINE = Rotation(0.4)
-"""That of `AdaptiveAdams`."""
+"""The line of Adams' formulas, the default of `AdaptiveAdams`."""
 TO_DATA = ((0.26, 6), (0.395, 5))
 TO_NOISE = ((1.0, 3),)
-"""The orders, each with the largest distance of two nodes below `LEVEL`, in asinh(s/c), at which it is used: at larger
-ones it amplifies what a network's answers near the data err by, most of all to the noise, where steps grow; but there
-the regression, which knows nothing of where it sets out from, errs by more still."""
-LEVEL = 12.0
-"""Of s = sigma/alpha, below which Adams' formulas lead to the data."""
+"""Each entry is (largest node distance in asinh(s/c), order). Larger distances amplify the network's errors near the
+data. Towards the noise a low order is used up to larger distances, because the regression, which starts there without
+history, is worse still."""
+LARGEST_S = 12.0
+"""The largest s = sigma/alpha from which a step towards the data is one of Adams' formulas."""
 NEAR, NEAR_POINTS = 0.1, 2
-"""A level below which steps to the data read no more slopes than these: what data add there is little and smooth, and
-what a network adds is neither."""
-EARLIER = 3
-"""As many slopes of earlier nodes the first step reads at most: a fourth would be held beside the predictions that the
-regression reads until then."""
+"""Below s = 0.1, steps towards the data read at most two slopes: higher orders would only amplify network error."""
+MOST_PAST_SLOPES = 3
+"""The first step reads at most this many slopes of earlier nodes: a fourth would be held beside the predictions that
+the regression reads until then."""
 
 
 class Stretch(NamedTuple):
-    """The steps from number ``first`` on, to the last: a formula for each over slopes along `LINE`, newest first.
+    """The steps from number ``first`` to the last: for each, a formula over slopes along `LINE`, newest first.
 
-    The first one reads up to ``earlier`` slopes of nodes before its own, and those after it up to ``kept``.
+    The first one reads up to ``earlier`` slopes of nodes before its own, the following ones up to ``kept``.
     """
 
     first: int
@@ -47,13 +46,13 @@ class Stretch(NamedTuple):
     kept: int
 
 
-NOWHERE = Stretch(0, (), 0, 0)
-STILL = Formula(1.0, ())
-"""No step at all."""
+NO_HANDOVER = Stretch(0, (), 0, 0)
+IDENTITY = Formula(1.0, ())
+"""The formula that leaves the state as it is."""
 
 
 class _Circle:
-    """The path ``alpha = cos u, sigma = sin u``: weights depend on ratios alone, which all paths share."""
+    """The path ``alpha = cos u, sigma = sin u``: weights depend only on ratios, which all paths share."""
 
     def node_at(self, log_snr: Real) -> Node:
         """The node at that log-SNR."""
@@ -65,25 +64,26 @@ class _Circle:
 def stretch(
     nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, ...], denoised: Node | None = None
 ) -> Stretch:
-    """The steps between ``nodes`` that are Adams', with slopes known at ``past`` nodes, newest first.
+    """The steps between ``nodes`` that Adams' formulas make, with slopes known at ``past`` nodes, newest first.
 
-    ``calls`` says which steps make a call. Towards the data Adams' begin where enough slopes are known, at a level
-    below `LEVEL`; towards the noise they are all or none. Where a step makes no call, or reaches pure noise, it goes on
-    along the newest slope. The last step gives the data that denoising at the node ``denoised`` would, if there is one.
+    ``calls`` marks the steps that make a call. Towards the data Adams' formulas begin where enough slopes are known, at
+    a level of at most `LARGEST_S`; towards the noise they make all steps or none. A step that makes no call, or reaches
+    pure noise, follows the newest slope. If the node ``denoised`` is given, the last step gives the data that denoising
+    there would give.
     """
     to_data = nodes[-1].s < nodes[0].s
-    below = np.array([a.s <= LEVEL for a in nodes[:-1]])
+    below = np.array([a.s <= LARGEST_S for a in nodes[:-1]])
     apart = np.abs(np.diff(np.arcsinh(np.array([node.s for node in nodes]) / LINE.c)))
     farthest = apart[below].max() if below.any() else np.inf
     order = next((order for most, order in (TO_DATA if to_data else TO_NOISE) if farthest <= most), None)
     if order is None:
-        return NOWHERE
+        return NO_HANDOVER
     method = ExponentialAdams(order, LINE, "asinh", corrector=True)
-    earlier = min(method.points - 1, EARLIER)
+    earlier = min(method.points - 1, MOST_PAST_SLOPES)
     silent = calls.index(True) if True in calls else len(calls)
     first = max(int(np.argmax(below)), silent + earlier - len(past)) if to_data else 0
     if first >= len(calls):
-        return NOWHERE
+        return NO_HANDOVER
     known = [*reversed(nodes[silent:first]), *past][:earlier]
     last = len(calls) - calls[::-1].index(True)
     stays = denoised == nodes[last - 1]
@@ -92,7 +92,7 @@ def stretch(
     moves = method.plan(_Circle(), known, ahead, False, most[: len(ahead) - 1])  # type: ignore[arg-type]
     formulas = [move.formula for move in moves]
     if denoised:
-        step = (None if stays else formulas.pop()) or STILL
+        step = (None if stays else formulas.pop()) or IDENTITY
         newest, before = [*reversed(nodes[first:last]), *known][:2]
         formulas.append(_denoised(step, newest, before, denoised))
     formulas += [None] * (len(calls) - last)
@@ -107,7 +107,7 @@ def _straight(a: Node, b: Node) -> Formula:
 
 
 def _denoised(step: Formula, newest: Node, before: Node, end: Node) -> Formula:
-    """x0 at ``end``, where ``step`` leads, by the slope there: on the straight line through those at two nodes.
+    """x0 at ``end``, the end of ``step``, by the slope there, extrapolated linearly from those at two nodes.
 
     On a rotation ``x0 = c^2 alpha/R^2 x - c sigma/R slope``.
     """

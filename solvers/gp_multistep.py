@@ -1,4 +1,4 @@
-"""The multistep method that a Gaussian process gives: best linear predictions instead of polynomials."""
+"""A multistep method from a Gaussian process: best linear predictions instead of polynomials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_whole
-from solvers.gp_handover import LINE, NOWHERE, Stretch, stretch
+from solvers.gp_handover import LINE, NO_HANDOVER, Stretch, stretch
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
 from solvers.prior import Array, Features, Prior, mean_distance
@@ -23,21 +23,22 @@ from solvers.solver import Law, Past, Solver, Step, require_path, require_run, r
 from solvers.sums import Term, advance, combine, pending, single
 
 FAR = 70.0
-"""Above this level s = sigma/alpha the first step is taken without a call: x0 is the data's mean, up to about 1/s."""
+"""Above this level s = sigma/alpha the first step of a descent and the last of an ascent make no call: x0 is the data's
+mean, up to about 1/s."""
 MOST_POINTS = 8
 STEEP = 3.0
-"""The amplification above which the way to the data is one of larger errors, and none of Adams' formulas, which are
-stable for close nodes alone. At guidance 2, below it, either change costs as often as it helps."""
+"""Above this amplification, on the way to the data, the network's errors are scaled up and Adams' formulas, stable for
+close nodes only, are not used. At guidance 2, which is below it, either change costs as often as it helps."""
 MANY_STEPS = 37
-"""Above, nodes stand so close that a fifth past prediction tells more than its own error takes away."""
+"""Above this many steps a fifth past prediction helps."""
 
 
 class Belief(NamedTuple):
-    """The run as the process sees it: the state, and past predictions, newest first, each as a linear form.
+    """The run as the process models it: the state, and past predictions, newest first, each as a linear form.
 
-    A form is a row of numbers, one for every coefficient of a feature and one for every prediction's own error.
-    ``origin`` is the node at which the solve began, ``distance`` that of its nodes in log s, and ``before`` the node
-    before the present.
+    A form is a row of numbers, one for every feature's coefficient and one for every prediction's own error.
+    ``origin`` is the node at which the solve began, ``distance`` the mean distance of its nodes in log s, and
+    ``before`` the previous node.
     """
 
     origin: Node
@@ -48,10 +49,10 @@ class Belief(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One step: ``x_b = ratio x_a + sum of weight x0`` over predictions, newest first, and what is believed after it.
+    """One step: ``x_b = ratio x_a + sum of weight x0`` over predictions, newest first, and the belief after it.
 
-    With ``calls`` false no prediction is made at a. Where nothing is believed any more the sum is one over slopes.
-    ``slopes`` of them are kept afterwards; in that at a x0 and eps have the ``shares``.
+    If ``calls`` is False, no prediction is made at a. If ``belief`` is None, the sum is over slopes. ``slopes`` is the
+    number of slopes kept afterwards; ``shares`` are the coefficients of x0 and eps in the slope at a.
     """
 
     ratio: Real
@@ -63,7 +64,7 @@ class Move(NamedTuple):
 
 
 class History(NamedTuple):
-    """The moves of the grid and the number of the next; past predictions of x0, newest first; what is believed.
+    """The moves of the grid and the number of the next; past predictions of x0, newest first; the belief.
 
     A prediction is a factor and a tensor, and so are the ``slopes`` along `gp_handover.LINE` at ``nodes``.
     """
@@ -77,51 +78,52 @@ class History(NamedTuple):
 
 
 Reached = tuple[Tensor, tuple[Term, ...], tuple[Term, ...]]
-"""The state at the end of a step, and the predictions and slopes that are known there."""
+"""The state at the end of a step, and the predictions and slopes known there."""
 
 
 @dataclass(frozen=True)
 class GPMultistep(Solver):
-    """The best linear prediction of the next state from the present one and the latest predictions of the network.
+    """The best linear prediction of the next state from the current one and the network's latest predictions.
 
     A multistep method of one call per step
 
         x_b = alpha_b (c x_a/alpha_a + sum_j w_j x0_j)
 
-    whose coefficients are those of a regression, not of a polynomial: the trajectory is taken for a draw of the
-    Gaussian process `Prior`, and c and w_j minimise the mean square of the error of x_b over all draws. They depend on
-    the nodes and the prior alone, and are computed once for a grid.
+    whose coefficients are those of a regression, not of a polynomial: the trajectory is modelled as a draw from the
+    Gaussian process `Prior`, and c and w_j minimise the mean square error of x_b over all draws. They depend on the
+    nodes and the prior alone, and are computed once for a grid.
 
-    The network is called at states that already err. A prediction made at the estimate y_est of y = x/alpha is
+    The network is evaluated at states with errors. A prediction made at the estimate y_est of y = x/alpha is
 
         x0_j = x0(s_j) + J_j (y_est - y(s_j)),    J_j = d x0 / d y,
 
-    and y_est is itself a linear form of the draw, so errors of the past enter the regression with their correlations:
-    the method knows how wrong it is. On features other than Gaussian scales, whose J is l^2/(l^2 + s^2), J is the mean
-    of that.
+    and y_est is itself a linear form of the draw, so past errors enter the regression with their correlations: the
+    method accounts for its own error. For a Gaussian scale J is l^2/(l^2 + s^2); for other features it is the mean of
+    these.
 
     Written as vectors of all coefficients of the features, every quantity of the run is one vector, and a step is a
     least-squares problem with one unknown for each of them (Rasmussen & Williams 2006, "Gaussian processes for machine
     learning", section 2.1; as a method for ODEs compare Skilling 1992, "Bayesian solution of ordinary differential
-    equations"). The first step makes no call if it stays above s = 70, where there is nothing to learn but the data's
-    mean. The step to the data (sigma = 0) is one like the others, so that the method closes by itself; see `closes`.
-    Where predictions are relied on down to `PathODE.end` only, as those of a network with a table, there is no state at
-    the data to aim at: the data are what denoising at that end gives, and x0 there is what the last step predicts.
+    equations"). The first step of a descent and the last of an ascent make no call if they stay above s = 70, where
+    there is nothing to learn but the data's mean. The step to the data (sigma = 0) is like the others, so that the
+    method closes by itself; see `closes`. Where predictions are reliable only down to `PathODE.end`, as those of a
+    network trained on a table, there is no state at the data to aim at: the data are what denoising at that end gives,
+    and the last step predicts x0 there.
 
-    Strong classifier-free guidance, u + w (c - u) from about w = 2.6 on, amplifies what its two passes err by
-    (`PathODE.amplification`), and the change of the field with the state as well. There the process has errors of the
-    network that many times as large on the way to the data, and the regression goes all the way.
+    Strong classifier-free guidance, u + w (c - u) from about w = 2.6 on, amplifies the errors of its two passes
+    (`PathODE.amplification`), and also the field's dependence on the state. The process then scales the network's
+    errors by that factor on the way to the data, where the regression makes every step.
 
-    Where nodes lie close the trajectory is a polynomial to more digits than the process can say. There the steps are
-    Adams' formulas along a rotation, corrected, and in asinh(s/c): towards the data, below s = 12, of order 5 between
-    nodes that are at most 0.395 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of
-    order 3, up to 1.0. On `odediff.grid.plateau` and DDPM's table these are grids of 19, 30 and 10 calls and more; see
-    `solvers.gp_handover`. On other grids inversion is the regression from the data's end, which is as good a start.
+    Between close nodes the trajectory is a polynomial to more digits than the process can resolve. There the steps are
+    corrected Adams' formulas along a rotation, in asinh(s/c): towards the data, below s = 12, of order 5 between nodes
+    at most 0.395 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of order 3, up to
+    1.0. On DDPM's table, with nodes whose density in log s is a plateau, this takes grids of at least 19, 30 and 10
+    calls; see `solvers.gp_handover`. On other grids inversion is the regression from the data on.
 
     Args:
-        points: past predictions that a step reads, the newest among them; None is four, and five on grids of more than
-            37 steps.
-        prior: what trajectories look like.
+        points: the number of predictions that a step reads, the newest included; None means four, and five on grids of
+            more than 37 steps.
+        prior: the distribution of trajectories.
     """
 
     order: ClassVar[int] = 1
@@ -134,21 +136,21 @@ class GPMultistep(Solver):
         if self.points is not None:
             require_whole("GPMultistep: points", self.points, 1, MOST_POINTS)
         if not isinstance(self.prior, Prior):
-            raise TypeError(f"GPMultistep: prior={self.prior!r} is no solvers.Prior; pass solvers.Prior()")
+            raise TypeError(f"GPMultistep: prior={self.prior!r} must be a solvers.Prior; pass solvers.Prior()")
 
     @property
     def closes(self) -> bool:
-        """The step to the data is one like the others."""
+        """True: the step to the data is like the others."""
         return True
 
     @property
     def one_step(self) -> bool:
-        """Not: a step reads past predictions."""
+        """False: a step reads past predictions."""
         return False
 
     @property
     def carries_on(self) -> bool:
-        """A step's coefficients suit the grid that was known when it was planned, and that was a part."""
+        """False: coefficients are planned for the whole grid, and a first solve knows only its part."""
         return False
 
     @classmethod
@@ -157,7 +159,7 @@ class GPMultistep(Solver):
         return [cls(), cls(points=5)]
 
     def calls_over(self, ode: Any, nodes: Sequence[Node]) -> int:
-        """One for every step but the one in pure noise."""
+        """One for each step, except the first of a descent and the last of an ascent if they stay above s = 70."""
         return sum(_tells(a, b, nodes[0], nodes[-1]) for a, b in pairwise(nodes))
 
     def start(
@@ -174,8 +176,8 @@ class GPMultistep(Solver):
         require_path(self, ode)
         if x.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
-                f"x has dtype {x.dtype}, in which sums of predictions with weights of both signs lose their digits; "
-                "use a float32 state, and let the network compute in half precision"
+                f"x has dtype {x.dtype}, in which sums with weights of both signs lose their digits; use a float32 "
+                "state, and let the network compute in half precision"
             )
         if any(isinstance(value, np.ndarray) for node in nodes for value in node):
             raise TypeError(f"nodes: {self} plans one grid for all samples; give each node one time")
@@ -208,7 +210,7 @@ class GPMultistep(Solver):
         return History(moves, 0, predictions, belief, slopes, known[: len(slopes)])
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
-        """Predict at a, unless a call tells nothing; move to b."""
+        """Predict at a, unless the step needs no call; move to b."""
         if state is None:
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]
@@ -226,7 +228,7 @@ class GPMultistep(Solver):
 
 
 def _regressed(ode: PathODE, a: Node, x: Tensor, state: History, move: Move) -> Reached:
-    """The move as a sum over predictions of x0; the slope that a handover ahead will read is kept beside."""
+    """The move as a sum over predictions of x0; it also keeps the slope that a later handover will read."""
     start, predictions, slopes = (move.ratio, x), state.predictions, state.slopes
     if not move.calls:
         return combine(start, *_weighted(move.weights, predictions)), predictions, slopes
@@ -234,7 +236,7 @@ def _regressed(ode: PathODE, a: Node, x: Tensor, state: History, move: Move) -> 
     if move.slopes:
         slopes = (single(prediction.terms(*move.shares)), *slopes)[: move.slopes]
     newest = pending(prediction.terms(1.0, 0.0))
-    # What the network returned would be one more state beside what is kept.
+    # The network's output would be one more state beside those that are kept.
     del prediction
     kept, end = advance(start, move.weights, newest, predictions)
     return end, (kept, *predictions), slopes
@@ -258,10 +260,10 @@ def _weighted(weights: Sequence[Real], terms: Sequence[Term]) -> list[Term]:
 def planned(
     prior: Prior, points: int, nodes: tuple[Node, ...], past: tuple[Node, ...], denoised: Node | None = None
 ) -> tuple[tuple[Move, ...], Belief]:
-    """The moves between ``nodes``, and what is believed at the first: its state and ``past`` predictions are exact."""
+    """The moves between ``nodes``, and the belief at the first: its state and the ``past`` predictions are exact."""
     distance = mean_distance(nodes)
     features = prior.features((nodes[0], *past), nodes[0], distance)
-    # A prediction at an exact state errs by its own noise alone: the oldest has the first coordinate of that kind.
+    # The only error of a prediction at an exact state is its own noise: the oldest has the first such coordinate.
     own = np.fliplr(np.eye(len(past))) * prior.noise
     predictions = tuple(np.append(data, noise) for data, noise in zip(features.data[1:], own, strict=True))
     state = np.append(features.state[0], np.zeros(len(past)))
@@ -272,9 +274,9 @@ def planned(
 def plan(
     prior: Prior, points: int, nodes: Sequence[Node], belief: Belief, denoised: Node | None = None
 ) -> tuple[Move, ...]:
-    """The moves between ``nodes``, from what is believed at the first.
+    """The moves between ``nodes``, from the belief at the first.
 
-    The last leads to the data that denoising at the node ``denoised`` gives, x0 there, if there is one.
+    If the node ``denoised`` is given, the last move leads to the data that denoising there gives, x0.
     """
     origin, distance, before, state, predictions = belief
     features = prior.features(nodes, origin, distance)
@@ -311,7 +313,7 @@ def _planned_and_handed_over(
     denoised: Node | None,
     steep: bool,
 ) -> tuple[tuple[Move, ...], Belief, Stretch]:
-    """All moves between ``nodes`` of a solve that begins there, what is believed at the first, and which are Adams'."""
+    """All moves between ``nodes`` of a solve that begins there, the belief at the first, and which are Adams'."""
     moves, belief = planned(prior, points, nodes, past[: points - 1], denoised)
     adams = _stretch(moves, nodes, past, denoised, steep)
     return _handed_over(moves, nodes, adams), belief, adams
@@ -321,13 +323,13 @@ def _stretch(
     moves: Sequence[Move], nodes: tuple[Node, ...], past: tuple[Node, ...], denoised: Node | None, steep: bool
 ) -> Stretch:
     """Which of the steps are Adams': none where slopes change too fast with the state for them."""
-    return NOWHERE if steep else stretch(nodes, tuple(move.calls for move in moves), past, denoised)
+    return NO_HANDOVER if steep else stretch(nodes, tuple(move.calls for move in moves), past, denoised)
 
 
 def _denoised(nodes: Sequence[Node], end: Node | None) -> Node | None:
-    """Where denoising gives the data that a solve over ``nodes`` aims at; None where it aims at no data, or the state.
+    """The node where denoising gives the data at which a solve over ``nodes`` aims; None if it aims at a state.
 
-    The last node, where it lies at the ``end`` of what is known, but for round-off, or below.
+    It is the last node but one if that lies at ``end``, up to round-off, or below, and otherwise ``end``.
     """
     if end is None or nodes[-1].sigma > 0:
         return None
@@ -335,7 +337,7 @@ def _denoised(nodes: Sequence[Node], end: Node | None) -> Node | None:
 
 
 def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch) -> tuple[Move, ...]:
-    """The moves with those of the stretch in the place of the regression's, and the slopes kept that it reads."""
+    """The moves, with the stretch replacing the regression's; the slopes that it reads are kept."""
     found = list(moves)
     if adams.formulas:
         for i in range(max(0, adams.first - adams.earlier), adams.first):
@@ -346,7 +348,7 @@ def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch) -
 
 
 def _seen(state: Array, features: Features, i: int, noise: float) -> Array:
-    """The prediction at the estimate ``state`` of node i: that of the process, and its answer to the error."""
+    """The prediction at the estimate ``state`` of node i: that of the process, and its response to the error."""
     known = features.state.shape[1]
     form = features.mean_response[i] * state
     form[:known] = features.data[i] + features.response[i] * (state[:known] - features.state[i])
@@ -354,5 +356,5 @@ def _seen(state: Array, features: Features, i: int, noise: float) -> Array:
 
 
 def _tells(a: Node, b: Node, origin: Node, last: Node) -> bool:
-    """Whether a step needs a call: all but the first of a descent and the last of an ascent, if it lies above 70."""
+    """Whether a step needs a call: all except the first of a descent and the last of an ascent if above s = 70."""
     return bool(min(a.s, b.s) <= FAR) or not (a == origin if b.s < a.s else b == last)

@@ -25,12 +25,12 @@ from solvers.sums import combine
 from solvers.transfer import index_on
 
 ROUND_OFFS = 16
-"""Units of the state's round-off below which no iteration is asked to converge."""
+"""The smallest tolerance of an iteration, in units of the state's round-off."""
 _R3, _R15 = math.sqrt(3), math.sqrt(15)
 
 
 class Collocation(NamedTuple):
-    """Butcher's array of an implicit method: stage times ``c``, all of ``a``, weights ``b``."""
+    """Butcher's array of an implicit method: stage times ``c``, the full matrix ``a``, weights ``b``."""
 
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
@@ -54,7 +54,7 @@ GAUSS_LEGENDRE = {
         (5 / 18, 4 / 9, 5 / 18),
     ),
 }
-"""Hairer, Norsett & Wanner, "Solving ODEs I", table II.7.3 and II.7.4."""
+"""The arrays of 1 to 3 stages: Hairer, Norsett & Wanner, "Solving ODEs I", tables II.7.3 and II.7.4."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class GaussLegendre(Solver):
 
     by fixed-point iteration, the first k being the slope at a. The method is symmetric: the same solve on the flipped
     grid undoes it, up to the tolerance. A sample is done when no stage moves by more than ``tolerance`` times
-    ``1 + |x_a|`` (root mean squares; 16 round-offs of the state's dtype if that is more), is left as it is from then
-    on, and so does not depend on its batch mates. One that is not done after ``iterations`` ends there as NaN with
-    `Status.NOT_CONVERGED`, one that cannot pay for its iterations at the step's start with `Status.BUDGET`. Iteration
-    needs ``|h|`` below the slope's inverse rate. A float32 network cannot be followed below 1e-6 in a float64 state. A
-    step that leaves or reaches a singular node of its line is a DDIM step.
+    ``1 + |x_a|`` (root mean squares; at least 16 round-offs of the state's dtype); from then on it is left unchanged,
+    and so does not depend on its batch mates. A sample that is not done after ``iterations`` becomes NaN with
+    `Status.NOT_CONVERGED`; one that cannot afford its iterations keeps the state at a, with `Status.BUDGET`. The
+    iteration needs ``|h|`` below the inverse of the slope's Lipschitz constant. With a float32 network a float64 state
+    cannot converge below 1e-6. A step that leaves or reaches a singular node of its line is a DDIM step.
     """
 
     line: Line | None = None
@@ -99,7 +99,7 @@ class GaussLegendre(Solver):
         return [cls(Rotation(), 1), cls(None, 2), cls(Noise(), 3), cls(Data(), 3), cls(Rotation(0.5), 3)]
 
     def calls(self, n_steps: int) -> int:
-        """One for the first slope and one for each stage and iteration: a bound that few samples come near."""
+        """One for the first slope and one for each stage and iteration: a bound that few samples approach."""
         return n_steps * (1 + self.stages * self.iterations)
 
     def start(
@@ -117,18 +117,20 @@ class GaussLegendre(Solver):
             require_path(self, ode)
         require_run(self, state, Tensor)
         if state is not None and state.shape != (len(x),):
-            raise ValueError(f"state: it belongs to {len(state)} samples and x has {len(x)}; carry on the same samples")
+            raise ValueError(
+                f"state: it belongs to {len(state)} samples, but x has {len(x)}; carry on the same samples"
+            )
         return torch.zeros(len(x), dtype=torch.int64, device="cpu") if state is None else state
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """Iterate for the samples that are left, then combine their slopes."""
+        """Iterate for the samples that have not failed, then combine their slopes."""
         status = torch.zeros(len(x), dtype=torch.int64, device="cpu") if state is None else state.clone()
         singular = np.broadcast_to(singular_step(self.line, ode, a, b), len(x))
         end = x.clone()
         left = affording(ode, np.flatnonzero(status == Status.SUCCESS), 1, status.numpy())
         for rows, solve in ((left[singular[left]], self._frozen), (left[~singular[left]], self._collocate)):
             if len(rows):
-                # On most steps all samples are left: the whole batch is then solved without a selection.
+                # In most steps no sample has failed: the whole batch is then solved without a selection.
                 whole = len(rows) == len(x)
                 index = index_on(x.device, rows)
                 part = ode if whole else ode.rows(index)
@@ -140,7 +142,7 @@ class GaussLegendre(Solver):
         return DDIM().step(ode, a, b, x).x, np.full(len(x), Status.SUCCESS)
 
     def _collocate(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, np.ndarray]:
-        """The states at b and their statuses: NaN without convergence, still at a without the calls for it."""
+        """The states at b, and statuses: NaN where the stages did not converge, the state at a without the calls."""
         c, rows, b_weights = GAUSS_LEGENDRE[self.stages]
         q_a, q_b = (a.t, b.t) if self.line is None else (self.line.q(a), self.line.q(b))
         nodes = [self._node(ode, q_a + part * (q_b - q_a)) for part in c]
@@ -203,5 +205,5 @@ class GaussLegendre(Solver):
 
 
 def _rows(node: Node, rows: np.ndarray) -> Node:
-    """The node of the samples ``rows``; a node that all share is theirs."""
+    """The node of the samples ``rows``; a shared node stays as it is."""
     return Node(*(value[rows] if isinstance(value, np.ndarray) else value for value in node))

@@ -1,4 +1,4 @@
-"""Exact inverses of methods that have no algebraic one, by solving for the state that the method would carry here."""
+"""Exact inverses of methods without an algebraic one: each step is solved for the state that it would carry here."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from solvers.lines import Data, Noise
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
 from solvers.real import Real, native
-from solvers.reversible import ReversibleSolver, law_of_steps, meets_singular, one_step, require_steps
+from solvers.reversible import ReversibleSolver, fresh_step, law_of_steps, meets_singular, require_steps
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step
 from solvers.sums import combine
@@ -27,10 +27,10 @@ from solvers.transfer import index_on
 
 
 def require_digits(solver: Any, x: Tensor) -> None:
-    """Raise `ValueError` where the rounding of x leaves no tolerance to converge to, and none is given."""
+    """Raise `ValueError` if no tolerance is given and the rounding of x is too coarse to derive one."""
     if solver.tolerance is None and solver.max_iterations and torch.finfo(x.dtype).eps > torch.finfo(torch.float32).eps:
         raise ValueError(
-            f"x has dtype {x.dtype}, whose rounding leaves {type(solver).__name__} nothing to converge to; pass states "
+            f"x has dtype {x.dtype}, whose rounding is too coarse for {type(solver).__name__} to converge; pass states "
             "in float32 or float64 (the network keeps its own precision)"
         )
 
@@ -38,11 +38,11 @@ def require_digits(solver: Any, x: Tensor) -> None:
 class Effort(NamedTuple):
     """What an implicit inverse did for each sample, ``(B,)``: the record in its `Solution.state`.
 
-    ``residual`` is the largest one accepted in any step, or the one that was reached where none was accepted: the
-    max-norm of what the method makes of the state that was found, less the state that it should have made, divided by
-    the larger of 1 and the max-norm of the latter. ``iterations`` counts those of all steps; ``status`` is
-    `Status.NOT_CONVERGED` for the samples that a step was not solved for, which are NaN from there on, and
-    `Status.BUDGET` for those that could not pay for it, which stay where they were.
+    ``residual`` is the largest one accepted in any step, or the last one reached if a step failed: the max-norm of the
+    difference between the method's step from the state found and the given state, divided by the larger of 1 and the
+    max-norm of the latter. ``iterations`` counts those of all steps; ``status`` is `Status.NOT_CONVERGED` for samples
+    for which a step could not be solved, which are NaN from there on, and `Status.BUDGET` for those that could not
+    afford it, which stay where they were.
     """
 
     residual: Tensor
@@ -59,18 +59,18 @@ class ImplicitInverse(ReversibleSolver):
         G(z) = base(b->a, z) - x = 0,
 
     sample by sample: each stops by its own residual. ``tolerance`` bounds the residual relative to the larger of 1 and
-    the state's max-norm; None is 100 times the rounding of the state's dtype. Around a network in float32 it cannot be
+    the state's max-norm; None means 100 times the rounding of the state's dtype. With a network in float32 it cannot be
     met much below 1e-6, whatever the dtype of the state. It is the tolerance of a step: near the noise, where the state
-    is 100 times as large as the data, 1e-5 of it are 1e-3 of the image. On the way back a trained network forgets that,
-    and others may not; where images do not return, ask for less.
+    may be 100 times as large as the data, a relative 1e-5 there is 1e-3 in image units. Trained networks usually
+    contract this error when decoding; if a round trip fails, lower ``tolerance``.
 
     The iterations start from z = x and use ``P = min(alpha_b/alpha_a, sigma_b/sigma_a)`` for the inverse of the step's
-    Jacobian J. Where the noise's Jacobian lies between 0 and 1/sigma, as an exact posterior's does, a DDIM step's lies
-    between these two ratios, inverted: the eigenvalues of ``1 - P J`` lie between 0 and 1, and the iteration contracts
-    for every step. Guidance leaves that range, and beyond some step the iteration has no reason to converge.
+    Jacobian J. If the Jacobian of the predicted noise lies between 0 and 1/sigma, as an exact posterior's does, that of
+    a DDIM step lies between the inverses of these two ratios: the eigenvalues of ``1 - P J`` lie between 0 and 1, and
+    the iteration contracts for every step. Guidance leaves that range, and for long steps the iteration may diverge.
 
-    A step that leaves or reaches alpha = 0 or sigma = 0 is a DDIM step, which nothing undoes: what denoising merges has
-    no one origin. Every step of ``base`` begins afresh: one with a history loses its order here, and
+    A step that leaves or reaches alpha = 0 or sigma = 0 is a DDIM step, which nothing undoes: denoising merges states,
+    so that the origin is not unique. Every step of ``base`` starts afresh: a method with history loses its order here;
     `TrajectoryInverse` keeps it.
     """
 
@@ -88,20 +88,20 @@ class ImplicitInverse(ReversibleSolver):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """That of the base method."""
+        """The base method's order."""
         return self.base.order
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """That of the base method's steps, each by itself."""
+        """The law of the base method's steps, each by itself."""
         return law_of_steps(self.base)
 
     def calls(self, n_steps: int) -> int:
-        """Those of the base method."""
+        """The calls of the base method."""
         return self.base.calls(n_steps)
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Those of the base method."""
+        """The calls of the base method."""
         return sum(self.base.calls_over(ode, pair) for pair in pairwise(nodes))
 
     def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
@@ -110,11 +110,11 @@ class ImplicitInverse(ReversibleSolver):
 
     @property
     def one_step(self) -> bool:
-        """Every step of the base method begins afresh."""
+        """True: every step of the base method starts afresh."""
         return True
 
     def reverses(self, a: Node, b: Node) -> bool:
-        """Away from alpha = 0 and sigma = 0."""
+        """Whether neither node has alpha = 0 or sigma = 0."""
         return not (meets_singular(Noise(), a, b) or meets_singular(Data(), a, b))
 
     def start(
@@ -127,15 +127,15 @@ class ImplicitInverse(ReversibleSolver):
         past: Past = (),
         state: Any = None,
     ) -> Any:
-        """Nothing: every step starts afresh, for so it is undone."""
+        """No state: every step starts afresh, because its inverse does."""
         return None
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """One step of the base method, without a history."""
-        return Step(one_step(self.base, ode, a, b, x))
+        return Step(fresh_step(self.base, ode, a, b, x))
 
     def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> Effort:
-        """Nothing done yet.
+        """The effort of an earlier run, or none yet.
 
         Raises:
             ValueError: the states are of half precision, and no tolerance is given.
@@ -193,12 +193,12 @@ class ImplicitInverse(ReversibleSolver):
                 return (z * float("nan")).index_copy(0, keep, found)
             there, here = _node_rows(b, rows, len(x)), _node_rows(a, rows, len(x))
             scale = ratio if isinstance(ratio, float) else ratio[rows.cpu().numpy()]
-            return combine((scale, x[rows] - one_step(self.base, _rows(ode, rows, len(x)), there, here, z)))
+            return combine((scale, x[rows] - fresh_step(self.base, _rows(ode, rows, len(x)), there, here, z)))
 
         return function
 
     def relative(self, a: Node, b: Node, x: Tensor) -> Tensor:
-        """What turns the max-norm of ``-P G`` into the relative residual, ``(B,)`` in float64."""
+        """The factor from the max-norm of ``-P G`` to the relative residual, ``(B,)`` in float64."""
         ratio = torch.as_tensor(_preconditioner(a, b), dtype=torch.float64, device="cpu")
         return 1 / (ratio * largest(x).clamp(min=1))
 
@@ -207,12 +207,12 @@ class ImplicitInverse(ReversibleSolver):
 class FixedPoint(ImplicitInverse):
     """Undo a step by ``z <- z + damping * P (x - base(b->a, z))``, with Anderson's acceleration for ``history > 0``.
 
-    For DDIM on the way to the noise, where P = 1/r, this is ``z = (x - k eps(z))/r`` with ``base(z) = r z + k eps(z)``:
+    For DDIM towards the noise, where P = 1/r, this is ``z = (x - k eps(z))/r`` with ``base(z) = r z + k eps(z)``:
     fixed-point DDIM inversion (Pan et al. 2023, "AIDI", with ``history`` its Anderson acceleration; Garibi et al. 2024,
     "ReNoise"). ``damping`` below 1 helps where guidance makes the plain iteration overshoot.
 
-    ``max_iterations=0`` makes no claim to be an inverse: it is the iteration's first value, DDIM inversion with the
-    network told the node that it goes to (Hertz et al. 2022, "Prompt-to-prompt"), at one call.
+    ``max_iterations=0`` is not an inverse but the iteration's first value, at one call: DDIM inversion with the network
+    evaluated at the time of the target node (Hertz et al. 2022, "Prompt-to-prompt").
     """
 
     fewest_iterations: ClassVar[int] = 0
@@ -227,11 +227,11 @@ class FixedPoint(ImplicitInverse):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """The base method shows nothing new; its inverse is measured as `Inverse`."""
+        """One: the base method adds nothing to measure, and the inverse is measured as `Inverse`."""
         return [cls()]
 
     def uncalls(self, n_steps: int) -> int:
-        """As many as the iterations allow, and one to begin with."""
+        """The base method's calls for each iteration allowed, and once at the start."""
         return self.base.calls(n_steps) * (self.max_iterations + 1)
 
     def invert(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -269,22 +269,22 @@ class NewtonKrylov(ImplicitInverse):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """The base method shows nothing new; its inverse is measured as `Inverse`."""
+        """One: the base method adds nothing to measure, and the inverse is measured as `Inverse`."""
         return [cls()]
 
     def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> Effort:
-        """Nothing done yet.
+        """The effort of an earlier run, or none yet.
 
         Raises:
             ValueError: the states are of half precision, and no tolerance is given.
-            RuntimeError: torch.inference_mode() is on, which differentiates nothing.
+            RuntimeError: torch.inference_mode() is on, which disables derivatives.
         """
         if torch.is_inference_mode_enabled():
             raise RuntimeError(f"{self} needs derivatives, and torch.inference_mode() is on; use torch.no_grad()")
         return super().unstart(ode, nodes, x, state)
 
     def uncalls(self, n_steps: int) -> int:
-        """Residuals, halved steps included, and products, as many as the iterations allow."""
+        """The residuals, including those of halved steps, and the products that the iterations allow."""
         return self.base.calls(n_steps) * (1 + self.max_iterations * (self.krylov + HALVINGS + 1))
 
     def invert(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -299,7 +299,7 @@ class NewtonKrylov(ImplicitInverse):
         while True:
             active = torch.nonzero((residual > bound) & ~stuck & (iterations < self.max_iterations)).ravel()
             if not len(active):
-                # A NaN is not above the bound, and has not converged either.
+                # A NaN is not above the bound, but has not converged either.
                 return z, residual, iterations, residual <= bound
             rows = active.to(x.device)
             step = gmres(_product(defect, z[rows], rows), value[rows], self.krylov)
@@ -315,7 +315,7 @@ class NewtonKrylov(ImplicitInverse):
         step: Tensor,
         active: Tensor,
     ) -> Tensor:
-        """Take each sample's step, halved until it lowers the defect's norm; in place. Whether one was found."""
+        """Take each sample's step in place, halved until it lowers the defect's norm; return whether one was found."""
         taken = torch.zeros(len(active), dtype=torch.bool, device="cpu")
         for halving in range(HALVINGS + 1):
             left = torch.nonzero(~taken).ravel()
@@ -345,11 +345,11 @@ def _preconditioner(a: Node, b: Node) -> Real:
 
 
 def _product(defect: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """``P J v`` at z for some of its samples: the derivative of ``P G`` along v, by forward-mode differentiation."""
+    """``P J v`` at z for some samples: the derivative of ``P G`` along v, by forward-mode differentiation."""
 
     def product(v: Tensor, some: Tensor) -> Tensor:
         at = some.to(z.device)
-        # Dual numbers, and not torch.func.jvp: the evaluations are counted in place, which its transforms forbid.
+        # Dual numbers rather than torch.func.jvp, whose transforms forbid counting the evaluations in place.
         with forward_ad.dual_level():
             image = forward_ad.unpack_dual(defect(forward_ad.make_dual(z[at], v), rows[at]))
         assert image.tangent is not None, "the state at the start of a step moves its end"
@@ -359,7 +359,7 @@ def _product(defect: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: Tensor
 
 
 def _rows(ode: Any, rows: Tensor, batch: int) -> Any:
-    """The problem for those samples; the problem itself for all of them."""
+    """The problem for those samples; the problem itself if they are the whole batch."""
     return ode if len(rows) == batch else ode.rows(rows)
 
 

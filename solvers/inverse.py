@@ -19,11 +19,11 @@ from solvers.solver import Law, Past, Solver, Step
 class Inverse(Solver):
     """The inverse of a reversible method, as a method of its own: its step is the other's `unstep`.
 
-    Integrating backwards by an algebraic inverse is what Zhuang et al. 2021 ("MALI") do to neural ODEs.
+    Zhuang et al. 2021 ("MALI") integrate neural ODEs backwards by an algebraic inverse in the same way.
 
-    ``solve(ode, Inverse(solver), x, times)`` finds the state from which ``solver`` would come to x over the flipped
-    times. As an approximation of the ODE it has the order of ``solver``. The exception is EDICT: averaging contracts
-    the difference of its pair on the way there and amplifies it by ``p^-2`` in every step of the way back.
+    ``solve(ode, Inverse(solver), x, times)`` finds the state from which ``solver`` would reach x over the flipped
+    times. As an approximation of the ODE it has the order of ``solver``. The exception is EDICT: its averaging
+    contracts the difference of its pair, and every inverse step amplifies it by ``p^-2``.
     """
 
     solver: ReversibleSolver
@@ -37,32 +37,32 @@ class Inverse(Solver):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """That of the method."""
+        """The method's order."""
         return self.solver.order
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """That of the method."""
+        """The method's law."""
         return self.solver.law
 
     @property
     def own_start_order(self) -> int:
-        """That of the method."""
+        """The method's order from its own start."""
         return self.solver.own_start_order
 
     @property
     def reads_past(self) -> bool:
-        """Not: a method is undone from a state of its own."""
+        """False: a method is undone from a state of its own."""
         return False
 
     @property
     def one_step(self) -> bool:
-        """That of the method."""
+        """Whether the method is a one-step method."""
         return self.solver.one_step
 
     @property
     def carries_on(self) -> bool:
-        """That of the method."""
+        """Whether the method carries on."""
         return self.solver.carries_on
 
     @classmethod
@@ -71,7 +71,7 @@ class Inverse(Solver):
         return [cls(AsynchronousLeapfrog()), cls(Reversible(Heun())), cls(FixedPoint())]
 
     def calls(self, n_steps: int) -> int:
-        """Those of the inverse steps."""
+        """The calls of the inverse steps."""
         return self.solver.uncalls(n_steps)
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:

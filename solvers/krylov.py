@@ -1,4 +1,4 @@
-"""Iterations for systems of one equation per sample: no sample's bits depend on its batch mates."""
+"""Iterations for systems with one equation per sample: no sample's bits depend on its batch mates."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def anderson(
         value = z[rows]
         found = defect(value, rows)
         residual[active] = largest(found) * relative[active]
-        # Where there is no number there is nothing to go on from.
+        # Without a finite residual there is nothing to continue from.
         go_on = (residual[active] > bound) & torch.isfinite(residual[active])
         active = active[go_on]
         if not len(active) or k == most:
@@ -67,7 +67,7 @@ def _mixed(values: list[Tensor], defects: list[Tensor], damping: float) -> Tenso
     moves = [later - earlier for earlier, later in zip(values, values[1:], strict=False)]
     gram = torch.stack([torch.stack([dot(u, v) for v in changes], dim=1) for u in changes], dim=1)
     right = torch.stack([dot(u, found) for u in changes], dim=1)
-    # Differences of defects become parallel near convergence: the pseudo-inverse drops what carries no information.
+    # Differences of defects become parallel near convergence: the pseudo-inverse drops directions without information.
     weights = (torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ right[:, :, None])[:, :, 0]
     for i, (change, move) in enumerate(zip(changes, moves, strict=True)):
         weight = weights[:, i].to(value.dtype).reshape(-1, *(1,) * (value.ndim - 1))
@@ -100,7 +100,7 @@ def gmres(product: Function, right: Tensor, most: int, reduction: float = 0.01) 
         following[rows] = w / _column(length, w)
         basis.append(following)
         small = hessenberg[rows, : k + 2, : k + 1]
-        # A sample whose products are not finite is lost, and must not take the others with it.
+        # A sample whose products are not finite has failed, and must not affect the others.
         finite = torch.isfinite(small).flatten(1).all(dim=1)
         small = torch.where(finite[:, None, None], small, 0.0)
         target = right.new_zeros((len(rows), k + 2, 1), dtype=torch.float64)
@@ -116,6 +116,6 @@ def gmres(product: Function, right: Tensor, most: int, reduction: float = 0.01) 
 
 
 def _column(values: Tensor, like: Tensor, divide: bool = True) -> Tensor:
-    """One number per sample, beside its components; 1 for 0 where it divides."""
+    """One number per sample, shaped to broadcast over its components; a divisor of 0 becomes 1."""
     safe = torch.where(values > 0, values, 1.0) if divide else values
     return safe.to(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,7 +1,6 @@
-"""Memory for large states on the CPU: that of states that are gone.
+"""Reuses the memory of discarded large CPU states.
 
-The allocator returns it to the system, whose fresh pages cost as much as a pass over a state does; here it is kept for
-the next one.
+The allocator would return it to the system, whose fresh pages cost as much as a pass over a state.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 LEAST = 2**20
-"""Bytes of a large state: memory for smaller ones the allocator keeps at hand by itself."""
+"""The size in bytes from which a state is large: the allocator itself keeps memory for smaller ones."""
 MOST = 16
-"""States whose memory is watched at once: more than a method holds."""
+"""The most states whose memory is watched at once: more than a method holds."""
 
 
 class _Memory(threading.local):
-    """Tensors, with the number of users that their memory has where nobody else holds it.
+    """The watched tensors, each with the number of users that its memory has when nobody else holds it.
 
-    A thread has its own: between two that ask at once, free memory would go to both.
+    Each thread has its own list: otherwise two threads could receive the same free memory.
     """
 
     watched: list[tuple[Tensor, tuple[int, int]]] | None = None
@@ -35,7 +34,7 @@ _memory = _Memory()
 
 @contextmanager
 def reusing(x: Tensor) -> Iterator[None]:
-    """Within, let `spare` find memory for states like ``x``, if they are large and on the CPU."""
+    """Within this context `spare` finds memory for states like ``x``, if they are large and on the CPU."""
     outer, _memory.watched = _memory.watched, [] if _is_plain(x) else None
     try:
         yield
@@ -44,9 +43,9 @@ def reusing(x: Tensor) -> Iterator[None]:
 
 
 def spare(tensors: Sequence[Tensor]) -> Tensor | None:
-    """A tensor for ``out=`` of a sum of ``tensors``, in memory that no tensor uses any more.
+    """A tensor for ``out=`` of a sum of ``tensors``, in memory that is no longer used.
 
-    None leaves it to torch: for small states, and where the sum has to be recorded for derivatives.
+    None leaves the allocation to torch: for small states, and where autograd must record the sum.
     """
     memory = _memory.watched
     if memory is None or torch.is_grad_enabled():
@@ -64,7 +63,7 @@ def spare(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def _is_free(x: Tensor, users: tuple[int, int]) -> bool:
-    """Whether nobody else holds the memory, in another process neither, and torch may write to it here."""
+    """Whether nobody else holds the memory, in this or another process, and torch may write to it here."""
     writable = x.is_inference() == torch.is_inference_mode_enabled()
     return writable and not x.untyped_storage().is_shared() and _users(x) == users
 

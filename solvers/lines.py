@@ -20,7 +20,7 @@ from solvers.real import Real, anywhere, divide, log, native
 from solvers.sums import Terms, total
 
 SMALLEST_ALPHA = 1e-3
-"""Below this alpha the noise line is called singular: s = sigma/alpha exceeds 1000 and x/alpha loses its digits.
+"""Below this alpha the noise line counts as singular: s = sigma/alpha exceeds 1000 and x/alpha loses its digits.
 
 An exact test for zero would miss the continuous cosine schedule, which ends at alpha = 6e-17.
 """
@@ -46,7 +46,7 @@ class Line(ABC):
         return total(self.terms(node, prediction))
 
     def terms(self, node: Node, prediction: Prediction) -> Terms:
-        """The slope as a sum; see `Prediction.terms`."""
+        """The slope as a sum, see `Prediction.terms`."""
         return prediction.terms(*self.shares(node))
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Line(ABC):
 
 @dataclass(frozen=True)
 class Noise(Line):
-    """``z = x/alpha, q = s = sigma/alpha, slope = eps``: regular at the data, singular at pure noise."""
+    """``z = x/alpha, q = s = sigma/alpha, slope = eps``; regular at the data, singular at pure noise."""
 
     def scale(self, node: Node) -> Real:
         """``alpha``."""
@@ -71,7 +71,7 @@ class Noise(Line):
         return node.s
 
     def shares(self, node: Node) -> tuple[Real, Real]:
-        """Of eps alone."""
+        """0 and 1: the slope is eps."""
         return 0.0, 1.0
 
     def node(self, ode: PathODE, q: Real) -> Node:
@@ -79,13 +79,13 @@ class Noise(Line):
         return ode.node_at(-log(q))
 
     def singular(self, node: Node) -> bool | np.ndarray:
-        """Where alpha is below `SMALLEST_ALPHA`."""
+        """Whether alpha is below `SMALLEST_ALPHA`."""
         return node.alpha < SMALLEST_ALPHA
 
 
 @dataclass(frozen=True)
 class Data(Line):
-    """``z = x/sigma, q = alpha/sigma, slope = x0``: regular at pure noise, singular at the data."""
+    """``z = x/sigma, q = alpha/sigma, slope = x0``; regular at pure noise, singular at the data."""
 
     def scale(self, node: Node) -> Real:
         """``sigma``."""
@@ -96,7 +96,7 @@ class Data(Line):
         return divide(node.alpha, node.sigma)
 
     def shares(self, node: Node) -> tuple[Real, Real]:
-        """Of x0 alone."""
+        """1 and 0: the slope is x0."""
         return 1.0, 0.0
 
     def node(self, ode: PathODE, q: Real) -> Node:
@@ -104,13 +104,13 @@ class Data(Line):
         return ode.node_at(log(q))
 
     def singular(self, node: Node) -> bool | np.ndarray:
-        """Where sigma = 0."""
+        """Whether sigma = 0."""
         return node.sigma == 0
 
 
 @dataclass(frozen=True)
 class Rotation(Line):
-    """``z = x/R, q = u = atan2(sigma, c alpha), slope = cos(u) eps - sin(u)/c x0``: regular at both ends.
+    """``z = x/R, q = u = atan2(sigma, c alpha), slope = cos(u) eps - sin(u)/c x0``; regular at both ends.
 
     ``R = sqrt(sigma^2 + c^2 alpha^2)``. For c = 1 the slope is the v-prediction (Salimans & Ho 2022, appendix D), for
     c = sigma_data it is the negated output of EDM's raw network (Karras et al. 2022, table 1).
@@ -140,14 +140,15 @@ class Rotation(Line):
         return ode.node_at(log(np.cos(q)) - log(self.c * np.sin(q)))
 
     def singular(self, node: Node) -> bool | np.ndarray:
-        """Nowhere."""
+        """False: both ends are regular."""
         return False
 
 
 def require_line(solver: object, line: object) -> None:
-    """Raise `TypeError` unless ``line`` is one."""
+    """Raise `TypeError` unless ``line`` is a `Line`."""
     if not isinstance(line, Line):
-        raise TypeError(f"{type(solver).__name__}: line={line!r} is no solvers.Line; pass one such as solvers.Noise()")
+        name = type(solver).__name__
+        raise TypeError(f"{name}: line={line!r} must be a solvers.Line; pass one such as solvers.Noise()")
 
 
 def singular_step(line: Line | None, ode: ODE, a: Node, b: Node) -> bool | np.ndarray:
@@ -159,6 +160,12 @@ def singular_step(line: Line | None, ode: ODE, a: Node, b: Node) -> bool | np.nd
     if line is not None:
         return line.singular(a) | line.singular(b)
     return isinstance(ode, PathODE) and _singular_field(ode, a) | _singular_field(ode, b)
+
+
+def singular_log_snr(a: Node, b: Node) -> bool | np.ndarray:
+    """Whether log-SNR degenerates at a or b: at the data, or at pure noise (alpha below `SMALLEST_ALPHA`)."""
+    noise, data = Noise(), Data()
+    return noise.singular(a) | noise.singular(b) | (data.singular(a) | data.singular(b))
 
 
 def _singular_field(ode: PathODE, node: Node) -> bool | np.ndarray:

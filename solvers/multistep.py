@@ -19,11 +19,13 @@ from solvers.solver import Law, Past, Solver, Step, require_path, require_run, r
 from solvers.sums import Term, advance, pending, single, total
 
 MOST_POINTS = 6
-"""Beyond, the weights of Adams formulas alternate in sign and grow until they amplify what they should cancel."""
+"""The most predictions that a step reads: the weights of longer Adams formulas alternate in sign and grow until they
+amplify what they should cancel."""
 
 CLOSE, CLOSEST = 0.05, 1e-3
-"""Of a step: of two nodes that lie nearer to each other than that, a polynomial passes through the newer one alone; the
-first where states are corrected in between. At the second it would multiply a network's rounding by a thousand."""
+"""Two nodes closer than this fraction of the step are treated as one: the polynomial passes through the newer only.
+CLOSE applies where states are corrected in between. At CLOSEST a network's rounding would be multiplied by a thousand.
+"""
 
 DATA = Node(0.0, 1.0, 0.0)
 """The data, on every path."""
@@ -37,9 +39,9 @@ class Formula(NamedTuple):
 
 
 class Formulas(NamedTuple):
-    """The formulas of n steps: ratios ``(n,)``, weights ``(most, n)``, and how many of them each has, 0 for DDIM's.
+    """The formulas of n steps: ratios ``(n,)``, weights ``(most, n)``, and each one's number of weights, 0 for DDIM.
 
-    Where samples keep their own times all have one more dimension, ``(n, B)``.
+    Where samples keep their own times, all have one more dimension, ``(n, B)``.
     """
 
     ratio: Array
@@ -47,7 +49,7 @@ class Formulas(NamedTuple):
     reads: np.ndarray
 
     def each(self) -> list[Formula | None]:
-        """One by one, of floats where all samples share their times: no coefficient reaches a tensor as a 0-d array."""
+        """One by one, in floats if all samples share their times: no coefficient reaches a tensor as a 0-d array."""
         counts = self.reads.max(axis=tuple(range(1, self.reads.ndim)), initial=0).tolist()
         columns = (self.ratio, np.moveaxis(self.weights, 0, 1))
         ratios, rows = (values.tolist() if self.reads.ndim == 1 else list(values) for values in columns)
@@ -58,10 +60,10 @@ class Formulas(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What a step needs of the grid: the formula that ends at b, which is None for a DDIM step.
+    """What a step needs of the grid: the formula that ends at b, or None for a DDIM step.
 
-    Where samples keep their own times, ``reads`` says how many predictions each one's predictor reads, ``(B,)``, and
-    with none its step is DDIM's.
+    Where samples keep their own times, ``reads`` is the number of predictions that each one's predictor reads,
+    ``(B,)``; 0 means a DDIM step.
     """
 
     formula: Formula | None
@@ -69,10 +71,10 @@ class Move(NamedTuple):
 
 
 class History(NamedTuple):
-    """The run of a multistep method: the moves of the grid and the number of the next, and what it remembers.
+    """The run of a multistep method: the moves of the grid, the number of the next, and the history.
 
     ``nodes`` and ``slopes``, a factor and a tensor each, are those of past evaluations along ``line``, newest first;
-    ``predicted`` says whether a step of this method led to the present state, so that a corrector can correct it.
+    ``predicted`` is True if a step of this method led to the current state, so that a corrector can correct it.
     """
 
     line: Line
@@ -91,35 +93,35 @@ class ExponentialAdams(Solver):
 
         x_b = (scale_b/scale_a) x_a + scale_b sum_j w_j slope_j,    w_j = integral_{q_a}^{q_b} L_j(v(q)) dq
 
-    one call per step. Its settings are the field's multistep samplers: on the data line with v = log-SNR the
+    one call per step. Its settings give the field's multistep samplers: on the data line with v = log-SNR it is the
     exponential Adams method of Hochbruck & Ostermann 2011 ("Exponential multistep methods of Adams-type") that
     DPM-Solver++ and UniPC use (Lu et al. 2022; Zhao et al. 2023), on the noise line with v = t it is DEIS (Zhang & Chen
     2023).
 
-    With ``corrector=True`` the state at a is corrected, before b is predicted, by the polynomial that passes through
-    the prediction made there as well (Adams-Moulton with the one evaluation that the predictor makes anyway: PEC).
-    Predictor and corrector set out from one state, so that they differ by slopes alone, and the correction of weights
-    c from a prediction of weights p costs no operation of its own:
+    With ``corrector=True`` the state at a is corrected, before b is predicted, by the polynomial that also passes
+    through the prediction made there (Adams-Moulton with the one evaluation that the predictor makes anyway: PEC).
+    Predictor and corrector start from the same state and differ by slopes only, so that correcting a prediction with
+    weights p to the weights c costs no operation of its own:
 
         x_b = (scale_b/scale_a) (x_a + sum_j (c_j - p_j) slope_j) + scale_b sum_j w_j slope_j
 
-    N steps are N calls, and the result is the last prediction. Of two nodes that nearly coincide, beside the step
-    ahead, polynomials pass through the newer one alone.
+    N steps are N calls, and the result is the last prediction. Of two nodes that nearly coincide, compared with the
+    step ahead, polynomials pass through the newer one only.
 
-    The first steps have fewer predictions to go by, so the order rises from 1; ``past`` gives exact ones. A step that
+    The first steps have fewer predictions to read, so the order rises from 1; ``past`` gives exact ones. A step that
     leaves or reaches a singular node of the line, or one where the variable is infinite, is a DDIM step, and no
     polynomial passes through such a node.
 
     Args:
-        order: of the method, from exact history and with its corrector: the number of predictions that the polynomial
+        order: the order from exact history and with the corrector: the number of predictions that the polynomial
             passes through, 1 to 6 (with a corrector 2 to 7, one fewer for the predictor).
         line: the change of variables.
-        variable: of the polynomial: "log_snr" (whose polynomials are those in log s), "s", "t", "angle", "asinh" (of
-            s/c, which is log s far from the data and regular there; c is that of a `Rotation`, otherwise 1), the line's
-            own "q", or "index", the constant weights of a uniform grid, which are not consistent on another.
+        variable: the polynomial's variable: "log_snr" (whose polynomials are those in log s), "s", "t", "angle",
+            "asinh" (of s/c, which is log s far from the data and regular there; c is that of a `Rotation`, otherwise
+            1), the line's own "q", or "index", the constant weights of a uniform grid, inconsistent on any other.
         corrector: whether to correct.
         lower_order_below: on a grid with fewer steps than this, no step passes its polynomial through more predictions
-            than there are steps left, itself included and, on the data line, the closing one: the last is of order 1. 0
+            than there are steps left, including itself and, on the data line, the closing one: the last has order 1. 0
             keeps the order to the end.
     """
 
@@ -147,22 +149,22 @@ class ExponentialAdams(Solver):
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """Constant weights on uneven nodes have no order."""
+        """An order, except for constant weights, which have none on uneven nodes."""
         return "bounded" if self.variable == "index" else "order"
 
     @property
     def own_start_order(self) -> int:
-        """The first step is DDIM's, whose one error of h^2 stays; its correction makes it h^3."""
+        """At most 2, because the error h^2 of the first step, a DDIM step, remains; its correction makes it h^3."""
         return min(self.order, 3 if self.corrector and not self.uncorrected else 2)
 
     @property
     def carries_on(self) -> bool:
-        """Unless a step depends on its place in the grid."""
+        """Whether no step depends on its place in the grid."""
         return self.lower_order_below == 0 and self.uncorrected == 0
 
     @property
     def one_step(self) -> bool:
-        """Where no step reads a second prediction."""
+        """Whether no step reads a second prediction."""
         return self.points == 1 and not self.corrector
 
     @property
@@ -172,7 +174,7 @@ class ExponentialAdams(Solver):
 
     @property
     def points(self) -> int:
-        """Predictions that the predictor reads."""
+        """The number of predictions that the predictor reads."""
         return self.order - self.corrector
 
     @classmethod
@@ -210,7 +212,10 @@ class ExponentialAdams(Solver):
         if state is not None:
             require_run(self, state, History, "history")
             if state.line != self.line:
-                raise ValueError(f"state: its slopes are those along {state.line}, and {self} reads {self.line}'s")
+                raise ValueError(
+                    f"state: its slopes are along {state.line}, but {self} reads those along {self.line}; pass the "
+                    "state of a solver on the same line"
+                )
             moves = kept_plan(self, ode, state.nodes, tuple(nodes), state.predicted, None, after)
             return state._replace(moves=moves, next=0)
         exact = _checked_past(self, past, x)
@@ -230,10 +235,10 @@ class ExponentialAdams(Solver):
         newest = pending(self.line.terms(a, prediction))
         frozen = None if move.reads is None or move.reads.all() else _rows(move.reads == 0, x)
         if frozen is not None:
-            # Those rows' slopes may be infinite, and their weights are zero.
+            # The slopes of these rows may be infinite, and their weights are zero.
             newest = [(1.0, torch.where(frozen, 0.0, total(newest)))]
         ddim = None if frozen is None else prediction.mix(b.alpha, b.sigma)
-        # What the network returned would be one more state beside the slopes that are kept.
+        # The network's output would be one more state beside the slopes that are kept.
         del prediction
         slope, end = advance((move.formula.ratio, x), move.formula.weights, newest, state.slopes)
         slopes = (slope, *state.slopes)
@@ -258,17 +263,17 @@ class ExponentialAdams(Solver):
         most: np.ndarray | None = None,
         after: int = 0,
     ) -> tuple[Move, ...]:
-        """The moves between ``nodes``, given those of the history, newest first.
+        """The moves between ``nodes``, after the ``earlier`` nodes of the history, newest first.
 
-        ``predicted`` says whether the step that led to ``nodes[0]`` can still be corrected; ``most``, if it is given,
-        how many predictions each step reads at most, fewer than `points`; ``after`` counts the steps of the grid that
-        follow these, the closing one.
+        ``predicted`` is True if the step that led to ``nodes[0]`` can still be corrected; ``most``, if given, limits
+        the number of predictions that each step reads below `points`; ``after`` is the number of steps of the grid
+        that follow these: 1 for a closing step.
         """
         first, steps = len(earlier), len(nodes) - 1
         stack = _stacked([*reversed(earlier), *nodes])
         usable = self.usable(stack)
         _require_monotone(self, stack, usable, first)
-        # A step reads no more predictions than follow one another without a singular node, and none if it reaches one.
+        # A step reads no predictions from before a singular node, and none at all if it reaches one.
         place = np.arange(len(usable)).reshape(-1, *(1,) * (usable.ndim - 1))
         used = np.minimum(place - np.maximum.accumulate(np.where(usable, -1, place)), self.points)[:-1] * usable[1:]
         if steps + after < self.lower_order_below:
@@ -277,7 +282,7 @@ class ExponentialAdams(Solver):
             used[first:] = np.minimum(used[first:], most)
         read = np.arange(self.points).reshape(-1, *(1,) * used.ndim) < used
         read &= ~self._shadowed(stack)
-        # The step that led to a node is corrected there: the plan sets out one step earlier if that is yet to be done.
+        # The step that led to a node is corrected there: the plan begins one step earlier if that is yet to be done.
         led = first - predicted
         planned = self._formulas(ode, stack, read, range(led, first + steps), corrector=False)
         if self.corrector:
@@ -300,8 +305,8 @@ class ExponentialAdams(Solver):
     def _shadowed(self, stack: Node) -> np.ndarray:
         """Which of the latest slopes, newest first, each step leaves out: those `CLOSE` behind the next that it reads.
 
-        What is between the two is divided by the distance of the nodes, and multiplied by the length of the step; where
-        states are corrected, one slope was made before a correction and the other after it.
+        The difference of the two slopes is divided by the distance of the nodes and multiplied by the length of the
+        step; where states are corrected, one slope was evaluated before a correction and the other after it.
         """
         close = CLOSE if self.corrector else CLOSEST
         places = np.asarray(value(self.variable, self.line, stack))
@@ -344,10 +349,9 @@ class ExponentialAdams(Solver):
 
 
 def closed_by_own_step(ode: Any, line: Line) -> bool:
-    """Whether a closing step follows that is the one which a method on ``line`` would itself take to the data.
+    """Whether a closing step follows that a method on ``line`` would take itself: a DDIM step, if the line is singular.
 
-    DDIM's, where the line is singular there. On other lines it comes after the method's last step, as
-    ``denoise_to_zero`` does in the reference code of DPM-Solver.
+    On other lines it comes after the method's last step, as ``denoise_to_zero`` does in DPM-Solver's reference code.
     """
     return denoised_after(ode) and bool(line.singular(DATA))
 
@@ -384,14 +388,14 @@ def _stacked(nodes: Sequence[Node]) -> Node:
 
 
 def _require_monotone(solver: ExponentialAdams, stack: Node, usable: np.ndarray, first: int) -> None:
-    """Raise `ValueError` where two nodes coincide, or the history lies ahead: no polynomial passes through them."""
+    """Raise `ValueError` if two nodes coincide or the history lies ahead: no polynomial passes through them."""
     with np.errstate(invalid="ignore"):
         change = np.sign(np.diff(np.asarray(value(solver.variable, solver.line, stack)), axis=0))
     change = np.where(usable[1:] & usable[:-1], change, np.nan)
     forwards, backwards = change > 0, change < 0
     wrong = (change == 0) | (backwards & forwards.any(axis=0)) | (forwards & backwards.any(axis=0))
     if wrong.any():
-        # Of a history that lies ahead, the step away from it is wrong as well as the history's own.
+        # If the history lies ahead, both its own steps and the step away from it are wrong.
         i = int(np.argmax(wrong.reshape(len(wrong), -1).any(axis=1)))
         name, nodes = ("times", f"nodes {i - first} and {i + 1 - first}") if i >= first else ("past", "its nodes")
         raise ValueError(
@@ -404,6 +408,6 @@ def _checked_past(solver: ExponentialAdams, past: Past, x: Tensor) -> Past:
     """As many exact pairs as the first step reads, newest first."""
     require_states(past, x)
     nearest = past[: solver.points - 1]
-    # What lies behind a singular node is not read, and the node itself need not have a prediction.
+    # Nothing behind a singular node is read, and the node itself need not have a prediction.
     usable = [bool(solver.usable(_stacked([node])).any()) for node, _ in nearest]
     return nearest[: usable.index(False)] if False in usable else nearest

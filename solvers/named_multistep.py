@@ -15,10 +15,11 @@ from solvers.real import log
 from solvers.solver import Solver
 
 LOWER_ORDER_BELOW = 15
+"""The default number of steps below which a grid ends in lower orders, as in diffusers."""
 
 
 def half_weights(line: Line, a: Node, b: Node, nodes: Sequence[Node], measure: Array) -> list[Array]:
-    """Two-point weights with the coefficient 1/2 that the exact one approaches for small steps.
+    """Two-point weights with the coefficient 1/2, which the exact one approaches for small steps.
 
         integral slope dq = (q_b - q_a) slope_a + measure / (2 r) (slope_other - slope_a)
 
@@ -48,13 +49,13 @@ class DPMSolver(ExponentialAdams):
 
     Args:
         order: 1 to 3, the number of predictions, except with ``halved``.
-        form: of steps with two predictions. "heun" is consistent; "midpoint", diffusers' default, puts 1/2 for the
-            coefficient phi_2/phi_1 that the integral of the linear term has.
+        form: the form of steps with two predictions. "heun" is consistent; "midpoint", diffusers' default, replaces the
+            coefficient phi_2/phi_1 of the linear term's integral by 1/2.
         halved: in steps with three predictions, take half of the second difference, as diffusers does: a method of
             ``order=2`` that is called 3M.
         lower_order_below: grids shorter than this end in lower orders, see `ExponentialAdams`. The default, 15, is that
-            of diffusers (the reference code has 10): few steps in log-SNR end in one too long to extrapolate over. With
-            0 the order is kept, and one solve can carry on another.
+            of diffusers (the reference code has 10): on few steps in log-SNR the last is too long to extrapolate over.
+            With 0 the order is kept, and one solve can carry on another.
     """
 
     order: int = 3  # type: ignore[misc]
@@ -70,7 +71,7 @@ class DPMSolver(ExponentialAdams):
         name = type(self).__name__
         require_whole(f"{type(self).__name__}: order", self.order, 1, 3)
         if self.form not in ("heun", "midpoint"):
-            raise ValueError(f'{name}: form={self.form!r} is unknown; "heun" is consistent, "midpoint" has 1/2 for it')
+            raise ValueError(f'{name}: form={self.form!r} is unknown; use "heun", which is consistent, or "midpoint"')
         if self.halved and self.order != 2:
             raise ValueError(
                 f"{name}: halved=True reads three predictions and is of order 2, not order={self.order}; pass order=2, "
@@ -81,7 +82,7 @@ class DPMSolver(ExponentialAdams):
 
     @property
     def points(self) -> int:
-        """As many as the order, and with ``halved`` three."""
+        """The order, or three with ``halved``."""
         return 3 if self.halved else self.order
 
     @classmethod
@@ -91,7 +92,7 @@ class DPMSolver(ExponentialAdams):
         return [*(cls(order) for order in (1, 2, 3)), *published, cls(3, lower_order_below=0)]
 
     def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
-        """Those of exponential Adams, but for the published forms."""
+        """The weights of exponential Adams, or those of the published forms."""
         if len(nodes) == 2 and self.form == "midpoint":
             change = np.asarray(self.line.q(b)) - np.asarray(self.line.q(a))
             return half_weights(self.line, a, b, nodes, change)
@@ -104,7 +105,7 @@ class DPMpp(DPMSolver):
     """DPM-Solver++, multistep: the data as a polynomial in log-SNR (Lu et al. 2022, "DPM-Solver++", eq. 9).
 
     ``order=1`` is DDIM. The published 2M (algorithm 2 of the paper) is ``DPMpp(2, form="midpoint")``; the 3M of its
-    reference code and of diffusers is ``DPMpp(2, halved=True)``, which is of order 2. The consistent forms of 2M and 3M
+    reference code and of diffusers is ``DPMpp(2, halved=True)``, which has order 2. The consistent forms of 2M and 3M
     are the default. See `DPMSolver` for the settings.
     """
 
@@ -115,22 +116,21 @@ class DPMpp(DPMSolver):
 class UniPC(ExponentialAdams):
     """UniPC-p (Zhao et al. 2023, "UniPC", algorithms 1 and 2): p predictions, then a correction without another call.
 
-    The predictor UniP-p is exponential Adams through p predictions, the corrector UniC-p passes through the new one as
-    well, which raises the order to p + 1; from its own start it is 3 at most. Where the coefficients rho solve their
-    linear system, the method does not depend on the function B(h) at all: that is the default. The reference code and
-    diffusers put rho = 1/2 wherever there are two points, in UniP-2 and UniC-1, and there B(h) matters: ``"bh1"`` is
-    B(h) = h, ``"bh2"`` is B(h) = e^h - 1, for h the change of log-SNR on the noise line and its negative on the data
-    line.
+    The predictor UniP-p is exponential Adams through p predictions; the corrector UniC-p also passes through the new
+    one, which raises the order to p + 1; from its own start it is at most 3. If the coefficients rho solve their linear
+    system, the default, the method does not depend on the function B(h) at all. The reference code and diffusers set
+    rho = 1/2 wherever there are two points, in UniP-2 and UniC-1, and there B(h) matters: ``"bh1"`` is B(h) = h,
+    ``"bh2"`` is B(h) = e^h - 1, where h is the change of log-SNR on the noise line and its negative on the data line.
 
     Args:
-        p: the predictions that the predictor reads, 1 to 6; ``order`` is p + 1.
+        p: the number of predictions that the predictor reads, 1 to 6; ``order`` is p + 1.
         rho: "solved", "bh1" or "bh2".
-        line: that of the data, or `Noise` for UniPC on the predicted noise.
-        lower_order_below: see `DPMSolver`. The reference code and diffusers lower the order at the end of every grid,
-            which is math.inf, and leaves a method of order 2.
-        uncorrected: how many of the first states of a grid keep their prediction, diffusers' ``disable_corrector=[0,
-            ..., uncorrected - 1]``: under strong guidance corrections between the first, long steps may do harm. From
-            its own start the method is then of order 2.
+        line: `Data`, or `Noise` for UniPC on the predicted noise.
+        lower_order_below: see `DPMSolver`. The reference code and diffusers lower the order at the end of every grid:
+            that is math.inf, and leaves a method of order 2.
+        uncorrected: the number of first states of a grid that keep their prediction, ``disable_corrector=[0, ...,
+            uncorrected - 1]`` in diffusers: under strong guidance, corrections between the first, long steps may do
+            harm. From its own start the method then has order 2.
     """
 
     order: int = field(init=False, repr=False)  # type: ignore[misc]
@@ -160,7 +160,7 @@ class UniPC(ExponentialAdams):
         return [*solved, *halves, cls(3, lower_order_below=0), cls(2, uncorrected=2)]
 
     def weights(self, ode: PathODE, a: Node, b: Node, nodes: Sequence[Node]) -> list[Array]:
-        """Those of exponential Adams, or rho = 1/2 for two points."""
+        """The weights of exponential Adams, or those with rho = 1/2 for two points."""
         if self.rho == "solved" or len(nodes) != 2:
             return super().weights(ode, a, b, nodes)
         q_a, q_b = (np.asarray(self.line.q(node)) for node in (a, b))
@@ -179,7 +179,7 @@ class DEIS(ExponentialAdams):
     Args:
         order: the number of predictions, 1 to 6.
         variable: "t", or "log_snr", whose polynomials are those in log s.
-        lower_order_below: see `ExponentialAdams`; diffusers has 15, for its polynomials in log s.
+        lower_order_below: see `ExponentialAdams`; diffusers has 15 for its polynomials in log s.
     """
 
     order: int = 4  # type: ignore[misc]
@@ -204,10 +204,10 @@ class DEIS(ExponentialAdams):
 class LMS(ExponentialAdams):
     """The linear multistep method of k-diffusion (Crowson 2022): the noise as a polynomial in s = sigma/alpha.
 
-    Plain Adams-Bashforth of variable step on dy/ds = eps. This is also what iPNDM_v (Zhou et al. 2024, "Fast ODE-based
-    sampling", iPNDM of variable step) is meant to be: the code that its authors published has the same weights on even
-    grids and for two predictions; from three on a misplaced bracket gives it others on uneven grids, not consistent
-    beyond the second order.
+    Plain Adams-Bashforth of variable step on dy/ds = eps. iPNDM_v (Zhou et al. 2024, "Fast ODE-based sampling", iPNDM
+    of variable step) is meant to be the same: its authors' published code has the same weights on even grids and for
+    two predictions; with three or more, a misplaced bracket gives it other weights on uneven grids, which are not
+    consistent beyond the second order.
     """
 
     order: int = 4  # type: ignore[misc]
@@ -217,7 +217,7 @@ class LMS(ExponentialAdams):
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
-        """The usual order and the first of its orders that has a history."""
+        """The usual order and the lowest one with a history."""
         return [cls(), cls(2)]
 
 
@@ -225,8 +225,8 @@ class LMS(ExponentialAdams):
 class IPNDM(ExponentialAdams):
     """iPNDM (Zhang & Chen 2023; its constant weights from Liu et al. 2022, "PNDM", eq. 12): Adams of an even grid.
 
-    The noise line with the weights (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24 whatever the spacing of the nodes.
-    On uneven ones they are not consistent beyond the first order, and yet at few calls they often beat those that are.
+    The noise line with the weights (3, -1)/2, (23, -16, 5)/12, (55, -59, 37, -9)/24, whatever the spacing of the nodes.
+    On uneven nodes they are not consistent beyond the first order, yet at few calls they often beat weights that are.
     """
 
     order: int = 4  # type: ignore[misc]

@@ -5,9 +5,8 @@ needs the integrals of the products, ``(n, B)``, and the weights ``(n, n, B)`` w
 the divided differences: those of ``f[q_0 ... q_m]`` are row m. The orders share both, and term m is what node m adds.
 Products of differences lose no digits, whatever the spacing, where a Vandermonde system would.
 
-``nodes`` are ``(n, B)`` and differ, ``a`` and ``b`` are ``(B,)``. The samples come last: what is computed for all of
-them at once lies side by side, and only elementwise operations and sums over other axes touch it, so that the bits of a
-sample do not depend on the batch.
+``nodes`` are ``(n, B)`` and distinct, ``a`` and ``b`` are ``(B,)``. The sample axis is last, and only elementwise
+operations and sums over other axes are used, so that the bits of a sample do not depend on the batch.
 """
 
 from functools import cache
@@ -33,7 +32,7 @@ def newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndar
 def step_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> tuple[np.ndarray, np.ndarray]:
     """`newton_integrals` over ``nodes``, ``(n, B)``, and over b followed by ``nodes``, ``(n + 1, B)``.
 
-    The products with b are those without it times ``q - b``. The rule is given, so that n changes no bit.
+    The products with b are those without it times ``q - b``. The rule is an argument, so that n changes no bit.
     """
     points, rule = gauss
     x = a + (b - a) * points
@@ -45,11 +44,11 @@ def step_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule)
 def odd_newton_integrals(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> np.ndarray:
     """The integrals from a to b of ``q prod_{i < m} (q^2 - q_i^2)``, ``(n, B)``, for odd polynomials ``q p(q^2)``.
 
-    The divided differences are those of ``f(q_i)/q_i`` over ``q_i^2``. The rule is given, as in `step_integrals`.
+    The divided differences are those of ``f(q_i)/q_i`` over ``q_i^2``. The rule is an argument, as in `step_integrals`.
     """
     points, rule = gauss
     x = a + (b - a) * points
-    # One after the other: a plain sum would pair the points of a sample alone, and not those of several.
+    # Accumulated one by one: a plain sum would pair the points of a single sample, but not those of several.
     return np.asarray(np.add.accumulate(_products(nodes**2, x**2, (b - a) * rule * x), axis=1)[:, -1])
 
 
@@ -62,7 +61,7 @@ def divided_differences(nodes: np.ndarray) -> np.ndarray:
 
 
 def with_node_in_front(differences: np.ndarray, nodes: np.ndarray, node: np.ndarray) -> np.ndarray:
-    """The `divided_differences` of ``node`` followed by ``nodes``, from those of ``nodes``: a further factor each."""
+    """The `divided_differences` of ``node`` followed by ``nodes``, from those of ``nodes`` by one more factor each."""
     distances = nodes - node
     found = np.zeros((len(nodes) + 1, len(nodes) + 1, len(node)))
     np.divide(differences, distances, out=found[1:, 1:])
@@ -78,7 +77,7 @@ def newton_weights(integrals: np.ndarray, differences: np.ndarray, used: np.ndar
 
 
 def odd_terms(nodes: np.ndarray, a: np.ndarray, b: np.ndarray, gauss: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """Integrals and differences of the odd polynomial ``q p(q^2)``, which runs through the values over q."""
+    """Integrals and differences of the odd polynomial ``q p(q^2)``, where p interpolates the values over q."""
     return odd_newton_integrals(nodes, a, b, gauss), divided_differences(nodes**2) / nodes
 
 

@@ -1,4 +1,4 @@
-"""The states at the nodes of a grid, where every sample passes them in its own time."""
+"""The states at the nodes of a grid, where every sample passes them at its own pace."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ from solvers.transfer import index_on
 
 
 class Passed:
-    """The states at ``count`` nodes, each kept from the first sample that passes it until the last has.
+    """The states at ``count`` nodes, each kept from the first sample that passes it until the last has passed.
 
-    ``following`` ``(B,)`` numbers the node that lies ahead of each sample.
+    ``following`` ``(B,)`` is the number of the next node of each sample.
     """
 
     def __init__(self, x: Tensor, count: int) -> None:
@@ -21,7 +21,7 @@ class Passed:
         self.last = x.clone()  # the states of samples that go no further
 
     def put(self, ids: np.ndarray, states: Tensor) -> None:
-        """Samples ``ids`` pass the nodes ahead of them in ``states``."""
+        """Record that the samples ``ids`` pass their next nodes in ``states``."""
         numbers = self.following[ids]
         for number in np.unique(numbers):
             mine = numbers == number
@@ -30,7 +30,7 @@ class Passed:
         self.following[ids] += 1
 
     def stay(self, ids: np.ndarray, states: Tensor) -> None:
-        """Samples ``ids`` go no further: they have those states at all nodes that they did not reach."""
+        """Record that the samples ``ids`` go no further: ``states`` hold at all nodes that they did not reach."""
         self.last[index_on(states.device, ids)] = states
         for number, found in self.found.items():
             behind = number >= self.following[ids]
@@ -38,7 +38,7 @@ class Passed:
             found[rows] = states[of]
 
     def by_all(self, ids: np.ndarray) -> Iterator[Tensor]:
-        """The states at nodes that none of the samples ``ids`` has ahead, but for the last node."""
+        """The states at nodes that all of the samples ``ids`` have passed, except the last node."""
         while self.yielded < min(int(self.following[ids].min()), self.count - 1):
             yield self._next()
 

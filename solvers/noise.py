@@ -15,7 +15,7 @@ WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 AT_ONCE = 2**14
-"""Counters whose words stay in the cache: two to three times as fast as all together, in little memory."""
+"""How many counters are processed at once: their words stay in the cache, two to three times as fast as all at once."""
 
 
 def philox(counters: tuple[np.ndarray, ...], key: tuple[int, int], rounds: int = 10) -> tuple[np.ndarray, ...]:
@@ -49,7 +49,7 @@ def normal(seed: int, samples: np.ndarray, counter: int, size: int) -> np.ndarra
         row, block = np.divmod(np.arange(begin, begin + len(part)), blocks)
         counters = (block.astype(np.uint64), np.full(len(part), counter, np.uint64), ids[row] & WORD, ids[row] >> HALF)
         words = philox(counters, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-        # The half keeps the uniforms inside (0, 1): the logarithm below is finite.
+        # The half keeps the uniforms inside (0, 1), so that the logarithm below is finite.
         u0, u1, u2, u3 = ((word + 0.5) * 2.0**-32 for word in words)
         r0, r2 = np.sqrt(-2 * np.log(u0)), np.sqrt(-2 * np.log(u2))
         t1, t3 = 2 * math.pi * u1, 2 * math.pi * u3
@@ -62,7 +62,7 @@ class NoiseStream:
     """A source of normal noise that no batch size, order or sharding can change.
 
     ``seed`` is a whole number in [0, 2^64); ``samples`` are the ids of the batch's samples, 0..B-1 unless given;
-    ``counter`` is the next draw's number. Draw 0 is the starting noise of `odediff.sample`.
+    ``counter`` is the next draw's number: if draw 0 is the starting noise, solve with the stream that `draw` returns.
     """
 
     seed: int
@@ -84,7 +84,7 @@ class NoiseStream:
             return np.arange(batch)
         if len(self.samples) != batch:
             raise ValueError(
-                f"NoiseStream: samples has {len(self.samples)} ids and the batch {batch} rows; give one id for each row"
+                f"NoiseStream: samples has {len(self.samples)} ids and the batch {batch} rows; pass one id for each row"
             )
         return np.asarray(self.samples, dtype=np.int64)
 
@@ -92,7 +92,7 @@ class NoiseStream:
         """Return noise in the shape, dtype and device of ``like``, and the stream that draws next.
 
         Raises:
-            TypeError: ``like`` is no tensor, or holds whole numbers, which noise would be cut to.
+            TypeError: ``like`` is not a tensor, or its dtype is not a floating-point one.
         """
         if not isinstance(like, Tensor):
             raise TypeError(f"x must be a torch.Tensor of shape (B, ...), not {type(like).__name__}")

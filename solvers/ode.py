@@ -32,14 +32,14 @@ class Node(NamedTuple):
 
     @property
     def angle(self) -> Real:
-        """``atan2(sigma, alpha)``, from 0 at the data to pi/2 at alpha = 0: regular at both ends."""
+        """``atan2(sigma, alpha)``, from 0 at the data to pi/2 at alpha = 0; regular at both ends."""
         return native(np.arctan2(self.sigma, self.alpha))
 
 
 class Prediction:
-    """What the network sees in a state: the data ``x0`` and the noise ``eps`` of ``x = alpha x0 + sigma eps``.
+    """What the network predicts from a state: the data ``x0`` and the noise ``eps`` of ``x = alpha x0 + sigma eps``.
 
-    Each may be given as a function without arguments. It is called on first use, so that a method which reads only one
+    Each may be given as a function without arguments. It is called on first use, so that a method that reads only one
     of the two never pays for the other.
     """
 
@@ -63,12 +63,12 @@ class Prediction:
         return self._eps
 
     def terms(self, data: Real, noise: Real) -> Terms:
-        """``data x0 + noise eps`` as a sum over what is there: a network's prediction has the state and its output."""
+        """``data x0 + noise eps`` as a sum over the tensors at hand: for a network, the state and its output."""
         parts = ((data, lambda: self.x0), (noise, lambda: self.eps))
         return [(share, part()) for share, part in parts if not is_zero(share)] or [(0.0, self.x0)]
 
     def mix(self, data: Real, noise: Real) -> Tensor:
-        """``data x0 + noise eps``, a tensor of its own."""
+        """``data x0 + noise eps`` as a new tensor."""
         return combine(*self.terms(data, noise))
 
 
@@ -82,8 +82,8 @@ class ODE(ABC):
     def __call__(self, t: Any, x: Tensor) -> Tensor:
         """Return dx/dt in the shape of ``x``, ``(B, ...)``.
 
-        ``t`` is a float or, from methods whose samples keep their own times, what `PathODE` works with, a ``(B,)``
-        array; any other ODE gets a tensor ``(B, 1, ...)`` in the dtype of ``x`` that broadcasts against it.
+        ``t`` is a float. Methods whose samples keep their own times pass a ``(B,)`` array to a `PathODE`, and to any
+        other ODE a tensor ``(B, 1, ...)`` in the dtype of ``x``, which broadcasts against it.
         """
 
     def node(self, t: Real) -> Node:
@@ -91,35 +91,35 @@ class ODE(ABC):
         return Node(t, math.nan, math.nan)
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
-        """The nodes of a grid; a path that finds them all at once in less time overrides this."""
+        """The nodes of a grid; a path that finds all of them faster together overrides this."""
         return [self.node(t) for t in times]
 
     def rows(self, index: Tensor) -> Any:
-        """The same problem for the samples ``index`` alone; an ODE with data of its own per sample overrides this."""
+        """The same problem for the samples ``index`` alone; an ODE with data for each sample overrides this."""
         return self
 
-    def require_batch(self, batch: int) -> None:  # noqa: B027  most have none
-        """Raise `ValueError` unless the data of its own, if there are any, are those of so many samples."""
+    def require_batch(self, batch: int) -> None:  # noqa: B027  most hold no data for each sample
+        """Raise `ValueError` if the ODE holds data for each sample, and not for ``batch`` of them."""
 
 
 class PathODE(ODE):
     """The probability-flow ODE of a path, ``dx/dt = alpha'(t) x0(x, t) + sigma'(t) eps(x, t)``.
 
-    It is the path ``x = alpha x0 + sigma eps`` with the predictions put in for the data and the noise
+    It is the path ``x = alpha x0 + sigma eps`` with the predictions substituted for the data and the noise
     (Song et al. 2021, "Score-based generative modeling through SDEs", eq. 13, rewritten).
     """
 
     end: Node | None = None
-    """The node below which predictions are not relied on, and data are what denoising there gives; None if there is
-    none."""
+    """The node below which predictions are unreliable, so that denoising from it gives the data; None: reliable down to
+    the data."""
 
     amplification: float = 1.0
-    """How many times as large as those of a network's pass a prediction's errors are: sqrt(w^2 + (w - 1)^2) under
-    classifier-free guidance ``u + w (c - u)``, where the two passes err independently."""
+    """The ratio of a prediction's error to the error of one network pass: sqrt(w^2 + (w - 1)^2) under classifier-free
+    guidance ``u + w (c - u)``, where the errors of the two passes are independent."""
 
     @abstractmethod
     def predict(self, node: Node, x: Tensor) -> Prediction:
-        """Split ``x`` at ``node`` into data and noise, by one call of the network."""
+        """Split ``x`` at ``node`` into data and noise by one call of the network."""
 
     @abstractmethod
     def node(self, t: Real) -> Node:
@@ -134,7 +134,7 @@ class PathODE(ODE):
         """``alpha'(t)`` and ``sigma'(t)``."""
 
     def coordinates(self) -> "Coordinates | None":
-        """The path by itself, for which the coefficients of grids are kept between solves; None if they are not."""
+        """The path by itself, for which grid coefficients are cached between solves; None disables the cache."""
         return None
 
     def __call__(self, t: Real, x: Tensor) -> Tensor:
@@ -149,20 +149,20 @@ class Coordinates(PathODE):
     path: Any
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
-        """Refused."""
-        raise TypeError(f"{self.path} is a path alone: a plan of a grid predicts nothing")
+        """Raise `TypeError`: there are no predictions."""
+        raise TypeError(f"{self.path} is a path alone, without predictions; plan a grid from the nodes only")
 
     def node(self, t: Real) -> Node:
-        """The path's."""
+        """The path's node."""
         found: Node = self.path.node(t)
         return found
 
     def node_at(self, log_snr: Real) -> Node:
-        """The path's."""
+        """The path's node."""
         found: Node = self.path.node_at(log_snr)
         return found
 
     def rates(self, t: Real) -> tuple[Real, Real]:
-        """The path's."""
+        """The path's rates."""
         found: tuple[Real, Real] = self.path.rates(t)
         return found

@@ -1,4 +1,4 @@
-"""Plans of grids, kept: a solve on a grid that was solved on before computes no coefficient anew."""
+"""A cache of grid plans: solving again on the same grid recomputes no coefficients."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from solvers.ode import ODE, Coordinates, PathODE
 
 MOST = 64
-"""Plans that are kept, those that were asked for last."""
+"""How many plans are kept, the most recently used ones."""
 
 
 def kept_plan(solver: Any, ode: ODE, *grid: Any) -> Any:
-    """``solver.plan(ode, *grid)``, which may depend on the path of ``ode`` and on nothing else of it.
+    """``solver.plan(ode, *grid)``, which may depend on the path of ``ode`` but on nothing else of it.
 
-    Plans for samples that keep their own times are made anew: arrays are no keys.
+    Plans for samples that keep their own times are not cached: arrays cannot be keys.
     """
     path = ode.coordinates() if isinstance(ode, PathODE) else None
     key = (solver, path, *grid)

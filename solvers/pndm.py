@@ -1,4 +1,4 @@
-"""PNDM: constant-weight Adams that makes its own history by a Runge-Kutta start."""
+"""PNDM: constant-weight Adams with a Runge-Kutta start."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,9 @@ from solvers.solver import Solver, Step
 from solvers.sums import combine, total
 
 STAGES = ((0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6))
-"""Of Kutta's classical method: where in t each stage lies, reached with the previous stage's slope, and its weight."""
+"""The stages of Kutta's classical method: each one's place in t, reached with the previous slope, and its weight."""
 TRAPEZOID = ((0.0, 1 / 2), (1.0, 1 / 2))
+"""The stages of the improved Euler method, in the same form."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class PNDM(IPNDM):
         e_3 = eps(m, move(x, a -> m, e_2)),    e_4 = eps(b, move(x, a -> b, e_3))
         x_b = move(x, a -> b, (e_1 + 2 e_2 + 2 e_3 + e_4) / 6),    move: a DDIM step with the noise given
 
-    ``warm_up="improved_euler"`` is PLMS, as latent diffusion has it and diffusers with skip_prk_steps: one step by the
-    average of the slopes at both ends, of two calls, then as many predictions as there are.
+    ``warm_up="improved_euler"`` is PLMS, as in latent diffusion and in diffusers with skip_prk_steps: one step with the
+    average of the slopes at both ends, of two calls, and then as many predictions as there are.
     """
 
     order: int = field(default=4, init=False, repr=False)  # type: ignore[misc]
@@ -51,22 +52,22 @@ class PNDM(IPNDM):
         return [cls(), cls(warm_up="improved_euler")]
 
     def calls(self, n_steps: int) -> int:
-        """One for each step, and three more in each of three, or one more in the first."""
+        """One for each step, and three more in each of the first three, or one more in the first."""
         return n_steps + (3 * min(n_steps, 3) if self.warm_up == "runge_kutta" else min(n_steps, 1))
 
     def calls_over(self, ode: PathODE, nodes: Sequence[Node]) -> int:  # type: ignore[override]
-        """One for each step, and those of the warm-up, which DDIM steps do without."""
-        formulas = [move.formula for move in kept_plan(self, ode, (), tuple(nodes), False)]
+        """One for each step, and more in the warm-up, except in DDIM steps."""
+        formulas = [move.formula for move in kept_plan(self, ode, (), tuple(nodes), False, None, 0)]
         warming = sum(formula is not None and len(formula.weights) <= self._warming for formula in formulas)
         return len(formulas) + warming * (3 if self.warm_up == "runge_kutta" else 1)
 
     @property
     def _warming(self) -> int:
-        """The most past predictions with which a step is one of the warm-up."""
+        """The largest number of predictions with which a step belongs to the warm-up."""
         return 3 if self.warm_up == "runge_kutta" else 1
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: History | None = None) -> Step:
-        """A step of Adams; where the history is too short for one, the other stages in its place."""
+        """A step of Adams, or one of the warm-up's stages while the history is too short."""
         if state is None:
             state = self.start(ode, (a, b), x)
         move = state.moves[state.next]

@@ -1,4 +1,4 @@
-"""What can be said of a prediction before the network is called: the trajectories that data of any kind have."""
+"""The prior over trajectories: what is known of a prediction before the network is called, for any data."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from solvers.ode import Node
 Array = np.ndarray
 
 REACH = 2.5
-"""Deviations on either side of its mean that stand for a normal law."""
+"""A normal law is represented by this many deviations on either side of its mean."""
 SCALES, DECISIONS, SPACING = 25, 15, 0.6
-"""Features of each kind: Gaussian scales, decisions, and the distance of bumps in units of their width."""
+"""The numbers of Gaussian scales and decisions, and the distance of bumps in units of their width."""
 LEAST_LEVEL, LARGEST_LEVEL = 1e-3, 200.0
-"""Noise levels between which a network errs."""
+"""The noise levels between which a network has errors."""
 SIGNED = ("scale", "decision")
 DIVISORS = ("error_width", "error_bounded", "spacing", "common_scale")
-"""Of the constants, those that may be negative, and those that something is divided by."""
+"""The constants that may be negative, and those that are divisors."""
 SMALL = 0.3
-"""Below, a power series is exact to round-off."""
+"""Below this value a power series is exact to round-off."""
 
 
 class Features(NamedTuple):
     """Trajectories ``(nodes, features)``, each times the deviation of its coefficient.
 
-    ``state`` is x/R with R = sqrt(alpha^2 + sigma^2), which is finite from the data to pure noise; ``data`` the
-    prediction x0 that belongs to it. ``response`` is the derivative of x0 with respect to that state, ``mean_response``
-    its mean ``(nodes,)``.
+    ``state`` is x/R with R = sqrt(alpha^2 + sigma^2), which is finite from the data to pure noise; ``data`` is the
+    corresponding prediction x0. ``response`` is the derivative of x0 with respect to that state, ``mean_response`` its
+    mean ``(nodes,)``.
     """
 
     state: Array
@@ -50,41 +50,40 @@ class Prior:
     dy/ds = (y - x0)/s, of a kind that data give rise to:
 
     - *a Gaussian scale* l: y = sqrt(l^2 + s^2), x0 = l^2/y, the flow of normal data (in one of the components); log l
-      is normal. Small l are noise, and large l what is seen first;
+      is normal. Small l act like noise, large l are resolved first;
     - *a decision* at the level a: x0 = 1/(1 + (s/a)^4), y = s integral_s^inf x0/u^2 du, a step from one mean to
-      another, as between modes; log a is normal. An even power, for x0 is even in s along every trajectory;
+      another, as between modes; log a is normal. The power is even, because x0 is even in s along every trajectory;
     - *a constant*: y = x0 = 1, the mean of the data;
-    - *a Gaussian scale that all data have in common*, of about their deviation. The larger its share, the less a
-      prediction is shrunk towards the prior's mean, all samples alike; and the more of a network's own error comes
-      through. Between few nodes the second weighs more, between many the first: its deviation is common/h^2 for nodes h
-      apart in log s, and at most that of the constant, which is reproduced;
+    - *a Gaussian scale common to all data*, of about their deviation. The larger its share, the less a prediction is
+      shrunk towards the prior's mean, in all samples alike, and the more of the network's own error passes through.
+      Between few nodes the latter matters more, between many the former: its deviation is common/h^2 for nodes h apart
+      in log s, and at most that of the constant, which is reproduced;
     - *an error of the network*: eps differs by a smooth bump in log s, exp(-(log s - c)^2/(2 w^2)), and then
-      y = integral_{s_o}^s eps du, x0 = y - s eps, where s_o is the level at which the solve begins: until then it has
-      moved nothing. A network's error is about as large in eps at low and middle levels, so that in x0 it grows with s;
-      far above the data, and in networks that predict x0, v or a flow, it grows no more: a bump at the level b = exp(c)
-      is 1/sqrt(1 + (b/bounded)^2) as high. Without this part the process suits exact scores, and no trained network.
+      y = integral_{s_o}^s eps du, x0 = y - s eps, where s_o is the level at which the solve begins: before, it has no
+      effect. A network's error in eps is about constant at low and middle levels, so that in x0 it grows with s; far
+      above the data, and in networks that predict x0, v or a flow, it stops growing: a bump at the level b = exp(c)
+      has the height 1/sqrt(1 + (b/bounded)^2). Without this part the process suits exact scores, not trained networks.
 
-    What a sum of these cannot follow is independent from one prediction to the next, of deviation
-    noise max(floor, min(1, h/spacing)^smoothness) at a distance h in log s from the node before: between close nodes a
-    trajectory is as smooth as one with that many derivatives, down to a remainder that is not smooth at all.
+    The remainder is independent from one prediction to the next, with deviation
+    noise max(floor, min(1, h/spacing)^smoothness) at a distance h in log s from the previous node: between close nodes
+    a trajectory is as smooth as one with that many derivatives, down to a part that is not smooth at all.
 
     The units are those of data with a deviation of about 1, such as images in [-1, 1]. The defaults were chosen on
     exact mixtures, a kernel density over images and a trained network; see benchmarks/README.md.
 
     Args:
-        scale, scale_spread: mean and deviation of log l.
-        decision, decision_spread: mean and deviation of log a.
-        decision_variance: of the coefficients of all decisions together; that of all Gaussian scales is 1.
-        error: the deviation of eps that the network's smooth errors make.
+        scale, scale_spread: the mean and deviation of log l.
+        decision, decision_spread: the mean and deviation of log a.
+        decision_variance: the variance of all decisions' coefficients together; that of all Gaussian scales is 1.
+        error: the deviation of eps due to the network's smooth errors.
         error_width: w, the correlation length of these errors in log s.
         error_bounded: the level s above which they are bounded in x0.
         noise: the deviation of the independent error of a prediction of x0.
         spacing: the distance in log s below which nodes are close.
-        smoothness: the power of the distance with which that deviation falls between close nodes.
+        smoothness: the power of the distance with which that deviation decreases between close nodes.
         floor: the share of it that remains, however close they are.
-        mean: the deviation of the data's mean; so large that a constant is reproduced.
-        common, common_scale: the deviation of the common Gaussian scale between nodes that lie 1 apart in log s, and
-            its l.
+        mean: the deviation of the data's mean; large enough for a constant to be reproduced.
+        common, common_scale: the deviation of the common Gaussian scale between nodes 1 apart in log s, and its l.
     """
 
     scale: float = -2.4
@@ -112,16 +111,16 @@ class Prior:
                 raise ValueError(f"Prior: {field.name}={getattr(self, field.name)!r} must be {must}")
 
     def __repr__(self) -> str:
-        """The constants that are not the defaults."""
+        """The constants that differ from the defaults."""
         own = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
         return f"Prior({', '.join(own)})"
 
     def amplified(self, factor: float) -> Prior:
-        """The process of predictions in which a network's errors are so many times as large."""
+        """The process with the network's errors multiplied by ``factor``."""
         return replace(self, error=factor * self.error)
 
     def own_noise(self, node: Node, before: Node | None) -> float:
-        """The deviation of the independent error at ``node``, after a node ``before``, if there is one."""
+        """The deviation of the independent error at ``node``, after the node ``before`` if there is one."""
         close = 1.0 if before is None else min(1.0, abs(float(node.log_snr) - float(before.log_snr)) / self.spacing)
         return self.noise * max(close**self.smoothness, self.floor)
 
@@ -157,7 +156,7 @@ class Prior:
     def _errors(self, alpha: Array, sigma: Array, origin: float) -> tuple[Array, Array]:
         width = self.error_width
         centres = np.arange(math.log(LEAST_LEVEL), math.log(LARGEST_LEVEL) + 2 * width, SPACING * width)
-        # Squares of bumps that stand this close add up to the same sum everywhere.
+        # At this spacing the squares of the bumps add up to the same sum everywhere.
         deviations = (
             self.error * math.sqrt(SPACING / math.sqrt(math.pi)) / np.hypot(1, np.exp(centres) / self.error_bounded)
         )
@@ -172,7 +171,7 @@ class Prior:
 
 
 def mean_distance(nodes: Sequence[Node]) -> float:
-    """The mean distance of ``nodes`` in log s, less those at which it is infinite; infinite for fewer than two."""
+    """The mean distance of the ``nodes`` whose log s is finite, in log s; infinite for fewer than two."""
     levels = [level for node in nodes if math.isfinite(level := float(node.log_snr))]
     return abs(levels[0] - levels[-1]) / (len(levels) - 1) if len(levels) > 1 else math.inf
 
@@ -196,5 +195,5 @@ def _decided(z: Array) -> Array:
     for power in range(33, 4, -4):
         series = 1 / power - fourth * series
     series = z * fourth * series
-    # The closed form cancels where z^5/5 is small beside z.
+    # The closed form cancels where z^5/5 is small compared with z.
     return np.where(z < SMALL, series, closed)

@@ -1,4 +1,4 @@
-"""Quadrature along a line: the weights of past slopes in the integral that a multistep method takes.
+"""Quadrature along a line: the weights of past slopes in the integral over a multistep method's step.
 
 With the slope replaced by its polynomial through the nodes ``v_j`` in a chosen variable ``v``,
 
@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from solvers.lines import Data, Line, Noise, Rotation
+from solvers.newton_form import gauss_legendre
 from solvers.ode import Node, PathODE
 from solvers.real import Real, native
 
@@ -23,20 +24,19 @@ Basis = Callable[[Array, Sequence[Array]], list[Array]]
 Variable = Literal["log_snr", "s", "t", "angle", "asinh", "q", "index"]
 VARIABLES: tuple[str, ...] = get_args(Variable)
 
-POINTS, WEIGHTS = np.polynomial.legendre.leggauss(8)
-POINTS, WEIGHTS = (1 + POINTS) / 2, WEIGHTS / 2
+POINTS, WEIGHTS = (column[:, 0] for column in gauss_legendre(8))
 LONGEST_EXPONENTIAL = 1.0
-"""Of log-SNR, in one panel of the rule: its error for exp(y) is 2e-23, which leaves room for a polynomial beside it."""
+"""The longest panel in log-SNR, y, where q is exp(y): the rule's error is 2e-23, with room for a polynomial factor."""
 LONGEST_PANEL = 0.5
-"""Of log-SNR, where q and v are any functions of it with singularities no nearer than pi/2, those of atan(exp(y)): the
-error is about 12^-16."""
+"""The longest panel in log-SNR, y, where q and v are any functions of y with singularities no nearer than pi/2, those
+of atan(exp(y)): the error is about 12^-16."""
 
 
 def value(variable: Variable, line: Line, node: Node) -> Real:
-    """The variable at ``node``; an index is no property of a node, and the line's own q stands for it.
+    """The variable at ``node``; for an index, which is not a property of a node, the line's own q.
 
-    A polynomial in log s is one in log-SNR, which is its negative. ``asinh(s/c)``, with c that of a `Rotation` and
-    otherwise 1, is log s far from the data, and s near it: the inverse Gudermannian of the rotation's angle.
+    A polynomial in log s is one in log-SNR, its negative. ``asinh(s/c)``, with the c of a `Rotation` and otherwise 1,
+    behaves like log s far from the data and like s near it: it is the inverse Gudermannian of the rotation's angle.
     """
     if variable == "log_snr":
         return node.log_snr
@@ -62,10 +62,10 @@ def lagrange(v: Array, nodes: Sequence[Array]) -> list[Array]:
 
 
 class Rule(NamedTuple):
-    """Gauss-Legendre panels of n steps; how one step is cut does not depend on the others.
+    """Gauss-Legendre panels of n steps; the panels of one step do not depend on the others.
 
-    ``v`` and ``dq`` are the variable and the weights at the points, ``(m, 8)``; ``step`` is the step that a panel
-    belongs to, ``(m,)``.
+    ``v`` and ``dq`` are the variable and the weights at the points, ``(m, 8)``; ``step`` is the step to which each
+    panel belongs, ``(m,)``.
     """
 
     v: Array
@@ -82,7 +82,7 @@ def adams_weights(
     ``variable="index"`` they are numbered evenly, and the weights are those of a grid that is uniform in q.
 
     The weights add up to ``q_b - q_a``, whatever the quadrature: a constant slope is integrated exactly, and the
-    round-off of differences between nodes multiplies differences between slopes alone.
+    round-off in differences of nodes multiplies differences of slopes only.
     """
     q_a, q_b = np.asarray(line.q(a)), np.asarray(line.q(b))
     if len(nodes) == 1:
@@ -93,7 +93,7 @@ def adams_weights(
         step = np.arange(len(q_a))
         rule = Rule(np.broadcast_to(POINTS, (len(q_a), len(POINTS))), np.multiply.outer(q_b - q_a, WEIGHTS), step)
     elif variable == "log_snr" and isinstance(line, Noise | Data):
-        # Offsets from a: q is an exponential of them, without the round-off of a large logarithm.
+        # Offsets from a avoid the round-off of a large logarithm in the exponential.
         log_snr_a = np.asarray(a.log_snr)
         at_nodes = [np.asarray(node.log_snr) - log_snr_a for node in nodes]
         change = np.asarray(b.log_snr) - log_snr_a
@@ -115,7 +115,7 @@ def adams_weights(
 
 
 def cut(lengths: Array) -> tuple[Array, Array, Array]:
-    """Cut every step into panels of a length of at most 1: the step of each panel, and where in it the panel lies."""
+    """Cut every step into panels of length at most 1: each panel's step, and where in the step it begins and ends."""
     counts = np.maximum(np.ceil(lengths), 1).astype(np.int64)
     step = np.repeat(np.arange(len(counts)), counts)
     place = np.arange(len(step)) - (np.cumsum(counts) - counts)[step]
@@ -128,13 +128,13 @@ def between(begin: Array, end: Array) -> tuple[Array, Array]:
 
 
 def by_log_snr(ode: PathODE, line: Line, a: Node, b: Node) -> tuple[Array, Array, Array]:
-    """Points and weights in q from a to b, in panels that are short in log-SNR, and the steps that these belong to.
+    """Points and weights in q from a to b, in panels that are short in log-SNR, and the steps to which they belong.
 
-    An end at the data or at pure noise, where log-SNR is infinite, has a panel to itself: q is regular there.
+    An end at the data or at pure noise, where log-SNR is infinite, has its own panel: q is regular there.
     """
     ends = [np.asarray(node.log_snr) for node in (a, b)]
     infinite = [np.isinf(end) for end in ends]
-    # That panel begins where alpha or sigma is small beside the other, and beyond the other end.
+    # That panel begins where alpha or sigma is small relative to the other, and beyond the other end.
     reach = 2 + np.where(infinite[0], 0, np.abs(ends[0])) + np.where(infinite[1], 0, np.abs(ends[1]))
     low, high = (np.clip(end, -reach, reach) for end in ends)
     step, begin, end = cut(np.abs(high - low) / LONGEST_PANEL)

@@ -1,4 +1,4 @@
-"""Arithmetic of the time axis: float64, one number for the whole batch or one per sample."""
+"""Arithmetic on the time axis: float64, one number for the whole batch or one per sample."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def native(value: np.ndarray | np.floating) -> Real:
 
 
 def divide(numerator: Real, denominator: Real) -> Real:
-    """The quotient; infinite, without a warning, over zero."""
+    """The quotient; infinite, without a warning, where the denominator is zero."""
     if isinstance(numerator, float) and isinstance(denominator, float) and denominator:
         return float(numerator) / float(denominator)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -28,7 +28,7 @@ def log(value: Real) -> Real:
 
 
 def is_zero(value: Real) -> bool:
-    """Whether it is the float 0, for the whole batch."""
+    """Whether ``value`` is the float 0, for the whole batch."""
     return isinstance(value, float) and value == 0
 
 
@@ -38,5 +38,5 @@ def anywhere(condition: bool | np.ndarray) -> bool:
 
 
 def everywhere(condition: bool | np.ndarray) -> bool:
-    """Whether it holds for every sample."""
+    """Whether a comparison of `Real` numbers holds for every sample."""
     return bool(condition.all()) if isinstance(condition, np.ndarray) else bool(condition)

@@ -1,4 +1,4 @@
-"""The contract of methods that can be undone: a state with a companion, and the way back through both."""
+"""The contract of methods that can be undone: a state with a companion, and the inverse step through both."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,19 +20,18 @@ from solvers.solver import Law, Solver, Step, require_run
 class ReversibleSolver(Solver):
     """A method with an exact inverse: `unstep` undoes `step`, for any field.
 
-    The state that a solve ends with, `Solution.state`, belongs to its end: `Inverse(solver)` started from it goes
-    back the way that ``solver`` came, and the other way round. Started afresh, it returns to the accuracy of the
-    method, and no closer.
+    `Solution.state` belongs to the end of the solve: started from it, `Inverse(solver)` retraces ``solver``'s steps
+    exactly, and vice versa. Without it the inverse is only as accurate as the method.
     """
 
     @property
     def one_step(self) -> bool:
-        """Not: a step reads the companion."""
+        """False: a step reads the companion."""
         return False
 
     @property
     def reads_past(self) -> bool:
-        """Not: a companion is made from the state itself."""
+        """False: a companion is made from the state itself."""
         return False
 
     @abstractmethod
@@ -51,7 +50,7 @@ class ReversibleSolver(Solver):
             yield step
 
     def uncalls(self, n_steps: int) -> int:
-        """Evaluations that ``n_steps`` inverse steps cost at most."""
+        """The most evaluations that ``n_steps`` inverse steps cost."""
         return self.calls(n_steps)
 
     def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
@@ -64,12 +63,12 @@ class ReversibleSolver(Solver):
 
 
 class Companion(NamedTuple):
-    """What a pair method carries beside its state, in float64 and in the method's own coordinates z.
+    """What a pair method carries besides its state, in float64 and in the method's own coordinates z.
 
-    ``z`` are the digits of the state itself: more than its dtype may hold. ``other`` is the second state, at the run's
-    node or, for two-step methods, at ``node``; ``slope`` a slope. ``rest`` is what the run's first state, at the time
-    ``origin``, had beside its digits, and gets back when the run returns there. ``solver`` is the method that made it;
-    no other reads it rightly.
+    ``z`` is the state itself, with more digits than its dtype may hold. ``other`` is the second state, at the run's
+    node or, for two-step methods, at ``node``; ``slope`` is a slope. ``rest`` is what rounding to the lattice removed
+    from the run's first state, at the time ``origin``; it is added again when the run returns there. ``solver`` is the
+    method that made it, and the only one that can carry it on.
     """
 
     z: Tensor
@@ -92,7 +91,7 @@ class Companion(NamedTuple):
 def companion_at(
     solver: ReversibleSolver, lattice: Lattice, scale: Real, a: Node, x: Tensor, state: Companion | None
 ) -> Companion:
-    """The companion of the state ``x = scale z`` at a: the run's own, or that of a run which begins here."""
+    """The companion of the state ``x = scale z`` at a: the run's own, or that of a run that begins here."""
     z = lattice.digits(scale, x, None if state is None else state.z)
     carried = Companion(z, solver=solver) if state is None else state._replace(z=z)
     if carried.origin is not None and not np.array_equal(carried.origin, a.t):
@@ -108,7 +107,7 @@ def require_companion(solver: ReversibleSolver, state: object) -> None:
 
 
 def starts(solver: ReversibleSolver, nodes: Sequence[Node]) -> int:
-    """How often a solve over ``nodes`` makes a companion: at its first step, and after steps without an inverse."""
+    """How often a solve over ``nodes`` makes a companion: in its first step, and after steps without an inverse."""
     reverses = [solver.reverses(a, b) for a, b in pairwise(nodes)]
     return sum(here and not before for before, here in pairwise([False, *reverses]))
 
@@ -118,21 +117,21 @@ def meets_singular(line: Line, *nodes: Node) -> bool:
     return any(bool(np.any(line.singular(node))) for node in nodes)
 
 
-def one_step(solver: Solver, ode: Any, a: Node, b: Node, x: Tensor) -> Tensor:
+def fresh_step(solver: Solver, ode: Any, a: Node, b: Node, x: Tensor) -> Tensor:
     """One step of a method from its own start."""
     return solver.step(ode, a, b, x, solver.start(ode, (a, b), x)).x
 
 
 def law_of_steps(base: Solver) -> Law:
-    """What holds of a method all whose steps begin afresh: without their history steps lose their order."""
+    """The law of a method whose steps all start afresh: without history, multistep methods lose their order."""
     return base.law if base.one_step else "bounded"
 
 
 def require_steps(outer: Solver, base: Solver) -> None:
-    """Raise unless ``base`` is deterministic and its steps are steps: no tolerance, no library's own stepping."""
+    """Raise unless ``base`` is deterministic and steps on the grid, without its own `solve`."""
     name = type(outer).__name__
     if not isinstance(base, Solver):
-        raise TypeError(f"{name}: base={base!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+        raise TypeError(f"{name}: base={base!r} must be a solvers.Solver; pass an instance such as solvers.DDIM()")
     if not base.deterministic:
         raise ValueError(f"{name}: base={base} is stochastic; use a deterministic one, such as DDIM(eta=0)")
     if type(base).solve is not Solver.solve:

@@ -15,7 +15,7 @@ from solvers.staged import Stage, Staged
 class Tableau(NamedTuple):
     """Butcher's array of an explicit method: stage times ``c``, rows ``a`` below the diagonal, weights ``b``.
 
-    Only the stages that the weights read are listed: without an error estimate the last stage of a
+    Only the stages that the weights use are listed: without an error estimate, the last stage of a
     first-same-as-last pair is never evaluated.
     """
 
@@ -27,8 +27,8 @@ class Tableau(NamedTuple):
 class Extension(NamedTuple):
     """The solution inside a step: ``z_a + h sum_i k_i sum_j weights_ij u^j`` at ``q_a + u h``, j from 1.
 
-    The slopes are those of the stages, that at the end of the step, and those of further stages with the times ``c``
-    and rows ``a``. ``order`` is that of a solution which is read between its steps.
+    The slopes are those of the stages, the one at the end of the step, and those of further stages with times ``c`` and
+    rows ``a``. ``order`` is the order of the solution between its steps.
     """
 
     order: int
@@ -38,10 +38,10 @@ class Extension(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """The error estimate of a pair: ``h sum_i error_i k_i``, the last slope that at the end of the step.
+    """The error estimate of a pair: ``h sum_i error_i k_i``, where the last slope is the one at the end of the step.
 
-    It falls like ``h^power``. ``coarse``, where there is one, is a second estimate that damps the first. Without an
-    ``extension`` the cubic through states and slopes is of the method's order.
+    It decreases like ``h^power``. ``coarse``, if there is one, is a second estimate that damps the first. Without an
+    ``extension``, the cubic through states and slopes has the method's order.
     """
 
     error: tuple[float, ...]
@@ -68,7 +68,9 @@ class RungeKutta(Staged):
 
     def __post_init__(self) -> None:
         if not hasattr(self, "tableau"):
-            raise TypeError(f"{type(self).__name__} has no tableau; use a method such as RK4(), or give a subclass one")
+            raise TypeError(
+                f"{type(self).__name__} has no tableau; use a method such as RK4(), or set one in a subclass"
+            )
         super().__post_init__()
 
     @classmethod
@@ -82,7 +84,7 @@ class RungeKutta(Staged):
         return len(self.tableau.c)
 
     def stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
-        """The tableau's, at ``q_a + c_i h``."""
+        """The tableau's stages, at ``q_a + c_i h``."""
         line, tableau = self.line, self.tableau
         q_a, q_b = (a.t, b.t) if line is None else (line.q(a), line.q(b))
         stages = []
@@ -101,7 +103,7 @@ class RungeKutta(Staged):
 
 @dataclass(frozen=True)
 class Euler(RungeKutta):
-    """Order 1 (Euler 1768). On the noise line it is DDIM; on x(t) of a rectified flow without a shift too."""
+    """Order 1 (Euler 1768). It is DDIM on the noise line, and on x(t) of a rectified flow without a shift."""
 
     order: ClassVar[int] = 1
     tableau: ClassVar[Tableau] = Tableau((0.0,), ((),), (1.0,))
@@ -160,7 +162,7 @@ class Bosh3(RungeKutta):
 
 @dataclass(frozen=True)
 class Dopri5(RungeKutta):
-    """The order-5 method of Dormand & Prince (1980), fixed-grid; between its steps Shampine (1986), as in scipy."""
+    """The order-5 method of Dormand & Prince (1980), fixed-grid; dense output of Shampine (1986), as in scipy."""
 
     order: ClassVar[int] = 5
     tableau: ClassVar[Tableau] = Tableau(

@@ -22,17 +22,17 @@ from solvers.sums import combine
 
 HIGHEST = 4
 PURE_NOISE = 1e-8
-"""The alpha below which a node is pure noise but for rounding, and its log-SNR that of a rounding error."""
+"""The alpha below which a node is pure noise up to rounding, and its log-SNR that of a rounding error."""
 
 
 class Coefficients(NamedTuple):
     """What a step needs of the grid.
 
     ``state`` is the coefficient of the state, ``std`` that of the fresh noise, and ``weights`` those of the slopes,
-    newest first, which also correct the state that is left. ``correction`` are the weights of the slopes, the one at
-    the end of the step in front, by which the corrected state differs from the predicted one there. ``levels`` are the
-    log-SNRs of the predictions that are kept after the step. ``frozen`` marks a step at a singular node, which reads
-    ``weights`` as those of x0 and eps.
+    newest first, which also correct the state at the start. ``correction`` are the weights of the slopes, first the one
+    at the end of the step, in the difference of the corrected state there from the predicted one. ``levels`` are the
+    log-SNRs of the predictions kept after the step. ``frozen`` marks a step at a singular node, whose ``weights`` are
+    those of x0 and eps.
     """
 
     state: float
@@ -44,7 +44,7 @@ class Coefficients(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run: its noise, the coefficients of all steps and the next one's number; past slopes, their levels and line."""
+    """A run: its noise, the coefficients of all steps, the next one's number; past slopes, their log-SNRs and line."""
 
     stream: NoiseStream
     steps: tuple[Coefficients, ...]
@@ -58,8 +58,8 @@ class Run(NamedTuple):
 class SASolver(Solver):
     """The stochastic Adams method in ``lambda = log(alpha/sigma)`` (Xue et al. 2023, "SA-Solver").
 
-    The SDEs whose marginals are the path's differ by their noise, tau. With h = lambda_b - lambda_a and tau constant
-    over a step, on the data line (slope x0) and on the noise line (slope eps)
+    The SDEs with the path's marginals differ by their amount of noise, tau. With h = lambda_b - lambda_a and tau
+    constant over a step, on the data line (slope x0) and on the noise line (slope eps)
 
         x_b = (sigma_b/sigma_a) e^{-tau^2 h} x_a + sigma_b sqrt(1 - e^{-2 tau^2 h}) z
               + (1 + tau^2) sigma_b integral e^{lambda - tau^2 (lambda_b - lambda)} x0 dlambda
@@ -75,20 +75,20 @@ class SASolver(Solver):
     SDE-DPM-Solver++ (Lu et al. 2022, "DPM-Solver++", section 5) is ``corrector_order=0`` with tau = 1: of order 1 it is
     ``DDIM(eta=1)``. Published forms that are not the Adams quadrature are settings:
 
-    - ``form="midpoint"``: SDE-DPM-Solver++(2M): phi_1/2 in the place of phi_2 in steps that read two slopes;
+    - ``form="midpoint"``: SDE-DPM-Solver++(2M): phi_1/2 instead of phi_2 in steps that read two slopes;
     - ``form="k_diffusion"``: its 3M: the second difference without its factor 2, so that phi_3 counts half;
-    - ``form="diffusers"``: 3M as in diffusers' multistep scheduler, after a start by midpoint: beside that factor, the
+    - ``form="diffusers"``: 3M as in diffusers' multistep scheduler, after a start by midpoint: besides that factor, the
       1/2 in its last weight, ``(1 - e^{-2h} - 2h)/(2h)^2 - 1/2``, has the wrong sign;
-    - ``form="reference"``: the code of SA-Solver and diffusers: 1/2 in the place of phi_2 where two slopes are read.
+    - ``form="reference"``: the code of SA-Solver and diffusers: 1/2 instead of phi_2 where two slopes are read.
 
     On a grid with fewer steps than ``lower_order_below`` no predictor reads more predictions than there are steps to
-    the end, its own and the closing one among them, and no corrector more than one beyond: infinite for SA-Solver's
+    the end, including its own and the closing one, and no corrector more than one beyond: infinite for SA-Solver's
     ``lower_order_final``, 15 for that of SDE-DPM-Solver++.
 
     A step that leaves or reaches a node without a log-SNR (sigma = 0; alpha = 0, on the noise line alpha below 1e-3)
     freezes both predictions: ``x_b = alpha_b x0 + sigma_b r eps + sigma_b sqrt(1 - r^2) z`` with ``r =
-    (s_b/s_a)^{tau^2}``; the history begins after it. All samples share their nodes. The noise within a step keeps the
-    weak order at 2 whatever the degree of the polynomials, and the form "diffusers" of 3M at 1.
+    (s_b/s_a)^{tau^2}``; the history begins after it. All samples share their nodes. The noise within a step limits the
+    weak order to 2 whatever the degree of the polynomials, and that of 3M in the form "diffusers" to 1.
     """
 
     law: ClassVar[Law] = "weak"
@@ -110,7 +110,7 @@ class SASolver(Solver):
                 f"SASolver: tau={self.tau!r} must be positive and finite; tau = 0 is the ODE, for deterministic solvers"
             )
         if not 0 <= as_number(self.s_min) <= as_number(self.s_max):
-            raise ValueError(f"SASolver: s_min={self.s_min!r} and s_max={self.s_max!r} must be a range of noise levels")
+            raise ValueError(f"SASolver: s_min={self.s_min!r} and s_max={self.s_max!r}: give 0 <= s_min <= s_max")
         if not as_number(self.lower_order_below) >= 0:
             raise ValueError(
                 f"SASolver: lower_order_below={self.lower_order_below!r} must be a number of steps; 0 keeps the order "
@@ -123,7 +123,7 @@ class SASolver(Solver):
             )
         if self.corrector_order and self.form not in ("adams", "reference"):
             raise ValueError(
-                f"SASolver: form={self.form!r} is one of SDE-DPM-Solver++, without a corrector; set corrector_order=0"
+                f"SASolver: form={self.form!r} belongs to SDE-DPM-Solver++, without a corrector; set corrector_order=0"
             )
 
     @property
@@ -135,22 +135,22 @@ class SASolver(Solver):
 
     @property
     def reads_past(self) -> bool:
-        """Not: noise would have to be known as well."""
+        """False: the noise at earlier nodes would have to be known as well."""
         return False
 
     @property
     def one_step(self) -> bool:
-        """Where no step reads a second prediction."""
+        """Whether no step reads a second prediction."""
         return self.predictor_order == 1 and self.corrector_order == 0
 
     @property
     def carries_on(self) -> bool:
-        """Unless the end of a grid lowers the order."""
+        """Whether the order is kept to the end of a grid."""
         return self.lower_order_below == 0
 
     @property
     def deterministic(self) -> bool:
-        """Never."""
+        """False: every step draws noise."""
         return False
 
     @classmethod
@@ -214,9 +214,9 @@ class SASolver(Solver):
     def _coefficients(
         self, ode: ODE, a: Node, b: Node, levels: tuple[float, ...], correction: tuple[float, ...], most: int
     ) -> Coefficients:
-        """Those of the step from a to b, after predictions at ``levels``, with the ``correction`` of the state at a.
+        """The coefficients of the step from a to b, given earlier ``levels`` and the ``correction`` of the state at a.
 
-        The predictor reads ``most`` of them at the most, the corrector one more.
+        The predictor reads at most ``most`` predictions, the corrector one more.
         """
         eta = self.tau**2 if self.s_min <= a.s <= self.s_max else 0.0
         singular = singular_step(self.line, ode, a, b) or singular_step(Data(), ode, a, b)
@@ -242,7 +242,7 @@ class SASolver(Solver):
     def _weights(self, a: Node, b: Node, eta: float, levels: tuple[float, ...]) -> tuple[float, ...]:
         """The exponential integral from a to b of the polynomial through values at ``levels``, as weights of these.
 
-        Between levels that nearly coincide lies more noise than slope: of such two the newer one alone is read.
+        Between levels that nearly coincide there is more noise than slope: of two such levels only the newer is read.
         """
         h = float(b.log_snr - a.log_snr)
         read = [0]
@@ -259,7 +259,7 @@ class SASolver(Solver):
         return tuple(weights.tolist())
 
     def _moments(self, points: int, z: float) -> list[float]:
-        """``phi_1(z), phi_2(z), ...``, or what the form puts in their place."""
+        """``phi_1(z), phi_2(z), ...``, or what the form replaces them with."""
         moments = [float(phi(k + 1, z)) for k in range(points)]
         if points == 2 and self.form in ("midpoint", "diffusers"):
             moments[1] = moments[0] / 2

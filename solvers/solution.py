@@ -12,7 +12,7 @@ from solvers.ode import Node
 
 
 class Status(IntEnum):
-    """How the solve of one sample ended; `advice` says what to change."""
+    """How the solve of one sample ended; see `advice` for what to change."""
 
     SUCCESS = 0
     NON_FINITE = 1
@@ -44,8 +44,9 @@ class Status(IntEnum):
                 "above the network's rounding (1e-6 for float32); guidance may leave no solution"
             ),
             Status.FLOOR: (
-                "the end was reached, but the extrapolation over the last interval, where the model is not defined, is "
-                "less accurate than rtol; ask for what the warning names, or declare Model(..., continuous=True)"
+                "the end was reached, but the extrapolation over the last interval, where the field is not defined, is "
+                "less accurate than rtol; raise rtol to what the warning names, or extend the field to the data "
+                "(PathODE.end = None; for an odediff model, continuous=True)"
             ),
         }[self]
 
@@ -56,8 +57,8 @@ class Stats:
 
     ``evaluations`` counts the field's evaluations for each sample, int64 ``(B,)``. ``nfe`` is the largest of them: the
     number of calls when samples share every call, and no more than that when they are solved one by one.
-    ``network_evaluations`` counts passes through the network, twice as many under guidance; ``steps`` the grid's steps
-    done. Methods that follow a tolerance count the steps of their own, ``accepted`` and ``rejected``, int64 ``(B,)``.
+    ``network_evaluations`` counts passes through the network, twice as many under guidance; ``steps`` counts the grid's
+    completed steps. Methods that follow a tolerance count their own, ``accepted`` and ``rejected``, int64 ``(B,)``.
     """
 
     nfe: int
@@ -70,10 +71,10 @@ class Stats:
 
 @dataclass(frozen=True)
 class Solution:
-    """The end state ``x`` of a solve, and how it came about.
+    """The end state ``x`` of a solve, and how it was reached.
 
-    ``status`` is int64 ``(B,)`` with the values of `Status`; ``nodes`` is the grid; ``trajectory`` holds the states at
-    all nodes that were reached, ``(N + 1, B, ...)``, when it was asked for, and ``dense`` the steps between them, for
+    ``status`` is int64 ``(B,)`` with the values of `Status`; ``nodes`` is the grid; ``trajectory``, if requested, holds
+    the states at all nodes that were reached, ``(N + 1, B, ...)``, and ``dense`` the steps between them, for
     `__call__`; ``state`` is the solver's, for `solve(..., state=)`.
     """
 
@@ -90,13 +91,13 @@ class Solution:
         """The states at a time between the nodes, by the method's own interpolation.
 
         Raises:
-            ValueError: the method has no steps of its own, they were not kept (``trajectory=True`` does), or a sample
-                did not make a step over ``t``.
+            ValueError: the method has no steps of its own, they were not kept (``trajectory=True`` keeps them), or a
+                sample made no step over ``t``.
         """
         if self.dense is None or self.node is None or not any(self.dense.pieces):
             raise ValueError(
                 "solution(t) needs the steps of a method that follows a tolerance, such as solvers.AdaptiveAdams, on a "
-                "line that is regular on the way; keep them with solve(..., trajectory=True)"
+                "line that is regular in between; keep them with solve(..., trajectory=True)"
             )
         return self.dense(self.node(float(t)), self.x.dtype)
 

@@ -26,7 +26,7 @@ from solvers.sums import combine
 Closing = Literal["denoise", "extrapolate"] | None
 END = object()
 EXTRAPOLATED = 3
-"""Predictions that closing by extrapolation reads: a parabola in s^2 through those at the starts of the last steps."""
+"""How many predictions closing by extrapolation reads: a parabola in s^2 through those before the last steps."""
 
 
 def solve(
@@ -53,21 +53,21 @@ def solve(
         solver: the method.
         x: the state at ``times[0]``, floating point, ``(B, ...)``.
         times: strictly monotone, in either direction: descending is sampling, ascending is inversion.
-        closing: what happens on a last interval that ends in the data (sigma = 0) of a path. ``"denoise"``, a DDIM
-            step with a call of its own; ``"extrapolate"``, no call: the limit of x0 as a parabola in s^2 through the
-            predictions from which the last three steps set out (a grid of one interval has none, and is denoised), or a
-            method's own extrapolation, but not for stochastic methods; None, an ordinary step of the solver.
+        closing: how a last interval that ends at the data (sigma = 0) of a path is solved. ``"denoise"``: one DDIM
+            step, one call. ``"extrapolate"``: no call; x0 is extrapolated to s = 0 by a parabola in s^2 through the
+            last three predictions, or by the method's own rule (deterministic methods only; a single-interval grid is
+            denoised). None: an ordinary step.
         stream: the noise of stochastic solvers.
-        past: exact (node, state) pairs before ``times[0]``, newest first, for methods that `Solver.reads_past`.
+        past: exact (node, state) pairs before ``times[0]``, newest first, for methods with `Solver.reads_past`.
         state: the `Solution.state` of an earlier solve, to carry it on.
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
         throw: whether to raise `SolveError` when a sample fails; its ``solution`` holds what was reached.
         max_nfe: the most evaluations of the field for any sample; one that has spent them ends with `Status.BUDGET`.
-        trajectory: whether to keep the states at all nodes, and of methods that follow a tolerance those between them:
-            ``solution(t)``.
+        trajectory: whether to keep the states at all nodes and, for methods that follow a tolerance, the steps between
+            them: ``solution(t)``.
         compile: whether `torch.compile` fuses each linear combination of states into one pass over memory: faster for
-            large states, after some seconds for the compiler; the last bits may differ.
+            large states, after a few seconds of compilation; the last bits may differ.
 
     Raises:
         TypeError, ValueError: an argument cannot be used; nothing has been computed.
@@ -75,13 +75,16 @@ def solve(
     """
     require_solver(solver)
     if not isinstance(ode, ODE):
-        raise TypeError(f"ode={ode!r} is no solvers.ODE; wrap a model with odediff.probability_flow(model)")
+        raise TypeError(
+            f"ode={ode!r} must be a solvers.ODE; derive the problem from it, or wrap a model with "
+            "odediff.probability_flow(model)"
+        )
     if closing not in ("denoise", "extrapolate", None):
         raise ValueError(f'closing={closing!r} is unknown; use "denoise", "extrapolate" or None')
     if closing == "extrapolate" and not solver.deterministic:
         raise ValueError(
-            f'closing="extrapolate" takes the predicted data for a smooth function of the noise level, and fresh noise '
-            f'moves it along a way of {solver}; use closing="denoise"'
+            'closing="extrapolate" fits a polynomial in s^2 to the predicted data, which fresh noise makes irregular: '
+            f'{solver} is stochastic; use closing="denoise"'
         )
     if max_nfe is not None:
         require_whole("max_nfe", max_nfe, 1, hint=", or None for no limit")
@@ -92,7 +95,7 @@ def solve(
     _check_state(x)
     if stream is not None:
         if not isinstance(stream, NoiseStream):
-            raise TypeError(f"stream={stream!r} is no solvers.NoiseStream; pass solvers.NoiseStream(seed)")
+            raise TypeError(f"stream={stream!r} must be a solvers.NoiseStream; pass solvers.NoiseStream(seed)")
         stream.ids(len(x))
     if len(past) and not solver.reads_past:
         raise ValueError(f"past: {solver} reads no exact states at earlier nodes; leave it out")
@@ -103,7 +106,7 @@ def solve(
     if closes and closing == "extrapolate" and type(solver).solve is not Solver.solve:
         if not solver.extrapolates:
             raise ValueError(
-                f'closing="extrapolate" reads the predictions at the nodes, and {solver} chooses its own steps; '
+                f'closing="extrapolate" reads the predictions at the nodes, but {solver} chooses its own steps; '
                 'use closing="denoise"'
             )
         if len(nodes) > 2:
@@ -121,11 +124,11 @@ def solve(
         require_rows(state, x)
         state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
         if wrapped.ledger.first:
-            # What was predicted at the nodes of ``past`` belongs to no step.
+            # Predictions at the nodes of ``past`` belong to no step.
             wrapped.ledger.first.clear()
         reached = zip(nodes[1:], _steps(wrapped, solver, body, nodes, x, state, closing, recent), strict=True)
         bar: AbstractContextManager[Iterable[tuple[Node, Step]]] = nullcontext(reached)
-        if progress:  # a bar that is switched off takes as long as a step
+        if progress:  # even a disabled bar takes as long as a step
             bar = tqdm(reached, total=len(nodes) - 1, desc=type(solver).__name__, unit="step")
         recorded = torch.is_grad_enabled() and solver.differentiable
         with torch.set_grad_enabled(recorded), fusion(compile), reusing(x), bar as shown:
@@ -157,15 +160,14 @@ def solve(
 
 
 def _show(callback: Callable[[Node, Tensor], object], node: Node, x: Tensor) -> None:
-    """Call it, and refuse what it writes to the state; in inference mode nobody counts what is written."""
+    """Call ``callback``, and raise if it writes to the state; tensors of inference mode do not count their versions."""
     before = None if x.is_inference() else x._version
     answer = callback(node, x)
     if before is not None and x._version != before:
-        raise ValueError("callback writes to the state that is being solved; let it work on x.clone()")
+        raise ValueError("callback writes to the state of the solve; let it work on x.clone()")
     if isinstance(answer, Tensor) and answer is not x:
         raise ValueError(
-            "callback returns a tensor, which nothing reads; let it return None. What steers a solve is its field: the "
-            "network of a model may be any function"
+            "callback returns a tensor, which would be ignored; let it return None. To steer a solve, change its field"
         )
 
 
@@ -190,7 +192,7 @@ def _steps(
             yield step
     if len(body) < len(nodes):
         if closing == "extrapolate" and recent:
-            # At pure noise s is infinite, and x0 says nothing about its limit at s = 0, unless nothing else is known.
+            # At pure noise s is infinite, and x0 says nothing about its limit at s = 0: it is the last resort.
             usable = [record for record in recent if record.node.s < math.inf] or [recent[-1]]
             yield _extrapolate(nodes[-1], usable, x, failed)._replace(state=state)
         else:
@@ -198,7 +200,7 @@ def _steps(
 
 
 def _kept(solver: Solver, solved: Iterable[Step], wanted: int, x: Tensor) -> Iterator[Step]:
-    """The steps of a method that keeps the contract; any other is refused at the first that breaks it."""
+    """The steps as they are made; raises at the first that breaks the contract."""
     own = "step" if type(solver).solve is Solver.solve else "solve"
     if not isinstance(solved, Iterable):
         raise TypeError(f"{solver}.solve returned a {type(solved).__name__}; let it yield solvers.Step(x)")
@@ -232,7 +234,7 @@ def _kept(solver: Solver, solved: Iterable[Step], wanted: int, x: Tensor) -> Ite
 
 
 def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> Step:
-    """The DDIM step; where samples were lost, of those alone that are left and can pay for it."""
+    """The DDIM step; if samples have failed, only of those that have not and can afford it."""
     if failed is None:
         return DDIM().step(ode, a, b, x)
     left = failed == Status.SUCCESS
@@ -244,7 +246,7 @@ def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> St
 
 
 def _extrapolate(end: Node, recent: Sequence[Recorded], x: Tensor, failed: Tensor | None) -> Step:
-    """The extrapolated data; samples that were lost stay as they are."""
+    """The extrapolated data; samples that have failed stay as they are."""
     left = torch.arange(len(x), device="cpu") if failed is None else torch.nonzero(failed == Status.SUCCESS).ravel()
     reached = extrapolate_data(end, [(record.node, record.data(left)) for record in recent])
     return Step(reached if len(left) == len(x) else x.index_copy(0, left.to(x.device), reached), status=failed)
@@ -255,7 +257,7 @@ def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Tensor]]) -> Tensor
 
     Along a solution x0 is an even function of s, so the polynomial in s^2 has no odd terms to waste a node on.
     """
-    # A method that raises its level may have asked twice at one node: the newest prediction counts.
+    # A method that raises the noise level may have predicted twice at one node: the newest prediction counts.
     recent = list({float(node.s): (node, x0) for node, x0 in recent}.values())
     squares = [float(node.s) ** 2 for node, _ in recent]
     terms = []
@@ -274,14 +276,14 @@ def _check_state(x: Tensor) -> None:
     if x.ndim == 0:
         raise ValueError("x has no batch dimension; pass a tensor of shape (B, ...)")
     if not math.prod(x.shape[1:]):
-        raise ValueError(f"x has shape {tuple(x.shape)}, samples without a component; pass at least one")
+        raise ValueError(f"x has shape {tuple(x.shape)}: its samples have no components; pass at least one")
 
 
 def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
     try:
         values = np.asarray(times.tolist() if isinstance(times, Tensor) else times, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"times={times!r} are no numbers; pass a list, an array or a tensor of floats") from error
+        raise TypeError(f"times={times!r} must be numbers; pass a list, an array or a tensor of floats") from error
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}; pass at least two times in one dimension")
     if not np.isfinite(values).all():
@@ -298,7 +300,7 @@ def _checked_times(times: Tensor | np.ndarray | Sequence[float]) -> list[float]:
 
 def _status(x: Tensor, spent: bool, failed: Tensor | None) -> Tensor:
     rows = x.reshape(len(x), math.prod(x.shape[1:]))
-    # A sum that is finite has finite terms, and takes a tenth of the time of asking each of them.
+    # A finite sum has finite terms, and takes a tenth of the time of checking each of them.
     finite = torch.isfinite(rows.sum(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))).cpu()
     if not finite.all():
         finite = torch.isfinite(rows).all(dim=1).cpu()

@@ -34,10 +34,11 @@ class Solver(ABC):
     1. **Make it a frozen dataclass.** Its fields are its settings; nothing of a run is stored on it.
 
     2. **Write** `step` **from node a to node b.** On a path it may call ``ode.predict(a, x)``, which gives ``x0`` and
-       ``eps`` (one network call), and put them together with `combine`; on any ODE it may call ``ode(t, x)``. What it
-       is given and what the ODE answers it reads, and never writes to. ``b`` may lie after or before ``a``: never
-       negate a time, never assume a direction. Either may be pure noise (alpha = 0) or the data (sigma = 0): where a
-       formula divides by one of them, let that step be the one below, which is regular at both::
+       ``eps`` (one network call), and put them together with `combine`; on any ODE it may call ``ode(t, x)``. It may
+       read its arguments and whatever the ODE returns, but must not modify them in place. ``b`` may lie after or before
+       ``a``: never negate a time, never assume a direction. Either may be pure noise (alpha = 0) or the data
+       (sigma = 0): where a formula divides by one of them, fall back on the DDIM step below, which is regular at both
+       ends::
 
             @dataclass(frozen=True)
             class MyDDIM(Solver):
@@ -51,13 +52,13 @@ class Solver(ABC):
        there is no integer order, `deterministic`, and `calls` when a step costs more than one.
 
     4. **History** (multistep methods), a second state (reversible ones) or a noise stream (stochastic ones) goes into
-       the ``state`` that `start` makes and `step` takes and returns; a method with history says that it is no
-       `one_step` method. `start` is always called, with every node of the grid: whatever depends on nodes alone is
-       computed there, once.
+       the ``state`` that `start` makes and `step` takes and returns; a method with history declares that `one_step` is
+       False. `start` is always called, with every node of the grid: compute there, once, whatever depends on the nodes
+       alone.
 
-    A method that owns its stepping (adaptive, a library's) overrides `solve` instead, and declares whether it
-    `carries_on`; samples that it loses have a status in the `Step`. Then
-    ``solvers.testing.check(MySolver())`` measures all that was declared.
+    A method that owns its stepping (adaptive methods, those of other libraries) overrides `solve` instead, and declares
+    whether it `carries_on`; it reports samples that fail by the status in the `Step`. Finally,
+    ``solvers.testing.check(MySolver())`` measures everything that was declared.
     """
 
     order: ClassVar[int]
@@ -72,27 +73,30 @@ class Solver(ABC):
 
     @property
     def deterministic(self) -> bool:
-        """Whether the same state always leads to the same end: inversion needs it, and a noise stream is not needed."""
+        """Whether a solve is a function of the initial state alone, without a noise stream. Inversion requires it."""
         return True
 
     @property
     def one_step(self) -> bool:
-        """Whether a step reads nothing that earlier ones left behind, and may be taken by itself."""
+        """Whether a step reads nothing that earlier steps left behind, so that it may be taken by itself."""
         return True
 
     @property
     def reads_past(self) -> bool:
-        """Whether `start` makes something of exact states at earlier nodes, as methods with a history do."""
+        """Whether `start` uses exact states at earlier nodes, as methods with a history do."""
         return not self.one_step
 
     @property
     def carries_on(self) -> bool:
-        """Whether two solves joined by `Solution.state` are one solve, bit for bit."""
+        """Whether two solves joined by `Solution.state` equal one solve, bit for bit."""
         return True
 
     @property
     def differentiable(self) -> bool:
-        """Whether torch records its steps. If not, no step of a solve is recorded: a gradient would be one of parts."""
+        """Whether autograd can differentiate through the steps.
+
+        If not, the solve is run without gradients, since the closing step alone would yield a partial one.
+        """
         return True
 
     @property
@@ -102,12 +106,12 @@ class Solver(ABC):
 
     @property
     def closes(self) -> bool:
-        """Whether its own step to the data is better than denoising from the last node, and costs no more."""
+        """Whether its own last step to the data is at least as accurate as denoising, at no extra cost."""
         return False
 
     @classmethod
     def variants(cls) -> "Sequence[Solver]":
-        """The settings that differ in kind: those that tests measure and benchmarks compare."""
+        """The settings that differ in kind: tests measure them and benchmarks compare them."""
         return [cls()]
 
     def start(
@@ -120,7 +124,7 @@ class Solver(ABC):
         past: Past = (),
         state: Any = None,
     ) -> Any:
-        """Return the state of a run over ``nodes``; ``state`` carries on an earlier run, ``past`` exact history."""
+        """Return the state of a run over ``nodes``; ``state`` continues an earlier run, ``past`` is exact history."""
         return state
 
     @abstractmethod
@@ -135,7 +139,7 @@ class Solver(ABC):
             x, state = step.x, step.state
 
     def calls(self, n_steps: int) -> int:
-        """Evaluations that ``n_steps`` steps cost; a bound where that depends on what is solved."""
+        """Evaluations that ``n_steps`` steps cost; an upper bound where that depends on the problem."""
         return n_steps
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
@@ -144,11 +148,11 @@ class Solver(ABC):
 
 
 def require_solver(solver: object) -> None:
-    """Raise `TypeError` unless ``solver`` is one."""
+    """Raise `TypeError` unless ``solver`` is a `Solver`."""
     if not isinstance(solver, Solver):
         adapted = hasattr(solver, "embedded") or hasattr(solver, "trial")
         remedy = f"solvers.Adaptive({solver})" if adapted else "an instance such as solvers.DDIM()"
-        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass {remedy}")
+        raise TypeError(f"solver={solver!r} must be a solvers.Solver; pass {remedy}")
 
 
 def require_states(past: Past, x: Tensor) -> None:
@@ -156,7 +160,7 @@ def require_states(past: Past, x: Tensor) -> None:
     for i, (_, known) in enumerate(past):
         if not isinstance(known, Tensor) or known.shape != x.shape:
             got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
-            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; give (node, state) pairs")
+            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; pass (node, state) pairs")
 
 
 def require_rows(state: Any, x: Tensor) -> None:
@@ -164,7 +168,7 @@ def require_rows(state: Any, x: Tensor) -> None:
     if isinstance(state, Tensor):
         if state.is_floating_point() and state.ndim == x.ndim and len(state) != len(x):
             raise ValueError(
-                f"state: it carries a history of shape {tuple(state.shape)} and x has {tuple(x.shape)}; carry on the "
+                f"state: its history has the shape {tuple(state.shape)}, but x has {tuple(x.shape)}; carry on the "
                 "samples that it was made with"
             )
     elif isinstance(state, tuple | list):
@@ -173,17 +177,17 @@ def require_rows(state: Any, x: Tensor) -> None:
 
 
 def require_run(solver: Solver, state: object, kind: type, name: str = "state") -> None:
-    """Raise `TypeError` unless ``state``, which the message calls ``name``, is of that kind, or None."""
+    """Raise `TypeError` unless ``state``, which the message calls ``name``, is a ``kind`` or None."""
     if not isinstance(state, kind | None):
-        raise TypeError(f"state: a {type(state).__name__} is no {name} of {solver}; pass its own Solution.state")
+        raise TypeError(f"state: a {type(state).__name__} is not a {name} of {solver}; pass its own Solution.state")
 
 
 def require_path(solver: Solver, ode: ODE) -> None:
     """Raise `TypeError` unless ``ode`` splits a state into data and noise."""
     if not isinstance(ode, PathODE):
-        # Within a solve the problem comes wrapped by the counter: it is named by what the user passed.
+        # Within a solve the problem is wrapped by the counter: the message names what the user passed.
         name = type(getattr(ode, "ode", ode)).__name__
         raise TypeError(
-            f"{solver} needs predictions of data and noise, and ode={name} is no PathODE; "
-            "solve it with a Runge-Kutta method with line=None, or derive it from solvers.PathODE"
+            f"{solver} needs predictions of data and noise, but ode={name} is not a PathODE; "
+            "use a Runge-Kutta method with line=None, or derive the problem from solvers.PathODE"
         )

@@ -21,7 +21,7 @@ from solvers.sums import combine
 
 
 class Stage(NamedTuple):
-    """What a stage needs of the grid: its node, and the coefficients of the state and of those slopes that it reads."""
+    """What a stage needs of the grid: its node, and the coefficients of the state and of the slopes that it reads."""
 
     node: Node
     state: Real
@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The stages of every step of a grid, and the number of the step that comes next."""
+    """The stages of every step of a grid, and the number of the next step."""
 
     steps: tuple[tuple[Stage, ...] | None, ...]
     next: int
@@ -39,8 +39,8 @@ class Plan(NamedTuple):
 class Staged(Solver):
     """A one-step method whose stages are combinations of the state and of the slopes at earlier stages.
 
-    A subclass says which, in `stages`. A step that leaves or reaches a `singular` node is a DDIM step, which is regular
-    everywhere.
+    A subclass defines them in `stages`. A step that leaves or reaches a `singular` node is a DDIM step, which is
+    regular everywhere.
     """
 
     line: Line | None = None
@@ -63,11 +63,11 @@ class Staged(Solver):
         return singular_step(self.line, ode, a, b)
 
     def calls(self, n_steps: int) -> int:
-        """The number of stages, for each step."""
+        """The number of stages for each step."""
         return n_steps * self.calls_per_step
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """The number of stages, for each step that is no DDIM step."""
+        """The number of stages for each step, one for a DDIM step."""
         plan: Plan = kept_plan(self, ode, tuple(nodes))
         return sum(1 if stages is None else len(stages) - 1 for stages in plan.steps)
 
@@ -111,7 +111,7 @@ class Staged(Solver):
         return ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
 
     def _step_at_singular(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> Tensor:
-        """DDIM for the samples at a singular node, the method itself for the others."""
+        """A DDIM step for the samples at a singular node, the method itself for the others."""
         singular = self.singular(ode, a, b)
         if np.all(singular):
             return DDIM().step(ode, a, b, x).x

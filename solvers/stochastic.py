@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
-from solvers.dpm_solver import DPMSolver2
 from solvers.exponential import DDIM, direction, posterior_std, start_noise
-from solvers.lines import Data, Noise, singular_step, singular_steps
+from solvers.lines import Noise, singular_log_snr, singular_step, singular_steps
 from solvers.multistep import denoised_after
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
@@ -22,7 +21,7 @@ from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
 
 LARGEST_RAISE = math.sqrt(2) - 1
-"""Of the noise level in one step of EDM: the state gets at most as much new noise as it has."""
+"""The largest relative increase of the noise level in one step of EDM: at most as much new noise as the state has."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class EulerMaruyama(Solver):
     """The Euler-Maruyama method on the reverse SDE, in the time of the path.
 
     The forward SDE ``dx = (alpha'/alpha) x dt + g dW`` with ``g^2 = 2 sigma (sigma' - s alpha')`` has the path's
-    marginals, and so has its reverse (Song et al. 2021, "Score-based generative modeling through SDEs", eq. 6), here
-    with the predictions put in for the state and the score:
+    marginals, and so does its reverse (Song et al. 2021, "Score-based generative modeling through SDEs", eq. 6), here
+    with the predictions substituted for the state and the score:
 
         x_b = x_a + (t_b - t_a) (alpha' x0 + (2 sigma' - s alpha') eps) + g sqrt(|t_b - t_a|) z
 
@@ -43,7 +42,7 @@ class EulerMaruyama(Solver):
 
     @property
     def deterministic(self) -> bool:
-        """Never."""
+        """False: every step draws noise."""
         return False
 
     def start(
@@ -77,14 +76,14 @@ class EulerMaruyama(Solver):
 class DPMSolverSDE(Solver):
     """DPM-Solver++ in its stochastic single-step form, "DPM++ SDE" (Crowson 2022, "k-diffusion", `sample_dpmpp_sde`).
 
-    With steps of ``DDIM(eta)`` to a node m halfway in log-SNR, and from a to b with the prediction x0 of m:
+    It makes one step of ``DDIM(eta)`` to a node m halfway in log-SNR, and one from a to b with the prediction x0 at m:
 
         x_m = alpha_m x0(a, x_a) + direction(a, m) eps(a, x_a) + eta posterior_std(a, m) z_m
         x_b = alpha_b x0(m, x_m) + direction(a, b) (x_a - alpha_a x0(m, x_m)) / sigma_a + eta posterior_std(a, b) z_b
 
-    Both draws are increments of one Brownian motion in s, over ``s_a - s_m`` and ``s_a - s_b``, so that z_b repeats z_m
-    with the correlation ``sqrt((s_a - s_m)/(s_a - s_b))``, which the weak order 2 rests on. In diffusers it is
-    DPMSolverSDE. A step that leaves alpha = 0 or reaches sigma = 0 is one of ``DDIM(eta)``.
+    Both draws are increments of one Brownian motion in s, over ``s_a - s_m`` and ``s_a - s_b``, so that z_b and z_m
+    have the correlation ``sqrt((s_a - s_m)/(s_a - s_b))``, on which the weak order 2 depends. In diffusers it is
+    DPMSolverSDE. A step that leaves alpha = 0 or reaches sigma = 0 is a step of ``DDIM(eta)``.
 
     Args:
         eta: the share of the posterior's deviation that is fresh noise, above 0 and at most 1.
@@ -102,7 +101,7 @@ class DPMSolverSDE(Solver):
 
     @property
     def deterministic(self) -> bool:
-        """Never."""
+        """False: every step draws noise."""
         return False
 
     @classmethod
@@ -115,8 +114,8 @@ class DPMSolverSDE(Solver):
         return 2 * n_steps
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Two for each step that is no DDIM step."""
-        return sum(1 if self._singular(ode, a, b) else 2 for a, b in pairwise(nodes))
+        """Two for each step, one for a DDIM step."""
+        return sum(1 if self._singular(a, b) else 2 for a, b in pairwise(nodes))
 
     def start(
         self,
@@ -133,8 +132,8 @@ class DPMSolverSDE(Solver):
         return start_noise(self, nodes, stream, state)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """Ask the network at a and halfway; two draws."""
-        if self._singular(ode, a, b):
+        """Predict at a and halfway; two draws."""
+        if self._singular(a, b):
             return DDIM(self.eta).step(ode, a, b, x, state)
         middle = ode.node_at((a.log_snr + b.log_snr) / 2)
         there = DDIM(self.eta).step(ode, a, middle, x, state)
@@ -152,8 +151,8 @@ class DPMSolverSDE(Solver):
         )
         return Step(end, state=stream)
 
-    def _singular(self, ode: ODE, a: Node, b: Node) -> bool:
-        return anywhere(DPMSolver2(Data()).singular(ode, a, b))
+    def _singular(self, a: Node, b: Node) -> bool:
+        return anywhere(singular_log_snr(a, b))
 
 
 class Churning(NamedTuple):
@@ -166,19 +165,19 @@ class Churning(NamedTuple):
 
 @dataclass(frozen=True)
 class EDMHeun(Solver):
-    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2): raise the noise level, then a step of Heun.
+    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2): raise the noise level, then take a step of Heun.
 
-    With ``gamma = min(churn / N, sqrt(2) - 1)`` where ``s_min <= s_a <= s_max``, else 0, in N steps, a closing DDIM
-    step among them, as the paper's last step is one:
+    With ``gamma = min(churn / N, sqrt(2) - 1)`` where ``s_min <= s_a <= s_max``, else 0, in N steps, including a
+    closing DDIM step, as in the paper:
 
         s_hat = (1 + gamma) s_a
         x_hat = (alpha_hat / alpha_a) x_a + alpha_hat sqrt(s_hat^2 - s_a^2) noise z
 
     and Heun's step on the noise line leads from x_hat, where the network is called, to b. Fresh noise of the right size
-    leaves the marginals as they are, so that the weak order is Heun's. ``churn, s_min, s_max, noise`` are the paper's
-    S_churn, S_tmin, S_tmax, S_noise (levels in units of s = sigma/alpha); noise above 1, which the paper tunes against
-    networks that remove too much, has no limit of small steps that is exact. The raised level is clamped to the largest
-    of the grid: no network was trained above it. ``Heun(line=Noise())`` is the method without churn.
+    preserves the marginals, so the weak order is Heun's. ``churn, s_min, s_max, noise`` are the paper's S_churn,
+    S_tmin, S_tmax, S_noise (levels in units of s = sigma/alpha); with noise above 1, which the paper tunes to offset
+    networks that remove too much, small steps do not converge to the exact marginals. The raised level is clamped to
+    the largest of the grid, above which no network was trained. ``Heun(line=Noise())`` is the method without churn.
     """
 
     law: ClassVar[Law] = "weak"
@@ -194,18 +193,18 @@ class EDMHeun(Solver):
                 f"EDMHeun: churn={self.churn!r} must be positive and finite; without churn use Heun(line=Noise())"
             )
         if not 0 <= as_number(self.s_min) <= as_number(self.s_max):
-            raise ValueError(f"EDMHeun: s_min={self.s_min!r} and s_max={self.s_max!r} must be a range of noise levels")
+            raise ValueError(f"EDMHeun: s_min={self.s_min!r} and s_max={self.s_max!r}: give 0 <= s_min <= s_max")
         if not 0 < as_number(self.noise) < math.inf:
             raise ValueError(f"EDMHeun: noise={self.noise!r} must be positive and finite; 1 keeps the marginals")
 
     @property
     def deterministic(self) -> bool:
-        """Never."""
+        """False: every step draws noise."""
         return False
 
     @property
     def carries_on(self) -> bool:
-        """Not: the churn of a step depends on the number of steps of its grid."""
+        """False: the churn of a step depends on the number of steps of its grid."""
         return False
 
     def calls(self, n_steps: int) -> int:
@@ -213,7 +212,7 @@ class EDMHeun(Solver):
         return 2 * n_steps
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Two for each step that is no DDIM step."""
+        """Two for each step, one for a DDIM step."""
         return self.calls(len(nodes) - 1) - singular_steps(Noise(), ode, nodes)
 
     def start(
@@ -234,7 +233,7 @@ class EDMHeun(Solver):
         return Churning(stream, min(self.churn / max(steps, 1), LARGEST_RAISE), nodes[0])
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """Raise the level and step down from there; one draw for every step, raised or not."""
+        """Raise the level and step down from there; one draw for every step, whether raised or not."""
         z, stream = state.stream.draw(x)
         if self.s_min <= a.s <= self.s_max and not np.any(singular_step(Noise(), ode, a, a)):
             raised = (1 + state.gamma) * float(a.s)

@@ -1,4 +1,4 @@
-"""Where coefficients meet tensors: linear combinations of states."""
+"""Linear combinations of states: the one place where coefficients meet tensors."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Term = tuple[Real, Tensor]
 """A coefficient and a tensor."""
 Terms = Sequence[Term]
 LARGE_SAMPLE = 2**14
-"""Numbers of a sample beyond which a product of matrices takes as long as its terms one by one."""
+"""The sample size beyond which a matrix product takes as long as summing its terms one by one."""
 
 
 def combine(*terms: Term) -> Tensor:
@@ -44,30 +44,30 @@ def combine(*terms: Term) -> Tensor:
 
 
 def total(terms: Terms) -> Tensor:
-    """`combine`, but a tensor itself where that is the sum."""
+    """`combine`, or the tensor itself if it is the whole sum."""
     coefficient, tensor = terms[0]
     alone = len(terms) == 1 and isinstance(coefficient, float) and coefficient == 1
     return tensor if alone else combine(*terms)
 
 
 def single(terms: Terms) -> Term:
-    """The sum as one term: a factor, which is left to those who read it, and a tensor; saves a pass over memory."""
+    """The sum as one term, a factor to be applied by the reader and a tensor; this saves a pass over memory."""
     return _up_to_a_factor(terms) or (1.0, combine(*terms))
 
 
 def pending(terms: Terms) -> Terms:
-    """What `advance` makes the newest slope from: one term, or the terms as they are where all is fused there."""
+    """The input from which `advance` makes the newest slope: one term, or all terms if sums are fused."""
     return terms if fusing.get() else [single(terms)]
 
 
 def _up_to_a_factor(terms: Terms) -> tuple[float, Tensor] | None:
-    """A factor and the sum over it; one term stays as it is. None where samples have coefficients of their own.
+    """A factor and the sum divided by it; a single term stays as it is. None if samples have their own coefficients.
 
-    None as well where the two tensors that are added first differ in dtype or shape: torch would promote or broadcast
-    the sum. The others are added in place.
+    Also None if the two tensors that are added first differ in dtype or shape: torch would promote or broadcast the
+    sum. The others are added in place.
 
-    The factor is 1 where it can be, so that zeros added to a state leave it as it was, and otherwise the largest
-    coefficient, beside which no other one overflows.
+    The factor is 1 if possible, so that adding zeros leaves a state unchanged, and otherwise the largest coefficient,
+    relative to which no other one overflows.
     """
     if len(terms) == 1:
         ((alone, x),) = terms
@@ -90,7 +90,7 @@ def _up_to_a_factor(terms: Terms) -> tuple[float, Tensor] | None:
 
 
 def _shared(terms: Terms) -> list[float] | None:
-    """The coefficients, if all samples have the same and the tensors are alike: no other one decides on the result."""
+    """The coefficients, if they are the same for all samples and the tensors agree in dtype and shape, else None."""
     first = terms[0][1]
     coefficients = []
     for coefficient, tensor in terms:
@@ -104,14 +104,14 @@ def _shared(terms: Terms) -> list[float] | None:
 def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms) -> tuple[Term, Tensor]:
     """A multistep formula: ``start`` plus the weighted sum of the newest slope, `pending`, and earlier ones.
 
-    Returns the newest slope as one term as well, for the steps that follow. Fused, both are made in one pass.
+    Returns the newest slope as one term too, for the following steps. If sums are fused, both take one pass.
     """
     read = [(weight * factor, tensor) for weight, (factor, tensor) in zip(weights[1:], earlier, strict=False)]
     if fusing.get() and len(newest) > 1:
         terms, weight = [*newest, start, *read], weights[0]
         coefficients = _shared(terms)
         if coefficients is not None and isinstance(weight, float):
-            # The slope's own terms in the place of the slope.
+            # The slope's own terms replace the slope.
             own, direct = coefficients[: len(newest)], coefficients[len(newest) :]
             rows = [own, [*(weight * coefficient for coefficient in own), *direct]]
             made, end = fused(rows, [tensor for _, tensor in terms])
@@ -125,8 +125,8 @@ def weighted_sums(weights: np.ndarray, tensors: Tensor) -> Tensor:
     """``sum over j of weights[b, s, j] tensors[b, j]``: weights ``(B, S, M)``, tensors ``(B, M, ...)``.
 
     On the CPU this is a product of two matrices for each sample, all of one shape, so that a sample's bits do not
-    depend on the batch. Elsewhere, for large samples, where zeros would cost more than that saves, and where
-    derivatives are recorded, it is done term by term, with other last bits.
+    depend on the batch. On other devices, for large samples, where zero weights would cost more than this saves, and
+    for autograd, it is computed term by term, with other last bits.
     """
     batch, several, count = weights.shape
     small = math.prod(tensors.shape[2:]) <= LARGE_SAMPLE

@@ -1,4 +1,4 @@
-"""Solving to a tolerance: every sample on its own clock. What the adaptive methods share."""
+"""Solving to a tolerance, with steps for each sample: what the adaptive methods share."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -10,29 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.arguments import require_positive, require_whole
+from solvers.arguments import require_whole
 from solvers.counting import affording, evaluations_left
 from solvers.exponential import DDIM
-from solvers.lines import Line, require_line, singular_step
+from solvers.lines import Line, singular_step
 from solvers.node_states import Passed
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
+from solvers.own_steps import OwnSteps
 from solvers.real import Real
 from solvers.solution import Status
-from solvers.solver import Law, Past, Solver, Step, require_path
+from solvers.solver import Law, Past, Step, require_path
 from solvers.sums import combine, per_row
 from solvers.transfer import index_on
 
 SMALLEST_STEP = 16 * float(np.finfo(np.float64).eps)
-"""Of the span, or of the place if that is larger: below it a step does not move."""
+"""The smallest step as a fraction of the span, or of ``|q|`` if that is larger: a smaller one does not move."""
 FLOOR = 4.0
 """The smallest relative tolerance that a state can meet, in units of its rounding error."""
 
 
 class Span:
-    """One way from node a to node b in the line's variable q (t without a line), for samples at places of their own.
+    """The interval from node a to node b in the line's variable q (t without a line), for samples at their own places.
 
-    ``known`` is the q up to which the field may be asked: b, or the node before it where the way to b is extrapolated.
+    ``known`` is the node up to which the field may be evaluated: b, or the node before it if the last interval is
+    extrapolated.
     """
 
     def __init__(self, ode: Any, line: Line | None, a: Node, b: Node, known: Node) -> None:
@@ -48,7 +50,7 @@ class Span:
         return node.t if self.line is None else self.line.q(node)
 
     def node(self, q: np.ndarray) -> Node:
-        """The nodes at ``q``; those of the ends are the ends themselves, without a round trip through q."""
+        """The nodes at ``q``; at the ends, the end nodes themselves, without a round trip through q."""
         found = self.ode.node(q) if self.line is None else self.line.node(self.ode, q)
         first, last = sorted((self.ends[0].t, self.ends[1].t))
         found = found._replace(t=np.minimum(np.maximum(found.t, first), last))
@@ -63,7 +65,7 @@ class Span:
         return 1.0 if self.line is None else self.line.scale(node)
 
     def slope(self, ode: Any, node: Node, z: Tensor, dtype: torch.dtype) -> Tensor:
-        """``dz/dq`` of the samples of ``ode`` at ``(node, z)``; the field sees a state of ``dtype``."""
+        """``dz/dq`` of the samples of ``ode`` at ``(node, z)``; the field receives a state of ``dtype``."""
         x = z.to(dtype) if self.line is None else combine((self.line.scale(node), z)).to(dtype)
         if self.line is not None:
             return self.line.slope(node, ode.predict(node, x)).to(z.dtype)
@@ -71,21 +73,21 @@ class Span:
 
 
 def error_scale(span: Span, tolerances: tuple[float, float], node: Node, z: Tensor) -> Tensor:
-    """What turns an error of z at ``node`` into units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
+    """The factor from an error of z at ``node`` to units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
     rtol, atol = tolerances
     return torch.add(per_row(atol / span.scale(node), z), z.abs(), alpha=rtol).reciprocal_()
 
 
 class Run(ABC):
-    """Samples on their way over one `Span`: their places ``q``, states ``z`` on the line and next steps ``h``.
+    """Samples that move over one `Span`: their places ``q``, states ``z`` on the line and next steps ``h``.
 
-    It lives for one solve and is changed in place. ``ids`` are the samples' rows in the batch that is solved.
+    It lives for one solve and is modified in place. ``ids`` are the samples' rows in the batch that is solved.
     """
 
     calls: int
     """Evaluations of one attempt."""
     stops_at_nodes: bool = False
-    """Whether steps end on the nodes: for methods whose interpolation is of a lower order."""
+    """Whether steps end at the nodes: for methods whose interpolation has a lower order."""
 
     def __init__(self, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> None:
         count = len(z)
@@ -98,27 +100,27 @@ class Run(ABC):
 
     @abstractmethod
     def attempt(self, ode: Any) -> np.ndarray:
-        """Try a step from every place and move the samples whose error allows it; return which moved."""
+        """Try a step from every place and move the samples whose error is small enough; return which moved."""
 
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """The line's states of ``rows`` at ``q``, inside the steps that they have just made."""
-        return torch.stack([self.piece(int(row))(float(place)) for row, place in zip(rows, q, strict=True)])
+        raise NotImplementedError(f"{type(self).__name__}: steps end at the nodes, so nothing is read between them")
 
     @abstractmethod
     def piece(self, row: int) -> Any:
         """The last step of a row as a function of q, which outlives the run; see `Dense`."""
 
     def finish(self) -> np.ndarray:
-        """Bring samples to the end without a call where that is accurate enough; return which moved there."""
+        """Move samples to the end without a call where that is accurate enough; return which moved."""
         return np.zeros(len(self.ids), dtype=bool)
 
     def closing_errors(self, rows: np.ndarray) -> np.ndarray:
-        """The error estimates, in units of the tolerance, of samples that `finish` brought to the end."""
+        """The error estimates, in units of the tolerance, of samples that `finish` moved to the end."""
         return np.zeros(len(rows))
 
     @abstractmethod
     def keep(self, rows: np.ndarray) -> None:
-        """Go on with these rows alone."""
+        """Continue with these rows alone."""
 
     def _keep_places(self, rows: np.ndarray) -> Tensor:
         for name in ("q", "h", "stops", "broken", "calm", "ids"):
@@ -128,66 +130,33 @@ class Run(ABC):
         return index
 
     def target(self) -> np.ndarray:
-        """Where the next attempts end: exactly at the stop ahead, and never a sliver before it."""
+        """The ends of the next attempts: exactly at the next stop, or well before it, never just short of it."""
         left = np.abs(self.stops - self.q)
         h = np.where(self.h > 0.5 * left, np.where(self.h >= 0.95 * left, left, np.minimum(self.h, 0.6 * left)), self.h)
         return np.where(h >= left, self.stops, self.q + self.span.direction * h)
 
 
-class Tolerance(Solver):
+class Tolerance(OwnSteps):
     """A method that follows ``rtol`` and ``atol`` instead of a grid.
 
     A step is accepted when the root mean square over components of ``error / (atol + rtol |x|)`` is at most 1, for each
-    sample by itself; ``atol=None`` is ``rtol``. Samples that arrive or fail leave the batch. The nodes of the grid
-    between its ends are reported by the method's interpolation, or stepped on, and a step that leaves or reaches a
-    node where the line degenerates is a DDIM step. A sample that fails keeps the last state that it reached, and no
-    sample makes more than ``max_steps`` attempts.
+    sample by itself; ``atol=None`` is ``rtol``. Samples that arrive or fail leave the batch. The states at the inner
+    nodes of the grid come from the method's interpolation, or steps end there, and a step that leaves or reaches a node
+    where the line degenerates is a DDIM step. A sample that fails keeps the last state that it reached, and no sample
+    makes more than ``max_steps`` attempts between singular nodes.
     """
 
     law: ClassVar[Law] = "tolerance"
-    rtol: float
-    atol: float | None
-    line: Line | None
     max_steps: int
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        for argument, value in (("rtol", self.rtol), ("atol", self.tolerances[1])):
-            require_positive(f"{name}: {argument}", value, "1e-3")
-        require_whole(f"{name}: max_steps", self.max_steps, 1)
-        if self.line is not None:
-            require_line(self, self.line)
-
-    @property
-    def tolerances(self) -> tuple[float, float]:
-        """``rtol`` and ``atol``."""
-        return self.rtol, self.rtol if self.atol is None else self.atol
-
-    @property
-    def reads_past(self) -> bool:
-        """Not: it begins with small steps of low order."""
-        return False
+        self.require_settings("1e-3")
+        require_whole(f"{type(self).__name__}: max_steps", self.max_steps, 1)
 
     @property
     def one_step(self) -> bool:
-        """Not: a step's size follows from those before."""
+        """False: a step's size follows from the steps before."""
         return False
-
-    @property
-    def carries_on(self) -> bool:
-        """Step sizes and history end with the solve."""
-        return False
-
-    def calls(self, n_steps: int) -> int:
-        """Unknown before the solve.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"{self} chooses its own steps, so that no number of calls is known before the solve; "
-            "instead of nfe= or steps= ask for an accuracy, rtol=1e-3"
-        )
 
     def start(
         self,
@@ -199,39 +168,29 @@ class Tolerance(Solver):
         past: Past = (),
         state: Any = None,
     ) -> None:
-        """Refuse what cannot be solved, before the first call; a run has no state."""
+        """Raise for what cannot be solved, before the first call; a run has no state."""
         if self.way is not None:
             require_path(self, ode)
         least = FLOOR * torch.finfo(x.dtype).eps
         if self.rtol < least:
             raise ValueError(
-                f"{type(self).__name__}: rtol={self.rtol!r} is below what a {x.dtype} state can meet; ask for at least "
+                f"{type(self).__name__}: rtol={self.rtol!r} is below what a {x.dtype} state can meet; use at least "
                 f"{least:.1e}, or pass a state of higher precision"
             )
 
-    def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """A solve from a to b."""
-        (step,) = self.solve(ode, (a, b), x, state)
-        return step
-
     @abstractmethod
     def begin(self, ode: Any, span: Span, z: Tensor, dtype: torch.dtype, ids: np.ndarray) -> Run:
-        """The samples ``ids``, ``z`` on the line at the start of ``span``; costs `begin_calls`."""
+        """Start the samples ``ids`` from ``z``, on the line at the start of ``span``; costs `begin_calls`."""
 
     @property
     @abstractmethod
     def begin_calls(self) -> int:
         """Evaluations before the first attempt."""
 
-    @property
-    def way(self) -> Line | None:
-        """The line that is followed."""
-        return self.line
-
     def solve(self, ode: Any, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
         """Solve part by part; the state at a node is yielded when the last sample has passed it."""
         status, done = np.zeros(len(x), dtype=np.int64), 0
-        if ledger := getattr(ode, "ledger", None):  # a solve that ends before its first step has made none
+        if ledger := getattr(ode, "ledger", None):  # a solve that ends before its first step has counted none
             none = np.zeros(0, dtype=np.int64)
             ledger.tried(none, none, none)
         for singular, pairs in groupby(
@@ -244,7 +203,7 @@ class Tolerance(Solver):
             x = reached
 
     def _follow(self, ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Iterator[Tensor]:
-        """The states at the nodes after the first; failures go into ``status``, and keep their last state."""
+        """The states at the nodes after the first; samples that fail keep their last state and get a ``status``."""
         ledger = getattr(ode, "ledger", None)
         dense = ledger.dense if ledger else None
         free = ledger is not None and ledger.extrapolate and len(nodes) > 2
@@ -263,7 +222,7 @@ class Tolerance(Solver):
         live = _rows(ode, ids, x.device)
 
         def report(moved: np.ndarray) -> None:
-            """Hand the states at those nodes over that the samples have just passed."""
+            """Hand over the states at the nodes that the samples have just passed."""
             if dense is not None:
                 for row in np.flatnonzero(moved):
                     dense.add(int(run.ids[row]), run.piece(int(row)))
@@ -275,7 +234,7 @@ class Tolerance(Solver):
                     return
                 q = place[rows]
                 index = index_on(x.device, rows)
-                z, inside = run.z[index], np.flatnonzero(q != run.q[rows])
+                z, inside = run.z[index], np.flatnonzero((q != run.q[rows]) & (not run.stops_at_nodes))
                 if len(inside):
                     z[index_on(x.device, inside)] = run.between(rows[inside], q[inside])
                 passed.put(run.ids[rows], combine((span.scale(span.node(q)), z)).to(x.dtype))
@@ -290,7 +249,7 @@ class Tolerance(Solver):
                 live = _rows(ode, run.ids, x.device)
 
         def finish() -> None:
-            """Let those go that can be brought to the end without a call."""
+            """Let samples leave that can be moved to the end without a call."""
             ended = run.finish()
             if ended.any():
                 closing_errors[run.ids[ended]] = run.closing_errors(np.flatnonzero(ended))
@@ -325,20 +284,21 @@ class Tolerance(Solver):
         yield from passed.rest()
 
     def _judge(self, closing_errors: np.ndarray, status: np.ndarray) -> None:
-        """Set the status of samples that were brought to the end without a call, and say what can be met."""
+        """Set the status of samples that missed the tolerance at the end, and warn of the error that remains."""
         missed = ~(closing_errors <= 1)
         status[missed] = Status.FLOOR
         if missed.any():
             warnings.warn(
-                f"rtol={self.rtol}: the extrapolation over the last interval, where the model is not defined, leaves "
-                f"an error of about {closing_errors[missed].max() * self.rtol:.1e} in {missed.sum()} samples; ask for "
-                "no less, or declare Model(..., continuous=True)",
+                f"rtol={self.rtol}: the extrapolation over the last interval, where the field is not defined, leaves "
+                f"an error of about {closing_errors[missed].max() * self.rtol:.1e} in {missed.sum()} samples; raise "
+                "rtol to that, or extend the field to the data (PathODE.end = None; for an odediff model, "
+                "continuous=True)",
                 stacklevel=2,
             )
 
 
 def _ddim(ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Iterator[Tensor]:
-    """The DDIM steps of those samples that have not failed and can pay for them."""
+    """The DDIM steps of the samples that have not failed and can afford them."""
     for a, b in pairwise(nodes):
         ids = affording(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
         if len(ids):

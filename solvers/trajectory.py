@@ -1,4 +1,4 @@
-"""The exact inverse of a method with history: one solve for the whole way."""
+"""The exact inverse of a method with history: one iteration for the whole trajectory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,18 +26,18 @@ from solvers.sums import combine
 
 @dataclass(frozen=True)
 class TrajectoryInverse(ReversibleSolver):
-    """A multistep method, undone as a whole: find the states from which it comes to x, with its own start.
+    """The inverse of a whole multistep solve: find the states from which the method, with its own start, reaches x.
 
-    Its start determines its history, so that no step can be undone before all those above it are known. The unknowns
-    are the states ``x_1 .. x_N`` of all nodes. A sweep runs the method down over them as they are, N steps and their
-    calls, and climbs again with the increments that it saw:
+    The start determines the history, so no step can be undone before all those nearer the noise are known. The unknowns
+    are the states ``x_1 .. x_N`` at all nodes. A sweep runs the method towards the data, each step from the current
+    estimate, N steps and their calls, and then corrects the estimates from the data upwards:
 
         x_i <- x_i + P_i (x_{i-1} - landed_{i-1}),     P_i = min(alpha_i/alpha_{i-1}, sigma_i/sigma_{i-1})
 
-    from ``x_0 = x`` upwards (waveform relaxation: Lelarasmee, Ruehli & Sangiovanni-Vincentelli 1982). Each sample stops
-    when the largest of its ``|x_{i-1} - landed_{i-1}|``, relative to the larger of 1 and the state's max-norm, is at
-    most ``tolerance`` (None: 100 times the rounding of its dtype). It starts from DDIM's way up. Memory and time of a
-    sweep are those of a trajectory.
+    with ``x_0 = x`` (waveform relaxation: Lelarasmee, Ruehli & Sangiovanni-Vincentelli 1982). Each sample stops when
+    the largest of its ``|x_{i-1} - landed_{i-1}|``, relative to the larger of 1 and the state's max-norm, is at most
+    ``tolerance`` (None: 100 times the rounding of its dtype). The first estimate is DDIM's inversion. A sweep costs the
+    memory and time of a trajectory.
     """
 
     base: Solver = field(default_factory=DDIM)
@@ -52,44 +52,44 @@ class TrajectoryInverse(ReversibleSolver):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """That of the base method."""
+        """The base method's order."""
         return self.base.order
 
     @property
     def own_start_order(self) -> int:
-        """That of the base method."""
+        """The base method's order from its own start."""
         return self.base.own_start_order
 
     @property
     def law(self) -> Law:  # type: ignore[override]
-        """That of the base method."""
+        """The base method's law."""
         return self.base.law
 
     @property
     def carries_on(self) -> bool:
-        """Whether the base method does."""
+        """Whether the base method carries on."""
         return self.base.carries_on
 
     @property
     def reads_past(self) -> bool:
-        """Whether the base method does."""
+        """Whether the base method reads the past."""
         return self.base.reads_past
 
     @property
     def one_step(self) -> bool:
-        """Whether the base method is one."""
+        """Whether the base method is a one-step method."""
         return self.base.one_step
 
     def calls(self, n_steps: int) -> int:
-        """Those of the base method."""
+        """The calls of the base method."""
         return self.base.calls(n_steps)
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Those of the base method."""
+        """The calls of the base method."""
         return self.base.calls_over(ode, nodes)
 
     def uncalls(self, n_steps: int) -> int:
-        """Those of as many sweeps as are allowed, one to begin with, and DDIM's way up."""
+        """The base method's calls for each sweep allowed and one more, and those of DDIM's inversion."""
         return self.base.calls(n_steps) * (self.max_iterations + 1) + n_steps
 
     def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
@@ -97,7 +97,7 @@ class TrajectoryInverse(ReversibleSolver):
         return self.uncalls(len(nodes) - 1)
 
     def reverses(self, a: Node, b: Node) -> bool:
-        """Away from alpha = 0 and sigma = 0."""
+        """Whether neither node has alpha = 0 or sigma = 0."""
         return not (meets_singular(Noise(), a, b) or meets_singular(Data(), a, b))
 
     def start(
@@ -110,11 +110,11 @@ class TrajectoryInverse(ReversibleSolver):
         past: Past = (),
         state: Any = None,
     ) -> Any:
-        """The base method's; what the inverse did is of no use to it."""
+        """The base method's state; the record of an inverse is of no use to it."""
         return self.base.start(ode, nodes, x, past=past, state=None if isinstance(state, Effort) else state)
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """The base method's."""
+        """The base method's step."""
         return self.base.step(ode, a, b, x, state)
 
     def unstart(self, ode: ODE, nodes: Sequence[Node], x: Tensor, state: Any = None) -> None:
@@ -126,7 +126,7 @@ class TrajectoryInverse(ReversibleSolver):
         require_digits(self, x)
 
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """The inverse of a way of one step."""
+        """The inverse of a solve of one step."""
         return next(iter(self.unsolve(ode, (a, b), x, state)))
 
     def unsolve(self, ode: Any, nodes: Sequence[Node], x: Tensor, state: Any) -> Iterator[Step]:
@@ -167,7 +167,7 @@ class TrajectoryInverse(ReversibleSolver):
             yield Step(reached, state=Effort(residual, iterations, status), status=status)
 
     def _descend(self, ode: Any, nodes: Sequence[Node], way: Sequence[Tensor]) -> list[Tensor]:
-        """Where the base method lands on all nodes but the last, each step from the state that is assumed there."""
+        """The states that the base method reaches at all nodes but the last, each step from the state in ``way``."""
         state = self.base.start(ode, nodes[::-1], way[-1])
         landed = []
         for (a, b), x in zip(pairwise(nodes[::-1]), way[:0:-1], strict=True):
@@ -177,6 +177,6 @@ class TrajectoryInverse(ReversibleSolver):
         return landed[::-1]
 
     def _residual(self, way: Sequence[Tensor], landed: Sequence[Tensor]) -> Tensor:
-        """The largest of each sample's."""
+        """The largest residual of each sample."""
         each = [largest(x - y) / largest(x).clamp(min=1) for x, y in zip(way, landed, strict=False)]
         return torch.stack(each).amax(0)

@@ -1,4 +1,4 @@
-"""Two-step methods that are their own inverse: three neighbouring states, any of the outer ones from the other two."""
+"""Two-step methods that are their own inverse: of three neighbouring states, either outer one from the other two."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ from solvers.sums import combine, per_row
 class TwoStep(ReversibleSolver):
     """A method ``z_b = r z_p + w_a`` over neighbours p, a, b: the state at b from those at p and a, one call at a.
 
-    Solved for z_p it is itself with p and b exchanged, r with 1/r. The companion is the state at p. A run that turns
-    round finds it at its first target, and takes it as it is, without a call.
+    Solved for z_p it is itself with p and b exchanged, and r replaced by 1/r. The companion is the state at p. A run
+    that turns round finds it at its first target, and takes it as it is, without a call.
     """
 
     @property
     def reads_past(self) -> bool:
-        """The state before is the companion."""
+        """True: the previous state is the companion."""
         return True
 
     def start(
@@ -52,7 +52,7 @@ class TwoStep(ReversibleSolver):
         past: Past = (),
         state: Companion | None = None,
     ) -> Companion | None:
-        """The companion is that of an earlier run, or the newest exact state."""
+        """The companion of an earlier run, or the newest exact state."""
         require_path(self, ode)
         require_companion(self, state)
         if state is not None and len(past):
@@ -63,7 +63,7 @@ class TwoStep(ReversibleSolver):
             if len(nodes) > 1 and (node.t - nodes[0].t) * (nodes[1].t - nodes[0].t) >= 0:
                 raise ValueError(f"past: its node t={node.t} does not lie behind the first of the grid, t={nodes[0].t}")
             if not self.reverses(node, nodes[0]):
-                return None  # a singular node has no digits on the line, and no method reads it
+                return None  # a singular node has no finite z on the line, and no method reads it
             other = self.lattice.digits(self.scale(node), partner, None)
             return companion_at(self, self.lattice, scale, nodes[0], x, None)._replace(other=other, node=node)
         return state
@@ -92,7 +92,7 @@ class TwoStep(ReversibleSolver):
     def _advance(
         self, ode: Any, p: Node, a: Node, b: Node, partner: Tensor, here: Tensor, x: Tensor, back: bool
     ) -> Tensor:
-        """The way that expands is computed as it is written, the other one as its inverse: together they are exact."""
+        """The expanding direction is computed as written, the other as its inverse: together they are exact."""
         expands, snap = self.expands(p, a, b, back), self.lattice.snap
         slope = self.slope_at(ode, a, x)
         direct = inverse = partner
@@ -109,7 +109,7 @@ class TwoStep(ReversibleSolver):
     @property
     @abstractmethod
     def lattice(self) -> Lattice:
-        """The numbers that z is made of."""
+        """The lattice of z."""
 
     @abstractmethod
     def scale(self, node: Node) -> Real:
@@ -121,15 +121,15 @@ class TwoStep(ReversibleSolver):
 
     @abstractmethod
     def expands(self, p: Node, a: Node, b: Node, back: bool) -> bool | np.ndarray:
-        """Whether r >= 1; with p and b exchanged the answer is the opposite, unless r = 1."""
+        """Whether r >= 1; the opposite holds with p and b exchanged, unless r = 1."""
 
     @abstractmethod
     def slope_at(self, ode: PathODE, a: Node, x: Tensor) -> Any:
-        """What the network says at a."""
+        """The network's prediction at a, in the form that `parts` reads."""
 
     @abstractmethod
     def parts(self, p: Node, a: Node, b: Node, here: Tensor, slope: Any, back: bool) -> tuple[Real, Tensor]:
-        """The factor r and w_a; ``back`` if the method came from b."""
+        """The factor r and w_a; ``back`` is True in an inverse step."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ class BDIA(TwoStep):
 
         x_b = D(a->b, x_a) + gamma (x_p - D(a->p, x_a))
 
-    where D is the DDIM step: what DDIM gets wrong on the way back to p is given back. For gamma = 1, the default, this
+    where D is the DDIM step: the error of a DDIM step from a back to p is compensated. For gamma = 1, the default, this
     is the explicit midpoint rule over two intervals, in x: of order 2 on smooth grids and 1 on irregular ones. A
-    smaller gamma damps its second root, and the way to the noise amplifies it by 1/gamma in every step: gamma = 0.5
-    exhausts float64 in 50 steps.
+    smaller gamma damps its second root, which the inverse then amplifies by 1/gamma in every step: gamma = 0.5 exhausts
+    float64 in 50 steps.
 
-    It starts with a DDIM step, and divides by nothing: regular at both ends.
+    It starts with a DDIM step, divides by nothing, and is regular at both ends.
     """
 
     order: ClassVar[int] = 2
@@ -157,11 +157,11 @@ class BDIA(TwoStep):
 
     @property
     def lattice(self) -> Lattice:
-        """That of x, which is as large as sigma."""
+        """The lattice of x, which may be as large as sigma."""
         return WIDE
 
     def scale(self, node: Node) -> Real:
-        """The method works on x."""
+        """1: the method works on x."""
         return 1.0
 
     def begin(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class BDIA(TwoStep):
         return DDIM().step(ode, a, b, x).x
 
     def expands(self, p: Node, a: Node, b: Node, back: bool) -> bool:
-        """On the way back; both ways for gamma = 1."""
+        """Whether r >= 1: in inverse steps, and for gamma = 1 in all."""
         return back or self.gamma == 1
 
     def slope_at(self, ode: PathODE, a: Node, x: Tensor) -> Any:
@@ -177,7 +177,7 @@ class BDIA(TwoStep):
         return ode.predict(a, x)
 
     def parts(self, p: Node, a: Node, b: Node, here: Tensor, slope: Any, back: bool) -> tuple[Real, Tensor]:
-        """``D(a->b) - gamma D(a->p)`` in one go; on the way back with 1/gamma."""
+        """``gamma`` and ``D(a->b) - gamma D(a->p)`` as one sum; inverse steps have 1/gamma instead."""
         gamma = 1 / self.gamma if back else self.gamma
         data, noise = (native(np.subtract(to, gamma * of)) for to, of in ((b.alpha, p.alpha), (b.sigma, p.sigma)))
         return gamma, slope.mix(data, noise)
@@ -187,8 +187,8 @@ class BDIA(TwoStep):
 class LineTwoStep(TwoStep):
     """A two-step method along a line ``z = x/scale, dz/dq = slope``, which starts with one step of RK4.
 
-    A DDIM step as the start would be as large an error as all that follows. Steps that leave or reach a singular node
-    of the line are DDIM steps, which nothing undoes.
+    Starting with a DDIM step would add an error as large as that of all following steps. Steps that leave or reach a
+    singular node of the line are DDIM steps, which nothing undoes.
     """
 
     line: Line = field(default_factory=Noise)
@@ -203,7 +203,7 @@ class LineTwoStep(TwoStep):
 
     @property
     def lattice(self) -> Lattice:
-        """That of the lines."""
+        """The lattice of the lines."""
         return WIDE
 
     def start(
@@ -216,7 +216,7 @@ class LineTwoStep(TwoStep):
         past: Past = (),
         state: Companion | None = None,
     ) -> Companion | None:
-        """As every two-step method; states in half precision are refused."""
+        """The companion of every two-step method; raises for states in half precision."""
         if x.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
                 f"x has dtype {x.dtype}, whose rounding the second root of {self} keeps or amplifies; use a float32 "
@@ -233,11 +233,11 @@ class LineTwoStep(TwoStep):
         return len(nodes) - 1 + 3 * starts(self, nodes)
 
     def scale(self, node: Node) -> Real:
-        """The line's."""
+        """The line's scale."""
         return self.line.scale(node)
 
     def reverses(self, a: Node, b: Node) -> bool:
-        """Where neither node is singular on the line."""
+        """Whether neither node is singular on the line."""
         return not meets_singular(self.line, a, b)
 
     def begin(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> Tensor:
@@ -255,13 +255,13 @@ class Leapfrog(LineTwoStep):
 
     Nystrom's (Hairer, Norsett & Wanner 1993, "Solving ordinary differential equations I", section III.1). Of order 2
     where neighbouring steps differ by O(h^2), as on every smooth grid, and 1 on irregular ones. The second root, -1,
-    keeps what rounding and the start put into it.
+    preserves the errors of rounding and of the start.
     """
 
     order: ClassVar[int] = 2
 
     def expands(self, p: Node, a: Node, b: Node, back: bool) -> bool:
-        """Both ways, for r = 1."""
+        """True: r = 1 in both directions."""
         return True
 
     def parts(self, p: Node, a: Node, b: Node, here: Tensor, slope: Tensor, back: bool) -> tuple[Real, Tensor]:
@@ -277,18 +277,18 @@ class OBELM(LineTwoStep):
 
         z_b = r z_p + (1 - r) z_a + h (g + h)/g slope_a
 
-    is, of the explicit two-step formulas with one slope, that with the least error: exact for parabolas, whatever the
-    steps. Its second root is -r: over a way its product is the square of the ratio of the last step to the first, on
-    the way to the noise, DDPM's table and the noise line 1.7e5 over the 50 nodes of `uniform_t` and 1.7e8 over those of
-    `log_snr`. Alternating or jittered steps keep order 2; between nodes drawn at random, where r may be large, errors
-    grow with the number of steps. Where steps shrink towards the noise, as on the data line, the
-    way up contracts, and the way back amplifies what the lattice rounds by the same product.
+    is the explicit two-step formula with one slope and the least error: exact for parabolas, whatever the steps. Its
+    second root is -r: over a solve the product is the square of the ratio of the last step to the first. On DDPM's
+    table and the noise line, towards the noise, that is 1.7e5 over 50 nodes uniform in t and 1.7e8 over 50 uniform in
+    log-SNR. Alternating or jittered steps keep order 2; between random nodes, where r may be large, errors grow with
+    the number of steps. Where steps shrink towards the noise, as on the data line, encoding contracts, and decoding
+    amplifies the rounding to the lattice by the same product.
     """
 
     order: ClassVar[int] = 2
 
     def expands(self, p: Node, a: Node, b: Node, back: bool) -> bool | np.ndarray:
-        """Where steps grow."""
+        """Whether steps grow."""
         q_p, q_a, q_b = (self.line.q(node) for node in (p, a, b))
         grows = np.abs(np.subtract(q_b, q_a)) >= np.abs(np.subtract(q_a, q_p))
         return grows if grows.ndim else bool(grows)

@@ -463,11 +463,11 @@ def test_pairs_and_lines_that_do_not_fit_are_refused():
     for pair in (Heun(), solvers.DDIM(), "dopri5"):
         with pytest.raises(ValueError, match="estimates no error; use Bosh3"):
             Adaptive(pair)
-    with pytest.raises(ValueError, match="give the line to Adaptive"):
+    with pytest.raises(ValueError, match="pass the line to Adaptive"):
         Adaptive(Dopri5(Noise()))
     with pytest.raises(ValueError, match="has its own line"):
         Adaptive(DPM12(), line=Noise())
-    with pytest.raises(TypeError, match="is no PathODE"):
+    with pytest.raises(TypeError, match="is not a PathODE"):
         solve(Plain(lambda t, x: -x), Adaptive(DPM12()), torch.ones(1, 2), (0.0, 1.0))
     with pytest.raises(ValueError, match="safety=2.0"):
         Controller(safety=2.0)

@@ -339,12 +339,12 @@ def test_a_jacobian_too_large_is_refused_with_its_memory_before_any_call(solver)
 
 @pytest.mark.parametrize("solver", ADAPTIVE, ids=name)
 def test_adaptive_methods_answer_no_number_of_calls(solver):
-    with pytest.raises(ValueError, match="instead of nfe= or steps= ask for an accuracy, rtol="):
+    with pytest.raises(ValueError, match="instead of nfe= or steps=, request an accuracy: rtol="):
         solver.calls(10)
 
 
 def test_a_line_needs_a_path_and_extrapolation_needs_nodes():
-    with pytest.raises(TypeError, match="is no PathODE"):
+    with pytest.raises(TypeError, match="is not a PathODE"):
         solve(Plain(lambda t, x: -x), Scipy(line=Noise()), torch.ones(1, 2), (0.0, 1.0))
     with pytest.raises(ValueError, match='use closing="denoise"'):
         solve(mild_mixture(), Scipy(), starting_points(), (1.3, 0.2, 0.0), closing="extrapolate")

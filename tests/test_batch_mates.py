@@ -135,7 +135,7 @@ def test_a_state_of_other_samples_is_refused(solver):
 @pytest.mark.parametrize("solver", [GaussLegendre(), SASolver(), EDMHeun()], ids=str)
 def test_a_state_of_another_method_is_refused(solver):
     state = solve(mild_mixture(), ExponentialAdams(), starting_points(), [1.0, 0.8, 0.6]).state
-    with pytest.raises(TypeError, match=f"no state of {type(solver).__name__}"):
+    with pytest.raises(TypeError, match=f"not a state of {type(solver).__name__}"):
         solve(mild_mixture(), solver, starting_points(), [0.6, 0.5, 0.4], state=state, stream=NoiseStream(0))
 
 

@@ -31,7 +31,7 @@ from solvers import (
     solve,
 )
 from solvers.counting import counted
-from solvers.gp_handover import LEVEL, NEAR, stretch
+from solvers.gp_handover import LARGEST_S, NEAR, stretch
 from solvers.gp_multistep import FAR, planned
 from solvers.prior import DECISIONS, SCALES, SMALL, _decided, mean_distance
 from solvers.testing import ExactODE, Gaussian
@@ -279,7 +279,7 @@ def test_close_nodes_are_worth_a_fifth_prediction(steps, points):
 def test_a_short_grid_takes_what_it_reads_of_a_longer_history():
     problem, rows = standard("mixture_16"), range(4)
     ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows)
-    levels = np.geomspace(150, 1.1 * LEVEL, 51)
+    levels = np.geomspace(150, 1.1 * LARGEST_S, 51)
     times = [float(problem.path.start), *(float(problem.path.time(-math.log(s))) for s in levels)]
     before = solve(ode, GPMultistep(), x, times[:-5], closing=None)
     after = solve(ode, GPMultistep(), before.x, times[-6:], closing=None, state=before.state)
@@ -309,7 +309,7 @@ def test_between_close_nodes_the_steps_are_those_of_adams(steps, order):
     ode, x = odediff.probability_flow(problem.model(rows)), problem.noise(0, rows).double()
     times = odediff.grid.plateau(problem.path, steps)
     nodes = ode.nodes(times.tolist())
-    first, near = (next(i for i, n in enumerate(nodes) if n.s <= level) for level in (LEVEL, NEAR))
+    first, near = (next(i for i, n in enumerate(nodes) if n.s <= level) for level in (LARGEST_S, NEAR))
     whole = solve(ode, GPMultistep(), x, times, closing=None, trajectory=True)
     past = [(nodes[i], whole.trajectory[i]) for i in range(first - 1, first - 4, -1)]
     adams = ExponentialAdams(order, Rotation(0.4), "asinh", corrector=True)
@@ -322,7 +322,7 @@ def test_near_the_data_steps_read_two_slopes_and_correct_by_three(steps, order):
     nodes = tuple(TABLE.nodes(odediff.grid.plateau(TABLE, steps).tolist()))
     adams = stretch(nodes, (False, *[True] * (steps - 1)), ())
     near = next(i for i, n in enumerate(nodes) if n.s < NEAR)
-    assert nodes[adams.first].s <= LEVEL < nodes[adams.first - 1].s
+    assert nodes[adams.first].s <= LARGEST_S < nodes[adams.first - 1].s
     assert [len(formula.weights) for formula in adams.formulas[:2]] == [4, 5]
     assert {len(formula.weights) for formula in adams.formulas[2 : near - adams.first]} == {order}
     assert {len(formula.weights) for formula in adams.formulas[near - adams.first + 2 :]} == {3}

@@ -431,7 +431,7 @@ class NeverCalled(ExactODE):
         (lambda: ExponentialAdams(2.5), ValueError, "order=2.5"),
         (lambda: ExponentialAdams(True), ValueError, "order=True"),
         (lambda: ExponentialAdams(1, corrector=True), ValueError, "order=1 must be a whole number from 2 to 7"),
-        (lambda: ExponentialAdams(line="data"), TypeError, r"line='data' is no solvers\.Line"),
+        (lambda: ExponentialAdams(line="data"), TypeError, r"line='data' must be a solvers\.Line"),
         (lambda: ExponentialAdams(variable="lambda"), ValueError, "variable='lambda' is unknown; use one of log_snr"),
         (lambda: ExponentialAdams(lower_order_below=-1), ValueError, "lower_order_below=-1"),
         (lambda: DPMpp(4), ValueError, "DPMpp: order=4 must be a whole number from 1 to 3"),
@@ -476,7 +476,7 @@ def test_a_past_of_another_shape_and_a_past_beside_a_state_are_refused():
     state = solve(problem, DPMpp(), x, [1.1, 1.0]).state
     with pytest.raises(ValueError, match="past, state: both carry a history"):
         solve(problem, DPMpp(), x, [1.0, 0.9], past=[(problem.node(1.1), x)], state=state)
-    with pytest.raises(TypeError, match="state: a NoiseStream is no history of DPMpp"):
+    with pytest.raises(TypeError, match="state: a NoiseStream is not a history of DPMpp"):
         solve(problem, DPMpp(), x, [1.0, 0.9], state=NoiseStream(0))
 
 

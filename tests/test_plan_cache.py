@@ -49,6 +49,14 @@ def test_a_grid_is_planned_once_for_each_path_and_solver():
     assert len(plans) == 3
 
 
+@pytest.mark.parametrize("solver", [solvers.PNDM(), solvers.RK4(solvers.Noise()), solvers.Ancestral()])
+def test_calls_are_counted_on_the_plan_that_a_solve_reads(solver):
+    ode = flow(odediff.VPTable.linear())
+    solver.calls_over(ode, ode.nodes(TIMES))
+    solvers.solve(ode, solver, torch.zeros(3, 5, dtype=torch.float64), TIMES, stream=solvers.NoiseStream(0))
+    assert _plan.cache_info().misses == 1
+
+
 def test_what_lies_between_equal_nodes_decides_as_well():
     """The same five nodes on two paths: polynomials in t differ, since other times lie between them."""
     table = odediff.VPTable.linear(10, 0.01, 0.4)

@@ -283,7 +283,7 @@ def test_rows_return_whether_their_steps_grow_or_shrink():
         (lambda: Reversible(coupling=0), "coupling=0 must lie in"),
         (lambda: Reversible(DDIM(0.5)), "base=DDIM.* is stochastic"),
         (lambda: Reversible(solvers.Scipy("RK45")), "chooses its own steps"),
-        (lambda: Reversible("rk4"), "base='rk4' is no solvers.Solver"),
+        (lambda: Reversible("rk4"), "base='rk4' must be a solvers.Solver"),
         (lambda: Inverse(DDIM()), "has no exact inverse.*FixedPoint"),
     ],
 )

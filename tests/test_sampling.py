@@ -197,7 +197,7 @@ def test_a_wrong_argument_is_refused_before_the_network_is_asked(options, messag
         ({"grid": "karras"}, "grid='karras'.*odediff.grid"),
         ({"grid": [1.0, 0.5, 0.0]}, r"grid=\[1.0, 0.5, 0.0\].*(tensor|odediff.grid)"),
         ({"grid": np.array([1.0, 0.5, 0.0])}, "grid=.*(tensor|odediff.grid)"),
-        ({"solver": "ddim"}, "solver='ddim' is no solvers.Solver"),
+        ({"solver": "ddim"}, "solver='ddim' must be a solvers.Solver"),
         ({"solver": DDIM}, "solver=.*pass an instance"),
         ({"steps": 2.5}, "steps = 2.5 is not an integer"),
         ({"dtype": torch.int64}, "dtype=torch.int64 .*torch.float32"),

@@ -613,7 +613,7 @@ def test_a_sum_that_overflows_is_no_state_that_does():
 
 def test_a_pair_of_methods_names_its_solver():
     for pair in (solvers.DOP853(), solvers.DPM12()):
-        with pytest.raises(TypeError, match=r"no solvers.Solver; pass solvers.Adaptive\(D"):
+        with pytest.raises(TypeError, match=r"must be a solvers.Solver; pass solvers.Adaptive\(D"):
             solve(mild_mixture(), pair, starting_points(), [1.2, 0.9])
 
 
@@ -637,7 +637,7 @@ def test_fused_coefficients_keep_their_digits_in_half_precision(dtype, monkeypat
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: solvers.Heun(Noise), "Heun: line=<class .*Noise'> is no solvers.Line"),
+        (lambda: solvers.Heun(Noise), "Heun: line=<class .*Noise'> must be a solvers.Line"),
         (lambda: solvers.GaussLegendre(3), "GaussLegendre: line=3"),
         (lambda: solvers.Torchdiffeq(line="noise"), "Torchdiffeq: line='noise'"),
         (lambda: solvers.AdaptiveAdams(line="noise"), "AdaptiveAdams: line='noise'"),

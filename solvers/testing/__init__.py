@@ -1,4 +1,4 @@
-"""Problems with closed forms, and `check`, for anybody's solver: ``solvers.testing.check(MySolver())``."""
+"""Problems with closed forms, and `check` for any solver: ``solvers.testing.check(MySolver())``."""
 
 from solvers.testing.checks import (
     CHECKS,

@@ -1,4 +1,4 @@
-"""`check`: everything that a solver declares, measured."""
+"""`check`: measures everything that a solver declares."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,27 +20,27 @@ from solvers.testing.laws import check_alternating_steps, check_law
 from solvers.testing.problem import SPAN, across, mild_mixture, starting_points, uneven_times
 
 ERROR_AT_THE_ENDS = 0.5
-"""Two and a half times what DDIM leaves after 12 steps over the whole path."""
+"""The largest error allowed over the whole path: two and a half times that of DDIM after 12 steps."""
 
 
 def check_calls(solver: Solver, steps: int = 6) -> None:
-    """`calls`, counted by the wrapper; a method that follows a tolerance knows no such number, and says so."""
+    """The calls made equal `calls`; a method that follows a tolerance has no such number, and must raise."""
     if solver.law == "tolerance":
         try:
             solver.calls(steps)
         except ValueError:
             return
-        raise AssertionError(f"{solver}: calls({steps}) answers, though the solver chooses its own steps")
+        raise AssertionError(f"{solver}: calls({steps}) returns a number, but the solver chooses its own steps; raise")
     made = [_calls_made(solver, uneven_times(*SPAN, n)) for n in (steps, 2 * steps, 4 * steps, 16 * steps)]
     if made[0] > solver.calls(steps):
         raise AssertionError(f"{solver}: {steps} steps made {made[0]} calls, declared {solver.calls(steps)}")
-    # A method that iterates makes fewer than it declares, and fewer for each step where steps are short.
+    # A method that iterates makes fewer calls than it declares, and fewer per step when steps are short.
     for_each_step = [(b - a) / n for (a, b), n in zip(pairwise(made), (1, 2, 12), strict=True)]
     if made[0] < solver.calls(steps) and len(set(for_each_step)) == 1:
         raise AssertionError(
             f"{solver}: {steps} steps made {made[0]} calls, declared {solver.calls(steps)}; nfe= would take fewer "
-            "steps than it could: let calls(n_steps) return what they cost, and a bound only where that depends on "
-            "what is solved"
+            "steps than it could: let calls(n_steps) return the exact cost, and a bound only where that depends on "
+            "the problem"
         )
 
 
@@ -49,7 +49,7 @@ def _calls_made(solver: Solver, times: Tensor) -> int:
 
 
 def check_independence(solver: Solver, steps: int = 6) -> None:
-    """A sample's bits are the same alone, among others, and in another order."""
+    """A sample's bits are the same alone, in a batch, and in another order."""
     problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
 
     def end(ids: Sequence[int]) -> Tensor:
@@ -58,7 +58,7 @@ def check_independence(solver: Solver, steps: int = 6) -> None:
     together = end(range(len(x)))
     for ids in ((2,), (3, 1), (3, 2, 1, 0)):
         if not torch.equal(end(ids), together[list(ids)]):
-            raise AssertionError(f"{solver}: samples {ids} end elsewhere when they are solved apart from the others")
+            raise AssertionError(f"{solver}: samples {ids} end elsewhere when solved apart from the others")
 
 
 def check_dtype(solver: Solver, steps: int = 6) -> None:
@@ -69,7 +69,7 @@ def check_dtype(solver: Solver, steps: int = 6) -> None:
         problem = mild_mixture().watching(x, SPAN)
         try:
             ends.append(solve(problem, solver, x, uneven_times(*SPAN, steps), stream=NoiseStream(0)).x)
-        except ValueError as error:  # from the loop, whose steps keep it
+        except ValueError as error:  # from the loop, which requires steps to keep it
             raise AssertionError(str(error)) from error
         if ends[-1].dtype != dtype:
             raise AssertionError(f"{solver}: a {dtype} state came back as {ends[-1].dtype}")
@@ -78,7 +78,7 @@ def check_dtype(solver: Solver, steps: int = 6) -> None:
 
 
 class _FromPureNoise(Trigonometric):
-    """The path whose alpha is 0 at pi/2, and not what rounding makes of the cosine there."""
+    """The path whose alpha is exactly 0 at pi/2, not the rounded cosine."""
 
     def node(self, t: Real) -> Node:
         found = super().node(t)
@@ -88,8 +88,8 @@ class _FromPureNoise(Trigonometric):
 def check_both_ends(solver: Solver, steps: int = 12) -> None:
     """From pure noise (alpha = 0) to the data (sigma = 0), and back if the solver inverts.
 
-    The states stay finite, and those of the ODE come near the truth: division by a vanishing alpha or sigma, or the
-    difference of two huge numbers, does not.
+    The states stay finite, and those of deterministic methods are near the exact solution. Division by a vanishing
+    alpha or sigma, or the difference of two huge numbers, would fail this.
     """
     problem, x = ExactODE(mild_mixture().distribution, _FromPureNoise()), starting_points()
     times = torch.linspace(math.pi / 2, 0, steps + 1, dtype=torch.float64)
@@ -98,19 +98,19 @@ def check_both_ends(solver: Solver, steps: int = 12) -> None:
             end = solve(problem, solver, x, grid, closing=None, stream=NoiseStream(0)).x
         except ZeroDivisionError as zero:
             raise AssertionError(
-                f"{solver}: it divides by alpha = 0 at pure noise, or by sigma = 0 at the data; take DDIM's step there"
+                f"{solver}: it divides by alpha = 0 at pure noise, or by sigma = 0 at the data; use a DDIM step there"
             ) from zero
         if solver.deterministic:
             error = float((end - across(float(grid[0]), float(grid[-1]))).abs().max())
             if not error < ERROR_AT_THE_ENDS:
                 raise AssertionError(
-                    f"{solver}: error {error:.1e} of {steps} steps from t={grid[0]:.2f} to {grid[-1]:.2f}; alpha = 0 "
+                    f"{solver}: {steps} steps have error {error:.1e} from t={grid[0]:.2f} to {grid[-1]:.2f}; alpha = 0 "
                     "at pure noise and sigma = 0 at the data: divide by neither; line=solvers.Rotation() is regular"
                 )
 
 
 def check_carry_on(solver: Solver, steps: int = 6) -> None:
-    """Two solves joined by `Solution.state` are one solve, bit for bit, for methods that declare it."""
+    """Two solves joined by `Solution.state` equal one solve, bit for bit, for methods that declare it."""
     if not solver.carries_on:
         return
     problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
@@ -118,11 +118,14 @@ def check_carry_on(solver: Solver, steps: int = 6) -> None:
     half = solve(problem, solver, x, times[: steps // 2 + 1], stream=NoiseStream(5))
     rest = solve(problem, solver, half.x, times[steps // 2 :], state=half.state)
     if not torch.equal(rest.x, whole.x):
-        raise AssertionError(f"{solver}: continuing from the state of a solve differs from solving at once")
+        raise AssertionError(
+            f"{solver}: continuing from the state of a solve differs from solving at once; return the whole history in "
+            "Step.state, or declare that carries_on is False"
+        )
 
 
 class _Held(PathODE):
-    """The mild mixture, whose answers stay what they were."""
+    """The mild mixture, which keeps a copy of every tensor that it returns."""
 
     def __init__(self) -> None:
         self.ode = mild_mixture()
@@ -145,7 +148,7 @@ class _Held(PathODE):
 
 
 class _HeldField(ODE):
-    """dx/dt = cos(t), whose answers stay what they were."""
+    """dx/dt = cos(t), which keeps a copy of every tensor that it returns."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[Tensor, Tensor]] = []
@@ -157,10 +160,10 @@ class _HeldField(ODE):
 
 
 def check_answers_stay(solver: Solver, steps: int = 6) -> None:
-    """What the problem answers is read and not written to: of a lazy prediction, the other part may follow from it."""
+    """The solver does not modify what the problem returns: a lazy prediction may compute its other part from it."""
     path, field = _Held(), _HeldField()
     solve(path, solver, starting_points(), uneven_times(*SPAN, steps), stream=NoiseStream(0))
-    with suppress(TypeError, AttributeError):  # methods that know predictions alone
+    with suppress(TypeError, AttributeError):  # methods that require predictions
         solve(field, solver, starting_points(), uneven_times(*SPAN, steps), stream=NoiseStream(0))
     for problem, answer in ((path, "a prediction"), (field, "the slope that the ODE returned")):
         if not all(torch.equal(now, before) for now, before in problem.answers):
@@ -168,7 +171,7 @@ def check_answers_stay(solver: Solver, steps: int = 6) -> None:
 
 
 def check_runs_apart(solver: Solver, steps: int = 6) -> None:
-    """A solve in the midst of another changes neither, and a state that is carried on twice gives the same twice."""
+    """A solve in the midst of another changes neither, and carrying on a state twice gives the same result twice."""
     problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
 
     def end(callback: Callable[[Node, Tensor], object] | None = None) -> Tensor:
@@ -177,8 +180,8 @@ def check_runs_apart(solver: Solver, steps: int = 6) -> None:
     alone, among = end(), []
     if not torch.equal(end(lambda node, state: among.append(end())), alone) or not torch.equal(among[0], alone):
         raise AssertionError(
-            f"{solver}: a solve in the midst of another ends elsewhere; what a run knows belongs into the state that "
-            "start makes and step takes and returns, never on the instance, and noise is drawn from the stream there"
+            f"{solver}: a solve in the midst of another ends elsewhere; keep what a run knows in the state that start "
+            "makes and step takes and returns, never on the instance, and draw noise from the stream there"
         )
     if not solver.carries_on:
         return
@@ -189,7 +192,7 @@ def check_runs_apart(solver: Solver, steps: int = 6) -> None:
 
 
 def check_one_step(solver: Solver, steps: int = 6) -> None:
-    """Steps taken by themselves are those of a solve, bit for bit, for methods that declare it."""
+    """Steps taken by themselves equal those of a solve, bit for bit, for methods that declare it."""
     if not (solver.one_step and solver.deterministic):
         return
     problem, x, times = mild_mixture(), starting_points(), uneven_times(*SPAN, steps)
@@ -197,7 +200,7 @@ def check_one_step(solver: Solver, steps: int = 6) -> None:
     for i in range(steps):
         x = solve(problem, solver, x, times[i : i + 2]).x
     if not torch.equal(x, whole):
-        raise AssertionError(f"{solver}: its steps by themselves end elsewhere; declare that one_step is False")
+        raise AssertionError(f"{solver}: its steps end elsewhere when taken by themselves; declare one_step = False")
 
 
 CHECKS = (
@@ -215,17 +218,17 @@ CHECKS = (
 
 
 def check(solver: Solver) -> None:
-    """Measure what ``solver`` declares; raise `AssertionError` with the first thing that does not hold.
+    """Measure what ``solver`` declares; raise `AssertionError` at the first declaration that does not hold.
 
-    Order in both directions and between nodes whose distances alternate (or its weak order, or how its error follows
-    the tolerance), calls, two runs at a time, answers that stay, batch independence to the bit, dtype, both ends of the
-    path, carrying on from a state, and steps by themselves.
+    It measures the order in both directions and between nodes at alternating distances (or the weak order, or how the
+    error follows the tolerance), calls, two runs at a time, unmodified predictions, batch independence to the bit,
+    dtype, both ends of the path, carrying on from a state, and single steps.
 
     Raises:
-        TypeError, ValueError: what it does breaks the contract in a way that the loop refuses.
+        TypeError, ValueError: the solver breaks the contract in a way that the loop refuses.
     """
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver={solver!r} is no solvers.Solver; pass an instance such as solvers.DDIM()")
+        raise TypeError(f"solver={solver!r} must be a solvers.Solver; pass an instance such as solvers.DDIM()")
     if not hasattr(solver, "order"):
         raise AssertionError(f"{solver}: declares no order; give its class one, such as order = 1")
     for one in CHECKS:

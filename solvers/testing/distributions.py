@@ -15,7 +15,7 @@ from solvers.real import Real, anywhere, everywhere, is_zero, native
 from solvers.sums import Terms, combine, per_row
 
 BLOCK = 2**17
-"""Numbers that a temporary of `Mixture` holds at most."""
+"""The most numbers that a temporary of `Mixture` holds."""
 
 
 class Trigonometric:
@@ -36,7 +36,7 @@ class Trigonometric:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Data ``N(mean, deviation^2)``, independent in every component; prediction and flow are closed forms."""
+    """Data ``N(mean, deviation^2)``, independent in every component; prediction and flow have closed forms."""
 
     mean: float = 0.5
     deviation: float = 0.6
@@ -52,7 +52,7 @@ class Gaussian:
         )
 
     def flow(self, a: Node, b: Node, x: Tensor) -> Tensor:
-        """The exact solution of the probability-flow ODE from a to b: quantiles are carried along."""
+        """The exact solution of the probability-flow ODE from a to b, which preserves quantiles."""
         spread = [np.hypot(node.alpha * self.deviation, node.sigma) for node in (a, b)]
         moved = combine((native(spread[1] / spread[0]), self._centred(a, x)))
         return moved.add_(per_row(b.alpha * self.mean, x))
@@ -80,7 +80,7 @@ class Mixture:
             return self._predict(node, x)
 
         def mix(data: Real, noise: Real) -> Tensor:
-            # The distances to all means, K states for each one, never leave a processor's cache.
+            # In blocks, the distances to all means, K states for each sample, stay in the processor's cache.
             parts = []
             for first in range(0, len(x), size):
                 *place, of_data, of_noise = (_rows(value, slice(first, first + size)) for value in (*node, data, noise))
@@ -110,7 +110,7 @@ class Mixture:
             if anywhere(data != 0):
                 parts = torch.addcmul(tensor(_column(data) * means), slopes.unsqueeze(-1), centred)
                 parts.mul_(responsibility.unsqueeze(-1))
-            else:  # eps, which most solvers ask for, does without the means
+            else:  # eps, which most solvers read, needs no means
                 parts = (slopes * responsibility).unsqueeze(-1) * centred
             return parts.sum(1).reshape(x.shape)
 
@@ -125,7 +125,7 @@ class Mixture:
 
 
 def _column(value: Real) -> Real:
-    """One number for the whole batch as it is, an array ``(...)`` as ``(..., 1)``."""
+    """An array ``(...)`` as ``(..., 1)``; one number for the whole batch stays as it is."""
     return value if isinstance(value, float) else np.asarray(value)[..., None]
 
 
@@ -134,7 +134,7 @@ def _rows(value: Real, rows: slice) -> Real:
 
 
 class Mixed(Prediction):
-    """A prediction of which any combination, ``mix(data, noise)``, costs as much as either part."""
+    """A prediction for which any combination, ``mix(data, noise)``, costs as much as either part."""
 
     def __init__(self, mix: Callable[[Real, Real], Tensor]) -> None:
         super().__init__(partial(mix, 1.0, 0.0), partial(mix, 0.0, 1.0))
@@ -145,13 +145,13 @@ class Mixed(Prediction):
         return self._mix(data, noise)
 
     def terms(self, data: Real, noise: Real) -> Terms:
-        """That sum, made at once."""
+        """That sum as one term."""
         both = not (is_zero(data) or is_zero(noise))
         return [(1.0, self._mix(data, noise))] if both else super().terms(data, noise)
 
 
 class ExactODE(PathODE):
-    """The probability-flow ODE of a known distribution: no network, no error of a network.
+    """The probability-flow ODE of a known distribution: no network, no network error.
 
     ``distribution`` has ``predict(node, x)``; ``path`` has ``node``, ``node_at`` and ``rates``. Every call checks that
     the solver stays inside ``span`` and keeps the state's dtype and shape.
@@ -164,7 +164,7 @@ class ExactODE(PathODE):
         self.like: Tensor | None = None
 
     def watching(self, like: Tensor, span: Sequence[float]) -> "ExactODE":
-        """The same problem, which refuses states unlike ``like`` and times outside ``span``."""
+        """The same problem, which raises for states unlike ``like`` and times outside ``span``."""
         watched = ExactODE(self.distribution, self.path, span)
         watched.like = like
         return watched
@@ -181,13 +181,13 @@ class ExactODE(PathODE):
         return self.distribution.predict(node, x)
 
     def node(self, t: Real) -> Node:
-        """The path's."""
+        """The path's node."""
         return self.path.node(t)
 
     def node_at(self, log_snr: Real) -> Node:
-        """The path's."""
+        """The path's node."""
         return self.path.node_at(log_snr)
 
     def rates(self, t: Real) -> tuple[Real, Real]:
-        """The path's."""
+        """The path's rates."""
         return self.path.rates(t)

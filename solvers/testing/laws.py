@@ -1,4 +1,4 @@
-"""The law that a solver declares, measured: its order, its weak order, or how its error follows the tolerance."""
+"""Measures the law that a solver declares: its order, its weak order, or how its error follows the tolerance."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,13 +30,16 @@ from solvers.testing.problem import (
 
 Grid = Callable[[float, float, int], Tensor]
 MOST_STEPS = 1280
+"""The most steps with which an order is measured."""
 ROUND_OFF = float(np.finfo(np.float64).eps)
-"""Of a state of size 1."""
+"""The rounding error of a state of size 1."""
 BOUND = 0.05
-"""The largest error of a method without an order, from 20 steps on."""
+"""The largest error of a method without an order, with at least 20 steps."""
 MOST_CALLS = 150
+"""The most evaluations with which a tolerance is measured."""
 TOLERANCE_FACTOR = 200
-"""Pairs of low order with a small error constant, such as torchdiffeq's fehlberg2, come near it."""
+"""The largest ratio of error to tolerance; pairs of low order with a small error constant, such as torchdiffeq's
+fehlberg2, come close to it."""
 
 
 def error_on_the_way(
@@ -44,9 +47,9 @@ def error_on_the_way(
 ) -> float:
     """The root mean square error of one solve of the mild mixture, over all samples and checkpoints.
 
-    At one time and for one sample the leading term of an error may happen to vanish, and a wrong order shows. With
-    ``exact_history`` the first nodes of the grid, as far as the first checkpoint at most, are the exact past of the
-    solve, which begins at the last of them.
+    At a single time and sample the leading error term may vanish by chance, which would show a wrong order. With
+    ``exact_history`` the first nodes of the grid, at most up to the first checkpoint, are the exact past of the solve,
+    which begins at the last of them.
     """
     times, stride = grid(start, end, steps), steps // CHECKPOINTS
     known = min(HISTORY, stride) if exact_history else 0
@@ -78,8 +81,8 @@ def measured_order(error: Callable[[int], float]) -> float:
 def check_order(solver: Solver) -> None:
     """The declared orders, from noise to data and from data to noise.
 
-    From its own start a method measures an order between `own_start_order` and `order`: where the start hardly matters,
-    its error falls faster than it will in the end. In one of the directions it is `own_start_order`.
+    From its own start a method shows an order between `own_start_order` and `order`: where the start hardly matters,
+    its error decreases faster than it does asymptotically. In one of the directions the order is `own_start_order`.
     """
     own, order = solver.own_start_order, solver.order
     slopes = {}
@@ -101,8 +104,8 @@ def check_order(solver: Solver) -> None:
 def check_alternating_steps(solver: Solver) -> None:
     """A method with history keeps its order between nodes whose distances alternate, 1 to 3.
 
-    On smooth grids neighbouring steps become alike, and weights that are right for equal steps pass for right. From its
-    own start, up to half an order; reversible methods, whose weights an exact inverse ties down, are left out.
+    On smooth grids neighbouring steps become equal, and weights that hold only for equal steps pass. The order is that
+    from its own start, less half an order; reversible methods, whose weights the exact inverse determines, are exempt.
     """
     if solver.one_step or solver.law != "order" or isinstance(solver, ReversibleSolver | Inverse):
         return
@@ -113,7 +116,7 @@ def check_alternating_steps(solver: Solver) -> None:
         if not (slope > solver.own_start_order - 0.5 or errors[1] < 100 * ROUND_OFF):
             raise AssertionError(
                 f"{_measured(solver, slope, (start, end))} between nodes whose distances alternate, declared "
-                f"{solver.own_start_order}; let the weights follow from the nodes, or declare what is left"
+                f"{solver.own_start_order}; let the weights follow from the nodes, or declare the lower order"
             )
 
 
@@ -131,12 +134,12 @@ def check_bounded(solver: Solver) -> None:
         for steps in (20, 40, 80, 160):
             error = error_on_the_way(solver, start, end, steps)
             if not error < BOUND:
-                raise AssertionError(f"{solver}: error {error:.1e} of {steps} steps from t={start} to t={end}")
+                raise AssertionError(f"{solver}: {steps} steps have error {error:.1e} from t={start} to t={end}")
 
 
 @dataclass(frozen=True)
 class Impulses(NoiseStream):
-    """A stream whose draw number k is 1 in row k + 1 and 0 elsewhere: it reads off a linear solve's response."""
+    """A stream whose draw number k is 1 in row k + 1 and 0 elsewhere: it shows a linear solve's response."""
 
     def draw(self, like: Tensor) -> tuple[Tensor, NoiseStream]:
         """The k-th unit impulse."""
@@ -150,7 +153,7 @@ def marginal_variance(solver: Solver, times: Tensor, ode: ExactODE, variance: fl
     """The variance that ``solver`` gives on a centred Gaussian problem, without sampling error.
 
     There a solve is linear: x_end = c x_start + sum c_k z_k. Row 0 starts at 1 without noise, row k + 1 starts at 0 and
-    receives draw k alone, so one solve shows every coefficient.
+    receives draw k only, so one solve gives every coefficient.
     """
     x = torch.zeros(draws + 1, 1, dtype=torch.float64)
     x[0] = 1
@@ -159,7 +162,7 @@ def marginal_variance(solver: Solver, times: Tensor, ode: ExactODE, variance: fl
 
 
 def check_weak_order(solver: Solver) -> None:
-    """The declared weak order: the variance of a Gaussian problem converges at that rate."""
+    """The declared weak order is the rate at which the variance of a Gaussian problem converges."""
     problem = ExactODE(Gaussian(mean=0.0))
     nodes = (problem.node(t) for t in SPAN)
     first, last = (float((node.alpha * Gaussian.deviation) ** 2 + node.sigma**2) for node in nodes)
@@ -173,9 +176,9 @@ def check_weak_order(solver: Solver) -> None:
 def check_tolerance(solver: Solver) -> None:
     """The error follows the tolerance, from noise to data and from data to noise.
 
-    For rtol = atol = 1e-3, 1e-4, ... 1e-8, as far as `MOST_CALLS` evaluations reach, the error of the mild mixture is
-    at most `TOLERANCE_FACTOR` times the tolerance, and from the first to the last tolerance it falls like the tolerance
-    to a power between 0.5 and 1.5. The solver is a dataclass with the fields ``rtol`` and ``atol``.
+    For rtol = atol = 1e-3, 1e-4, ... 1e-8, as far as `MOST_CALLS` evaluations suffice, the error on the mild mixture is
+    at most `TOLERANCE_FACTOR` times the tolerance, and from the first to the last tolerance it decreases like the
+    tolerance to a power between 0.5 and 1.5. The solver must be a dataclass with the fields ``rtol`` and ``atol``.
     """
     for start, end in (SPAN, SPAN[::-1]):
         x, errors = departures(start, end)[:2].clone(), {}
@@ -187,7 +190,7 @@ def check_tolerance(solver: Solver) -> None:
                 break
             errors[tolerance] = float((found.x - reference(start, end)[-1, : len(x)]).abs().max())
         if len(errors) < 3:
-            raise AssertionError(f"{solver}: more than {MOST_CALLS} evaluations for a tolerance of 1e-5")
+            raise AssertionError(f"{solver}: a tolerance of 1e-5 takes more than {MOST_CALLS} evaluations")
         for tolerance, error in errors.items():
             # The comparison is written so that a NaN fails it.
             if not error <= TOLERANCE_FACTOR * tolerance:

@@ -1,4 +1,4 @@
-"""The problem that every solver is measured on, and its solution by another library."""
+"""The problem on which every solver is measured, and its solution by another library."""
 
 import math
 from functools import cache
@@ -12,11 +12,11 @@ from torch import Tensor
 from solvers.testing.distributions import ExactODE, Mixture
 
 SPAN = (1.35, 0.4)
-"""Angles between which everything is measured: both ends regular on every line."""
+"""The angles between which everything is measured; both are regular on every line."""
 CHECKPOINTS = 5
-"""Nodes at which a solution is compared with the reference."""
+"""The number of nodes at which a solution is compared with the reference."""
 HISTORY = 5
-"""Exact states behind the first node, for a method with history: as many as a formula of order 6 reads."""
+"""The number of exact states before the first node, for methods with history: as many as a formula of order 6 reads."""
 STRETCH = 0.27
 """How uneven the grid is; 0 is uniform in log-SNR."""
 
@@ -24,8 +24,8 @@ STRETCH = 0.27
 def mild_mixture() -> ExactODE:
     """Two overlapping components in the plane, curved enough to show an order and smooth enough to show it early.
 
-    These numbers, the span and the starting points come from a search: with them the methods of orders 1 to 5 are in
-    their asymptotic regime before round-off, along every line and in both directions.
+    These numbers, the span and the starting points come from a search: they let methods of orders 1 to 5 reach their
+    asymptotic regime before round-off, along every line and in both directions.
     """
     weights = torch.tensor([0.57, 0.43], dtype=torch.float64)
     means = torch.tensor([[0.0, 1.0], [0.3, -0.7]], dtype=torch.float64)
@@ -33,7 +33,7 @@ def mild_mixture() -> ExactODE:
 
 
 def starting_points(dtype: torch.dtype = torch.float64) -> Tensor:
-    """A few states, spread over the mass."""
+    """A few states, spread over the mixture's mass."""
     return torch.tensor([[0.54, -0.66], [-0.24, 0.18], [0.12, 0.96], [-0.78, -0.36]], dtype=dtype)
 
 
@@ -51,7 +51,7 @@ def uneven_times(start: float, end: float, steps: int) -> Tensor:
 
 
 def alternating_times(start: float, end: float, steps: int) -> Tensor:
-    """The same grid with half of the steps, each cut in two parts, of a quarter and of three quarters."""
+    """The same grid with half the steps, each split in log-SNR into a quarter and three quarters."""
     whole = uneven_times(start, end, steps // 2)
     level = torch.log(torch.tan(whole))
     times = torch.empty(steps + 1, dtype=torch.float64)
@@ -61,9 +61,9 @@ def alternating_times(start: float, end: float, steps: int) -> Tensor:
 
 @cache
 def departures(start: float, end: float) -> Tensor:
-    """Sixteen states at ``start``: the starting points and their quarter turns, or where these arrive.
+    """Sixteen states at ``start``: the starting points and their quarter turns, or the states that these reach.
 
-    Towards the noise they are the ends of the way towards the data: there and back.
+    Towards the noise they are the end states of the flow towards the data.
     """
     if start < end:
         return reference(end, start)[-1]
@@ -75,15 +75,15 @@ def departures(start: float, end: float) -> Tensor:
 
 @cache
 def reference(start: float, end: float) -> Tensor:
-    """Where the mild mixture's flow carries the departures, at the checkpoints: the nodes of ``CHECKPOINTS`` steps."""
+    """Where the mild mixture's flow takes the departures at the checkpoints, the nodes of ``CHECKPOINTS`` steps."""
     return flow(departures(start, end), uneven_times(start, end, CHECKPOINTS))
 
 
 @cache
 def opening(start: float, end: float, steps: int) -> Tensor:
-    """The departures and where the flow carries them by each node of the grid, as far as the first checkpoint.
+    """The departures and where the flow takes them at each node of the grid, up to the first checkpoint.
 
-    Of a long grid only the first few nodes, ``(at most 6, 16, 2)``: the exact history that a multistep method reads.
+    On a long grid only the first few nodes, ``(at most 6, 16, 2)``: the exact history that a multistep method reads.
     """
     nodes = min(HISTORY, steps // CHECKPOINTS) + 1
     begin = departures(start, end)
@@ -92,14 +92,14 @@ def opening(start: float, end: float, steps: int) -> Tensor:
 
 @cache
 def across(start: float, end: float) -> Tensor:
-    """Where the mild mixture's flow carries the starting points."""
+    """Where the mild mixture's flow takes the starting points."""
     return flow(starting_points(), torch.tensor((start, end), dtype=torch.float64))[0]
 
 
 def flow(x: Tensor, times: Tensor) -> Tensor:
     """The mild mixture's flow from ``times[0]`` to each of the others, ``(len(times) - 1, *x.shape)``.
 
-    By scipy's DOP853 at 3e-14: another library, another formula.
+    It is computed by scipy's DOP853 at 3e-14: another library, another formula.
     """
     problem = mild_mixture()
 
