@@ -19,10 +19,10 @@ COLUMNS = 2
 
 
 def round_trips(methods: Iterable[tuple[str, str]], ceilings: Sequence[int]) -> list[Strip]:
-    """The real images, then what each method makes of them with ``nfe`` calls each way.
+    """The real images, then the round trip of each method with ``nfe`` calls each way.
 
-    ``methods`` are names of solvers and grids in the configuration; those that it lacks, and those that cannot be
-    flipped, are left out. A note gives the rms errors, in units where images span [-1, 1].
+    ``methods`` are names of solvers and grids in the configuration; unknown ones, and those that cannot be flipped, are
+    left out. A note gives the rms errors, in units where images span [-1, 1].
     """
     images = odediff.zoo.test_images()[0][:IMAGES]
     strips = [Strip("real images", "before", [_pixels(images)] * len(ceilings))]

@@ -18,7 +18,7 @@ from odediff.version import __version__
 class Cell:
     """One row of the table.
 
-    ``kind`` is "flow", errors against the exact flow of a few samples, or "images", the quality of many images.
+    ``kind`` is "flow", errors of a few samples against the exact flow, or "images", the quality of many images.
     """
 
     problem: Problem

@@ -1,7 +1,7 @@
 """Why the default hands over to Adams' formulas between close nodes: ``python -m benchmarks.close_nodes``.
 
-The default against what it could be there, on the problems that it was chosen on: other orders, other variables, and
-Adams' formulas on all levels; towards the data, and towards the noise.
+On the problems that it was chosen on, the default is compared with other orders, other variables, and Adams' formulas
+on all levels; towards the data, and towards the noise.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from odediff.table import text_table
 from solvers import RK4, ExponentialAdams, GPMultistep, Rotation, Solver, UniPC
 
 PROBLEMS: Mapping[str, int] = {"mixture_2": 256, "mixture_16": 256, "mixture_64": 256, "network_1": 30}
-"""The problem and its samples."""
+"""The problems and their numbers of samples."""
 INVERTED = 10
-"""The most samples on the way to the noise."""
+"""The most samples that are carried to the noise."""
 SAMPLING, INVERSION = (20, 22, 25, 30, 50), (10, 15, 20, 30, 50)
 EXACT_CALLS = 480
-"""Of a fourth-order Runge-Kutta method on nodes that are uniform in log-SNR, from the data to the noise."""
+"""Calls of the reference from the data to the noise, a fourth-order Runge-Kutta method on nodes uniform in log-SNR."""
 LINE = Rotation(0.4)
 METHODS: Mapping[str, tuple[Solver, Grid]] = {
     "the default": (GPMultistep(), odediff.grid.plateau),
@@ -86,7 +86,7 @@ def _inversion(case: Problem, count: int) -> Errors:
     data = case.reference(case.noise(0, rows)).x.to(case.dtype)
 
     def code(solver: Solver, grid: Grid, nfe: int) -> Tensor:
-        # All set out from the path's end, as an inversion does.
+        # All start from the path's end, as an inversion does.
         with torch.no_grad():
             return odediff.encode(model, data, solver=solver, grid=partial(grid, end=case.path.end), nfe=nfe).x
 

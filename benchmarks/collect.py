@@ -15,7 +15,7 @@ from odediff.ranking import Ranked, rank
 
 TABLE = "table.parquet"
 LISTS = {"errors": "float32", "images": "uint8", "frechet_resampled": "float32"}
-"""Columns that hold a list in every row."""
+"""Columns whose values are lists, and the types of their elements."""
 
 
 def collect(cells: Iterable[Cell], store: Store, folder: Path) -> list[dict[str, Any]]:
@@ -32,12 +32,12 @@ def collect(cells: Iterable[Cell], store: Store, folder: Path) -> list[dict[str,
 
 
 def write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of plain values and arrays as parquet; a column is there if any row has it."""
+    """Write rows of plain values and arrays as parquet, with every column that any row has."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        message = "pyarrow is not installed, and the table is written by it: pip install 'odediff[bench]'"
+        message = "pyarrow, which writes the table, is not installed: pip install 'odediff[bench]'"
         raise ValueError(message) from None
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
@@ -52,7 +52,7 @@ def write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def ranks(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[Ranked]]:
     """Rank the deterministic methods by problem and ceiling; seeds are pooled. Names are ``method | grid | closing``.
 
-    A method takes part where it has every seed that any method has there.
+    A method is ranked where it has all seeds that any method has there.
     """
     errors: dict[tuple[str, int], dict[str, dict[int, np.ndarray]]] = {}
     for row in rows:

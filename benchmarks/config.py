@@ -11,7 +11,7 @@ from odediff import config
 
 @dataclass
 class Samples:
-    """Samples of each seed, by family of problems; half as many under guidance, where a call takes two passes."""
+    """Samples per seed, by family of problems; half as many under guidance, where a call takes two passes."""
 
     exact: int = 342
     kernel: int = 128
@@ -20,10 +20,10 @@ class Samples:
 
 @dataclass
 class Images:
-    """Frechet distances and what else takes thousands of images.
+    """Frechet distances, and other measures that take thousands of images.
 
-    On every one of ``problems``, at each of ``nfe``: the ``ours`` best solvers and the ``peers`` best schedulers by
-    median error there, and the solvers ``also``; one seed.
+    They are computed on each of ``problems``, at each of ``nfe``, for one seed: for the ``ours`` best solvers and the
+    ``peers`` best schedulers by median error there, and for the solvers in ``also``.
     """
 
     problems: list[str] = field(default_factory=lambda: ["network_1"])
@@ -36,11 +36,11 @@ class Images:
 
 @dataclass
 class Networks:
-    """Limits for the networks, which cost most.
+    """Limits for the networks, which are the most expensive problems.
 
-    The first ``grids`` and ``peer_grids`` alone, at most ``nfe`` calls, no tolerance below ``tolerance``; null is no
-    limit. ``stochastic`` methods are left out unless asked for: they have no error, and what a few dozen images show of
-    their law is less than its scatter.
+    Only the first ``grids`` and ``peer_grids`` are used, at most ``nfe`` calls, and no tolerance below ``tolerance``;
+    null means no limit. ``stochastic`` methods are left out unless asked for: they have no error against the flow, and
+    what a few dozen images show of their law is less than its scatter.
     """
 
     grids: int | None = 1
@@ -54,8 +54,8 @@ class Networks:
 class StudyConfig:
     """What is measured, and where the files are.
 
-    ``problem`` and ``worker`` are for sweeps: one of the problems, and the number of a worker, which sets nothing but
-    the order in which it visits the cells.
+    ``problem`` and ``worker`` are for sweeps: one of the problems, and the number of a worker, which only sets the
+    order in which it visits the cells.
     """
 
     problems: list[str] | None = None

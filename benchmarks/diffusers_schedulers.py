@@ -21,7 +21,7 @@ from odediff.problems import Problem
 from solvers.counting import counted
 
 ENTRIES = 1000
-"""Entries of the table; ours and the schedulers' are the same: beta linear from 1e-4 to 0.02."""
+"""Entries of the table, which is the same for our solvers and the schedulers: beta linear from 1e-4 to 0.02."""
 TABLE = {"num_train_timesteps": ENTRIES, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 
 GRIDS: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "beta": {"use_beta_sigmas": True},
     "lu": {"use_lu_lambdas": True},
 }
-"""Name -> the options that choose it; a scheduler has those whose options its constructor knows."""
+"""Name -> the options that choose it; a scheduler has the grids whose options its constructor accepts."""
 GRID_OPTIONS = {name for options in GRIDS.values() for name in options}
 
 SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
@@ -78,21 +78,22 @@ SCHEDULERS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Class without its ending -> name of a setting -> its options.
 
-IPNDM is missing, which knows no schedule but its own. The settings that end at sigma_min are infinite at sigma = 0.
+IPNDM is missing because it accepts no schedule but its own. The settings that end at sigma_min would be infinite at
+sigma = 0.
 """
 
 STOCHASTIC = {"DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "SASolver"}
 NO_CLIPPING = {"clip_sample": False}
-"""Thresholds are a setting of the model, and off for every method."""
+"""Thresholding is a setting of the model, and is off for every method."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scheduler(Method):
     """One scheduler of diffusers with its options.
 
-    The network is told what diffusers tells it: the scheduler's timestep n - 1, fractions included, and the scaled
-    state. ``nfe`` calls are never exceeded: the number of steps is the largest whose timesteps do not, and the wrapper
-    refuses any further call.
+    The network is given what diffusers gives it: the scheduler's timestep n - 1, fractions included, and the scaled
+    state. ``nfe`` calls are never exceeded: the number of steps is the largest with at most ``nfe`` timesteps, and the
+    wrapper refuses any further call.
     """
 
     scheduler: str
@@ -114,7 +115,7 @@ class Scheduler(Method):
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether it draws no noise."""
+        """Whether the method draws no noise."""
         return self.scheduler not in STOCHASTIC and not self.options.get("algorithm_type", "").startswith("sde")
 
     def settings(self) -> Mapping[str, Any]:
@@ -131,7 +132,7 @@ class Scheduler(Method):
         ode: Any = counted(probability_flow(model), len(rows), nfe)
         generator = torch.Generator().manual_seed(2**32 * seed + rows.start)
         with torch.no_grad(), _quiet():
-            # Some build their tables anew, and twice, in tenths of a second: a copy takes none.
+            # Some rebuild their tables, twice, which takes tenths of a second; a copy takes hardly any time.
             scheduler = deepcopy(_prepared(self.scheduler, tuple(self.options.items()), steps))
             noises = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
             x = problem.noise(seed, rows) * float(scheduler.init_noise_sigma)
@@ -147,13 +148,13 @@ class Scheduler(Method):
         options = tuple((name, value) for name, value in self.options.items() if name not in GRID_OPTIONS)
         steps = nfe
         while steps > 0 and (calls := _calls(self.scheduler, options, steps)) > nfe:
-            # One step more costs at most two calls: half of the excess in steps never goes too far.
+            # Another step costs at most two calls, so half of the excess, in steps, never goes too far.
             steps -= max(1, int(calls - nfe) // 2) if calls < math.inf else 1
         return steps or None
 
 
 def schedulers(chosen: Sequence[str], grids: Sequence[str]) -> list[Scheduler]:
-    """Every setting of the chosen schedulers on every chosen grid that they know."""
+    """Every setting of the chosen schedulers on every chosen grid that they support."""
     return [
         Scheduler(scheduler, setting, grid, {**_known(scheduler, NO_CLIPPING), **options, **GRIDS[grid]})
         for scheduler in chosen
@@ -165,14 +166,14 @@ def schedulers(chosen: Sequence[str], grids: Sequence[str]) -> list[Scheduler]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Diffusers announces with every object what it will rename one day."""
+    """Silence the deprecation warnings that diffusers issues with every object."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _known(scheduler: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a scheduler's constructor knows."""
+    """The options that a scheduler's constructor accepts."""
     return {name: value for name, value in options.items() if name in _parameters(scheduler)}
 
 
@@ -183,7 +184,7 @@ def _parameters(scheduler: str) -> frozenset[str]:
 
 @cache
 def _calls(scheduler: str, options: tuple[tuple[str, Any], ...], steps: int) -> float:
-    """The calls of that many steps, which are the same on every grid."""
+    """The calls that so many steps take, which are the same on every grid."""
     try:
         return len(_prepared(scheduler, options, steps).timesteps)
     except (ValueError, IndexError):

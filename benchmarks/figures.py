@@ -18,14 +18,14 @@ from benchmarks.series import Curve, Name
 from benchmarks.theme import COLOURS, DRAWN, INK, LINE, OURS_FAINT, PAPER, PEER, PEER_FAINT, SOFT
 
 WIDTH, HEIGHT = 360, 300
-"""Of a panel, in CSS pixels: a phone shows it as it is drawn."""
+"""The size of a panel in CSS pixels, which a phone shows without scaling."""
 LEFT, RIGHT, TOP, BOTTOM = 42, 114, 44, 34
 UNIT = 72
-"""Units of an SVG in an inch."""
+"""Units of an SVG per inch."""
 LABEL_GAP = 21
 PEERS_NAMED = 3
 FEW = 8
-"""So many curves are all named."""
+"""With at most this many curves, all are named."""
 NAME_LETTERS = 15
 MARKERS = "osD^vPX"
 POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 
 class End(NamedTuple):
-    """Where a curve ends, and what stands beside it."""
+    """Where a curve ends, and the two lines of text beside it."""
 
     x: float
     y: float
@@ -74,8 +74,8 @@ def panel(
 ) -> Figure:
     """Values over calls, or over seconds, one curve for every method, ordered from the best.
 
-    Our methods in ``colours`` and the best peers have names and bands; the others are faint. ``ticks`` are the calls
-    at the axis. A value that is not positive makes the axis symmetric about zero.
+    Our methods in ``colours`` and the best peers have names and bands; the others are faint. ``ticks`` are the numbers
+    of calls marked on the axis. A value that is not positive makes the axis symmetric about zero.
     """
     with rc_context(DRAWN):
         figure, axes = _empty(title, subtitle)
@@ -123,7 +123,7 @@ def panel(
 
 
 def looks(curves: Sequence[Curve], colours: Mapping[str, str]) -> dict[Name, Look]:
-    """The curves that have a name: ours in ``colours``, our best, the best peers, two adaptive ones; all, if few."""
+    """The named curves: ours in ``colours``, our best, the best peers and two adaptive ones; all of them if few."""
     chosen: dict[Name, Look] = {}
     mine = [curve.name for curve in curves if curve.name.ours]
     for name in mine:
@@ -142,9 +142,9 @@ def looks(curves: Sequence[Curve], colours: Mapping[str, str]) -> dict[Name, Loo
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least ``gap`` apart, in the order of ``wanted``, closest to it in least squares, inside the ends.
+    """The positions closest to ``wanted`` in least squares, in its order, at least ``gap`` apart and inside the ends.
 
-    With the gaps taken off this is isotonic regression: neighbours out of order are pooled at their mean.
+    With the gaps subtracted this is isotonic regression: neighbours out of order are pooled at their mean.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     blocks: list[tuple[float, int]] = []
@@ -163,7 +163,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def lines(name: Name) -> tuple[str, str]:
-    """A name in two lines: as much of the method as fits, and the rest with its setting."""
+    """A name in two lines: as much of the method as fits, then the rest with its setting."""
     # A name of words joined by underscores breaks after one of them.
     words = textwrap.wrap(name.short.replace("_", "_ "), NAME_LETTERS, break_on_hyphens=False) or [""]
     first, *rest = (line.replace("_ ", "_") for line in words)
@@ -171,7 +171,7 @@ def lines(name: Name) -> tuple[str, str]:
 
 
 def number(value: float) -> str:
-    """A value at an axis: 0.02, 300, 10⁻⁵, 2·10⁻⁵."""
+    """The label of a value at an axis: 0.02, 300, 10⁻⁵, 2·10⁻⁵."""
     if value == 0 or 1e-3 <= abs(value) * (1 + 1e-9) < 1e4:
         return f"{value:.6g}".replace("-", "−")
     exponent = math.floor(math.log10(abs(value)) + 1e-9)
@@ -181,7 +181,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that leaves no zero before the point: 20 µs, 3 ms, 500 ms, 10 s."""
+    """The label of a time, in the largest unit that leaves no zero before the point: 20 µs, 3 ms, 500 ms, 10 s."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size * (1 - 1e-9):
             return f"{seconds / size:.3g} {unit}"
@@ -200,7 +200,7 @@ def _empty(title: str, subtitle: str) -> tuple[Figure, Axes]:
 
 
 def _range(curves: Sequence[Curve], named: Mapping[Name, Look], line: Line | None, linear: bool) -> tuple[float, float]:
-    """The values that the axis shows: all named curves, the best of the others, and the line where it is near."""
+    """The range of the axis: all named curves, the best of the others, and the line if it is near."""
     points = [point for curve in curves for point in curve.points if math.isfinite(point.value)]
     shown = [p for curve in curves if curve.name in named for p in curve.points if math.isfinite(p.value)] or points
     if not shown:
@@ -218,7 +218,7 @@ def _range(curves: Sequence[Curve], named: Mapping[Name, Look], line: Line | Non
 
 
 def _joined(curves: Sequence[Curve], cost: Cost) -> tuple[list[float], list[float]]:
-    """Curves after one another, with a NaN between."""
+    """The points of curves one after another, with a NaN after each."""
     x, y = [], []
     for curve in curves:
         points = [point for point in curve.points if math.isfinite(point.value)]
@@ -228,7 +228,7 @@ def _joined(curves: Sequence[Curve], cost: Cost) -> tuple[list[float], list[floa
 
 
 def _costs(curves: Sequence[Curve], cost: str) -> tuple[float, float]:
-    """The ends of the cost's axis. Methods that could not use half of their calls may lie off it."""
+    """The range of the cost axis. Methods that could not use half of their calls may lie outside it."""
     points = [p for curve in curves for p in curve.points if math.isfinite(p.value)]
     used = [p for p in points if p.nfe is None or p.calls > p.nfe / 2] or points
     values = [getattr(p, cost) for p in used]
@@ -262,7 +262,7 @@ def _cost_axis(axes: Axes, cost: str, ticks: Sequence[int]) -> None:
 
 
 def _draw_line(axes: Axes, line: Line, low: float) -> End:
-    """The line with its name at its end; below the axes where it is far below."""
+    """Draw the line and return where its name stands; a line below the axes is only named, at their lower end."""
     right = axes.get_xlim()[1]
     if line.value < low:
         below = f"↓ {line.detail} {number(float(f'{line.value:.1g}'))}"
@@ -272,7 +272,7 @@ def _draw_line(axes: Axes, line: Line, low: float) -> End:
 
 
 def _names(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
-    """Names to the right, level with the ends of their curves as far as there is room."""
+    """Write the names to the right, level with the ends of their curves as far as there is room."""
     inside = figure.transFigure.inverted()
     starts = [inside.transform(axes.transData.transform((end.x, end.y))) for end in ends]
     gap = min(LABEL_GAP, (HEIGHT - TOP - 16) / max(1, len(ends)))

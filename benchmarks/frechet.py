@@ -1,4 +1,4 @@
-"""Frechet distances of images to the test split, and what chance makes of them."""
+"""Frechet distances of images to the test split, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from odediff import zoo
 from odediff.metrics import feature_statistics, frechet_distance
 
 RESAMPLES = 100
-"""Bootstrap samples behind every deviation."""
+"""Bootstrap samples from which deviations are estimated."""
 SEED = 0
 WIDTH = 1.96
-"""Deviations on either side of a difference that hold it with 95 %."""
+"""Half the width of a 95 % interval, in deviations."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A Frechet distance, and the same of the bootstrap's samples; those of equally many images are paired."""
+    """A Frechet distance and those of the bootstrap samples, which are paired between sets of equally many images."""
 
     value: float
     resampled: Tensor
@@ -39,10 +39,10 @@ class Distance:
         return f"{self.value:.2f} +- {self.resampled.std():.2f}"
 
     def against(self, other: Distance) -> tuple[float, float]:
-        """The difference and its deviation."""
+        """The difference from another distance, and its deviation."""
         return self.value - other.value, float((self.resampled - other.resampled).std())
 
     def interval(self, other: Distance) -> tuple[float, float]:
-        """What holds the difference with 95 %."""
+        """The 95 % interval of the difference from another distance."""
         difference, deviation = self.against(other)
         return difference - WIDTH * deviation, difference + WIDTH * deviation

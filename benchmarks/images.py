@@ -19,7 +19,7 @@ BATCH = 250
 
 
 def few(problem: NetworkProblem, images: Tensor, rows: range) -> dict[str, float]:
-    """What a few dozen images can tell: the share classified as asked, and an unbiased distance."""
+    """Measures for a few dozen images: the share classified as asked, and an unbiased distance."""
     seen = _seen(images)
     return {
         "accuracy": metrics.class_accuracy(seen, problem.labels(rows), classifier()),
@@ -28,10 +28,10 @@ def few(problem: NetworkProblem, images: Tensor, rows: range) -> dict[str, float
 
 
 def many(problem: NetworkProblem, images: Tensor, rows: range, root: str) -> tuple[dict[str, Any], np.ndarray]:
-    """What takes thousands: Frechet distance with its floor, precision and recall, memorisation.
+    """Measures for thousands of images: Frechet distance with its floor, precision and recall, memorisation.
 
-    The floor is the distance of 2,048 real test images to the rest of the test split. Besides, the Frechet distances of
-    bootstrap samples, the same images for every method.
+    The floor is the distance of 2,048 real test images to the rest of the test split. The array holds the Frechet
+    distances of bootstrap samples, which draw the same images for every method.
     """
     seen = _seen(images)
     found = features(seen)
@@ -61,5 +61,5 @@ def _real_features() -> Tensor:
 
 
 def _seen(images: Tensor) -> Tensor:
-    """As they are looked at: inside [-1, 1]."""
+    """The images as they are displayed, clipped to [-1, 1]."""
     return images.float().clamp(-1, 1)

@@ -1,7 +1,7 @@
-"""Ways to the noise and back, on real images: ``python -m benchmarks.inversion [PART]``.
+"""Real images to noise and back: ``python -m benchmarks.inversion [PART]``.
 
-The parts are table, exact, implicit, null_text, curve and memory; without a word all of them run. Each row is kept
-when it is finished, and the same command goes on with the next one.
+The parts are table, exact, implicit, null_text, curve and memory; without an argument all of them run. Each finished
+row is kept, and the same command continues with the next one.
 """
 
 from __future__ import annotations
@@ -65,23 +65,23 @@ GUIDANCE = (1.0, 3.0, 7.5)
 STEPS = (10, 50, 200)
 GRID = odediff.grid.uniform_t
 IMPLICIT_GRID = partial(odediff.grid.uniform_t, spacing="trailing")
-"""Uniform in t too, but without the first entry, from which sigma/alpha would grow eightfold in one step."""
+"""Also uniform in t, but without the first entry, from which sigma/alpha would grow eightfold in one step."""
 REFERENCE_STEPS = 201
 TABLE_IMAGES, EXACT_IMAGES, NULL_TEXT_IMAGES, CURVE_IMAGES = 2, 100, 32, 2
 IMPLICIT_IMAGES = {1.0: 100, 3.0: 20, 7.5: 20}
-"""A float64 network takes three times as long, and each guided step two passes for each of its 11 to 14 iterations."""
+"""Few images, as a float64 network takes three times as long and a guided step 11 to 14 iterations of two passes."""
 CURVE_STEPS = (10, 20, 40, 80, 160, 320, 640, 1000)
 
 
 def main() -> None:
-    """Run the parts that were asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", choices=PARTS)
-    parser.add_argument("--images", type=int, help="how many images each part uses, instead of its own number")
+    parser.add_argument("--images", type=int, help="images for each part, instead of its default number")
     parser.add_argument("--folder", type=Path, default=Path("outputs/inversion"), help="where finished rows are kept")
     asked = parser.parse_args()
     if asked.images is not None and not 1 <= asked.images <= 1000:
-        parser.error(f"--images {asked.images}: give a number from 1 to 1000")
+        parser.error(f"--images {asked.images} is out of range; give a number from 1 to 1000")
     with plain_failures(App("inversion", "--folder")):
         for name in PARTS if asked.part is None else (asked.part,):
             print(f"\n== {name}", flush=True)
@@ -131,7 +131,7 @@ def exact(folder: Path, images: int | None) -> None:
 
 
 def implicit(folder: Path, images: int | None) -> None:
-    """DDIM's exact inverse, the iteration carried to the round-off of a float64 network."""
+    """DDIM's exact inverse, iterated down to the round-off of a float64 network."""
     rows = Rows(folder, "implicit")
 
     def returned(guidance: float, image: int) -> list[Any]:
@@ -157,7 +157,7 @@ def implicit(folder: Path, images: int | None) -> None:
 
 
 def null_text(folder: Path, images: int | None) -> None:
-    """Null-text inversion at guidance 2, 3 and 7.5, against what it stands between."""
+    """Null-text inversion at guidance 2, 3 and 7.5, compared with DDIM and the other ways to invert."""
     count = images or NULL_TEXT_IMAGES
     rows = Rows(folder, "null_text", images=count)
     settings: dict[str, Any] = {"grid": GRID, "steps": 51}
@@ -191,19 +191,19 @@ def null_text(folder: Path, images: int | None) -> None:
             spread = f"{min(distance):.1f} to {max(distance):.1f}"
             shown.append([name, f"{guidance:g}", statistics.median(by_image), spread, passes, seconds, memory])
             if name == "null-text":
-                print(f"guidance {guidance:g}, null-text less DDIM at 1 [dB], image by image:")
+                print(f"guidance {guidance:g}, null-text minus DDIM at 1 [dB], image by image:")
                 print(*(f"{value:.1f}" for value in distance))
     header = ("method", "guidance", "PSNR [dB]", "against DDIM at 1, per image", "passes", "seconds", "memory [GiB]")
     print(text_table(header, shown))
 
 
 def by_ddim(model: Model, images: Tensor, **settings: Any) -> Code:
-    """A flipped solve."""
+    """Encode by a flipped solve of DDIM."""
     return odediff.encode(model, images, solver=DDIM(), **settings)
 
 
 def curve(folder: Path, images: int | None) -> None:
-    """DDIM's table 2 as a curve: error of the way back against steps, and a method of order 3 beside it."""
+    """Table 2 of the DDIM paper as a curve, the round-trip error against steps, with RK4 beside it."""
     count = images or CURVE_IMAGES
     rows, errors = Rows(folder, "curve", images=count), {}
     model, pictures = odediff.zoo.fashion_mnist(), real_images(count, torch.float64)[0]
@@ -228,7 +228,7 @@ def curve(folder: Path, images: int | None) -> None:
 
 
 def memory(folder: Path, images: int | None) -> None:
-    """What an encoding holds at once, in states: the history of a method is in it, the network is not."""
+    """The peak memory of an encoding in states, with the history of the method but without the network."""
     rows = Rows(folder, "memory")
 
     def peaks(solver: Solver) -> list[float]:
@@ -241,7 +241,7 @@ def memory(folder: Path, images: int | None) -> None:
 
 
 def encoding_peak(solver: Solver, steps: int) -> float:
-    """The memory of all tensors alive at once while a state of 10^5 numbers is encoded, in such states."""
+    """The peak memory of all tensors alive while a state of 10^5 numbers is encoded, in units of that state."""
     x = torch.randn(1, 100_000, generator=torch.Generator().manual_seed(0)).mul_(0.1)
     model = odediff.Model(lambda x, time: x * 0.1, odediff.VPTable.linear())
     with LiveMemory() as memory:
@@ -260,19 +260,19 @@ PARTS: dict[str, Callable[[Path, int | None], None]] = {
 
 
 def real_images(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The first test images, a class each in turn, and their labels."""
+    """The first test images, with the classes in turn, and their labels."""
     images, labels = odediff.zoo.test_images()
     return images[:count].to(dtype), labels[:count]
 
 
 def conditioned(labels: Tensor, guidance: float) -> Model:
-    """The embedded network, asked for those classes; its calls are of one size, so that no row depends on others."""
+    """The embedded network conditioned on those classes, in calls of one size, so that no row depends on others."""
     model = replace(odediff.zoo.fashion_mnist(), chunk=min(len(labels), 20))
     return model.condition(label=labels, guidance=guidance)
 
 
 def rms_round_trip(model: Model, images: Tensor, solver: Solver, steps: int) -> float:
-    """The rms difference between images and what comes back, on nodes uniform in log-SNR."""
+    """The rms difference between images and their round trips, on nodes uniform in log-SNR."""
     code = odediff.encode(model, images, solver=solver, grid=odediff.grid.log_snr, steps=steps + 1)
     return float(round_trip_error(images, odediff.decode(model, code)).square().mean().sqrt())
 

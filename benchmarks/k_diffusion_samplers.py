@@ -1,6 +1,6 @@
 """k-diffusion's samplers on the same network, from the same noise, where the package is installed.
 
-It depends on torchvision, which brings a torch of its own; no extra of this package asks for it.
+It depends on torchvision, which brings its own torch, so no extra of this package requires it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from solvers import combine
 from solvers.counting import counted
 
 GRIDS = ("linspace", "karras", "exponential")
-"""``linspace`` in the table's index is what its ``get_sigmas`` gives."""
+"""The grids; ``linspace``, uniform in the table's index, is what its ``get_sigmas`` gives."""
 
 CALLS: Mapping[str, int] = {
     "euler": 1,
@@ -39,9 +39,9 @@ CALLS: Mapping[str, int] = {
     "dpmpp_2m_sde": 1,
     "dpmpp_3m_sde": 1,
 }
-"""Sampler without its ``sample_`` -> calls of a step; the last one, to sigma = 0, has one."""
+"""Sampler without its ``sample_`` -> calls per step; the last step, to sigma = 0, takes one."""
 OWN_GRID: Mapping[str, str] = {"dpm_fast": "exponential", "dpm_adaptive": ADAPTIVE_GRID}
-"""They place their own steps, end at the table's first entry and do not denoise."""
+"""Samplers that place their own steps, end at the table's first entry and do not denoise -> their grids' names."""
 SAMPLERS = (*CALLS, *OWN_GRID)
 
 
@@ -49,7 +49,7 @@ SAMPLERS = (*CALLS, *OWN_GRID)
 class Sampler(Method):
     """One sampler of k-diffusion, whose state is y = x/alpha and whose sigma is s = sigma/alpha.
 
-    It meets the network as a denoiser ``D(y, s) = x0``, and never makes more than ``nfe`` calls.
+    It is given the network as a denoiser ``D(y, s) = x0``, and never makes more than ``nfe`` calls.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Sampler(Method):
 
     @property
     def algorithm(self) -> str:  # type: ignore[override]
-        """The function."""
+        """The name of the function."""
         return self.name
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether it draws no noise."""
+        """Whether the method draws no noise."""
         return not self.name.endswith(("ancestral", "sde"))
 
     @property
@@ -75,7 +75,7 @@ class Sampler(Method):
         return {"sampler": self.name, "grid": self.grid, "k-diffusion": installed("k-diffusion")}
 
     def affordable(self, problem: Problem, nfe: int) -> bool:
-        # Some of its samplers break on a single step.
+        # Some of its samplers fail on a single step.
         return nfe >= 2
 
     def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
@@ -88,7 +88,7 @@ class Sampler(Method):
         ends = float(path.node(path.end).s), float(start.s)
 
         def denoise(y: Tensor, sigma: Tensor) -> Tensor:
-            # Its grids are float32: their ends may round to the outside of the table.
+            # Its grids are float32, so their ends may be rounded to outside the table.
             node = ode.node_at(-math.log(np.clip(sigma[0].item(), *ends)))
             return ode.predict(node, combine((node.alpha, y))).x0
 
@@ -122,6 +122,6 @@ class Sampler(Method):
 
 
 def samplers(chosen: Sequence[str], grids: Sequence[str]) -> list[Sampler]:
-    """The chosen samplers on every chosen grid that they know."""
+    """The chosen samplers on every chosen grid that they support."""
     placed = [Sampler(name, grid) for name in chosen if name in CALLS for grid in grids if grid in GRIDS]
     return [*placed, *(Sampler(name, OWN_GRID[name]) for name in chosen if name in OWN_GRID)]

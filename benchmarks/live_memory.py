@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts, while it is entered, the bytes of all tensors that were made within and are alive; ``peak`` is the most.
+    """Counts, within its context, the bytes of all tensors made there that are alive; ``peak`` is their maximum.
 
-    It sees what the program holds and nothing of the allocator: the figure does not depend on the machine.
+    It counts what the program holds, not what the allocator reserves, so the figure does not depend on the machine.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def _watch(self, tensor: Tensor) -> None:
-        # Views share their storage, and operations in place return what they were given.
+        # Views share their storage, and operations in place return their argument.
         storage = tensor.untyped_storage()
         address = storage.data_ptr()
         if address not in self._sizes and storage.nbytes():

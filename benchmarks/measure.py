@@ -1,4 +1,4 @@
-"""What is measured in a cell."""
+"""The measurement of a cell."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from odediff.quality import SlicedWasserstein
 from solvers import DDIM, SolveError
 
 DATA = 1024
-"""Samples of the data that distances are taken to; as many others give the floor."""
+"""Samples of the data to which distances are measured."""
 PICTURES = 10
 """Images that a cell keeps for the report."""
 ROUND_TRIPS = 16
 BATCH, NETWORK_BATCH = 1024, 32
-"""Samples that are solved together: a network's activations of more than a few dozen leave a core's cache."""
+"""Samples that are solved together; a network's activations for more than a few dozen exceed a core's cache."""
 
 
 def measure(cell: Cell, references: References, root: str) -> Entry:
-    """Run the method and compare its end with the exact flow and with data."""
+    """Run the method and compare its end states with the exact flow and with data."""
     _warm_up(cell.problem)
     began = time.perf_counter()
     try:
         outcome = _run(cell)
-    except Exception as error:  # whatever a method breaks with: its row says so, and the study goes on
+    except Exception as error:  # whatever a method raises is recorded in its row, and the study continues
         refused = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return Entry({**cell.description(), "status": refused}, {})
     record = {
@@ -71,12 +71,12 @@ def measure(cell: Cell, references: References, root: str) -> Entry:
 
 @cache
 def _warm_up(problem: Problem) -> None:
-    """Spend what a process spends once on a problem: it belongs to no method's seconds."""
+    """Spend the time that a process spends once on a problem, so that it counts for no method."""
     problem.solve(DDIM(), 0, range(2), grid=grid.karras, nfe=1)
 
 
 def _run(cell: Cell) -> Outcome:
-    """In batches, which no sample notices: `solvers.NoiseStream` knows it by its number."""
+    """Run in batches, which change no sample: `solvers.NoiseStream` draws by the number of the sample."""
     size = NETWORK_BATCH if isinstance(cell.problem, NetworkProblem) else BATCH
     parts = [
         cell.method.run(cell.problem, rows, cell.seed, cell.nfe, cell.tolerance)
@@ -102,7 +102,7 @@ def _errors(cell: Cell, x: Tensor, references: References) -> tuple[dict[str, fl
 
 
 def distances(problem: Problem, x: Tensor) -> dict[str, float]:
-    """Sliced Wasserstein and energy distance to samples of the data, with the floors: other data in place of x."""
+    """Sliced Wasserstein and energy distance to samples of the data, and their floors: those of other data."""
     data, sliced_wasserstein, within, floors = _data(problem, len(x))
     return {
         "sliced_wasserstein": sliced_wasserstein(x.flatten(1)),
@@ -113,7 +113,7 @@ def distances(problem: Problem, x: Tensor) -> dict[str, float]:
 
 @cache
 def _data(problem: Problem, count: int) -> tuple[Tensor, SlicedWasserstein, float, dict[str, float]]:
-    """The data, the distance to them, the mean distance between them, and the distances of other data."""
+    """Samples of the data, the distance to them, the mean distance between them, and the distances of other data."""
     known = min(DATA + count, problem.most_data)
     points = problem.data(known).flatten(1)
     data, others = points[: min(DATA, known // 2)], points[min(DATA, known // 2) :][:count]
@@ -130,7 +130,7 @@ def _data(problem: Problem, count: int) -> tuple[Tensor, SlicedWasserstein, floa
 
 
 def round_trip(problem: Problem, method: Method, nfe: int | None) -> float | None:
-    """The rms error of data that the method encoded and decoded in ``nfe`` calls each way, in the data's deviation."""
+    """The rms round-trip error of data in ``nfe`` calls each way, over its deviation; None without an inverse."""
     if not isinstance(method, Ours) or not method.deterministic or nfe is None:
         return None
     data = problem.data(ROUND_TRIPS).to(problem.dtype)

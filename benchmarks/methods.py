@@ -1,4 +1,4 @@
-"""What is compared: one method on one grid, ours or a peer's, behind one face."""
+"""What is compared: a method on a grid, ours or a peer's, behind a common interface."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from solvers.implicit_inverse import ImplicitInverse
 from solvers.solve import Closing
 
 ADAPTIVE_GRID = "adaptive"
-"""The label of methods that choose their own steps."""
+"""The grid label of methods that choose their own steps."""
 
 
 class Outcome(NamedTuple):
-    """End states, and what they cost: calls of the field for each sample, counted by the wrapper around it."""
+    """End states and their cost: calls of the field per sample, counted by the wrapper around it."""
 
     x: Tensor
     calls: float
@@ -34,12 +34,12 @@ class Outcome(NamedTuple):
 
 
 class Method(ABC):
-    """A sampler with everything that belongs to it but the number of calls, which is a ceiling, or a tolerance."""
+    """A sampler with all its settings except the cost, which is a ceiling on the calls or a tolerance."""
 
     # Some methods compute these: mypy calls a read-only property in an attribute's place an incompatible override.
     name: str
     algorithm: str
-    """What it is a setting of."""
+    """The algorithm of which the method is a setting."""
     source: Literal["odediff", "diffusers", "k-diffusion"]
     grid: str
     closing: str
@@ -47,20 +47,20 @@ class Method(ABC):
 
     @property
     def adaptive(self) -> bool:
-        """Whether it takes a tolerance instead of a number of calls."""
+        """Whether the method takes a tolerance instead of a number of calls."""
         return False
 
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """All that its result depends on: a part of the cell's hash."""
+        """Everything that the result depends on, for the cell's hash."""
 
     @abstractmethod
     def affordable(self, problem: Problem, nfe: int) -> bool:
-        """Whether ``nfe`` calls pay for a solve."""
+        """Whether ``nfe`` calls suffice for a solve."""
 
     @abstractmethod
     def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
-        """From the noise of the samples ``rows`` of ``seed`` to the end."""
+        """Solve from the noise of the samples ``rows`` of ``seed`` to the end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +81,12 @@ class Ours(Method):
 
     @property
     def closing(self) -> str:  # type: ignore[override]
-        """The closing rule's name; methods that follow a tolerance have their own."""
+        """The name of the closing rule; methods that follow a tolerance have their own."""
         return "auto" if self.adaptive else str(self.rule)
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
-        """The solver's."""
+        """Whether the solver draws no noise."""
         return self.solver.deterministic
 
     @property
@@ -96,8 +96,8 @@ class Ours(Method):
     def settings(self) -> Mapping[str, Any]:
         if " at 0x" in repr(self.solver):
             raise ValueError(
-                f"solvers: {self.name} is {self.solver!r}, which another run would write otherwise and never find; let "
-                "its fields be plain values"
+                f"solvers: {self.name} is {self.solver!r}, whose address differs between runs, so that its cells "
+                "would never be found again; let its fields be plain values"
             )
         return {
             "solver": f"{type(self.solver).__module__}.{self.solver!r}",
@@ -116,10 +116,10 @@ class Ours(Method):
         return Outcome(solution.x, calls, stats.nfe, stats.network_evaluations, stats.steps)
 
 
-# A study asks for every problem, method and number of calls, and the answers are few.
+# A study asks for every problem, method and number of calls, but there are few different answers.
 @cache
 def _steps(solver: Solver, nfe: int, closing: Closing) -> int | None:
-    """The steps that ``nfe`` calls pay for on any grid; None if not one."""
+    """The steps that ``nfe`` calls allow on any grid; None if they allow none."""
     try:
         return steps_within(solver, nfe, closing)
     except ValueError:
@@ -128,7 +128,7 @@ def _steps(solver: Solver, nfe: int, closing: Closing) -> int | None:
 
 @cache
 def _exists(place: Callable[..., Tensor], path: Schedule, steps: int) -> bool:
-    """Whether a schedule has the grid of so many steps."""
+    """Whether the grid of so many steps exists on the schedule."""
     try:
         times_at_most(place, path, steps)
     except ValueError:
@@ -142,12 +142,12 @@ def ours(
     closings: list[str],
     variants: bool,
 ) -> list[Ours]:
-    """Every configured solver on every grid and closing; with ``variants`` also every variant of every exported one."""
+    """Every configured solver on every grid and closing; with ``variants``, all variants of exported ones too."""
     chosen = dict(configured)
     if variants:
         known = set(configured.values())
         chosen |= {str(v): v for v in exported_variants() if v not in known}
-    # One solver may have two names, as kdpm2 is a setting of DPM-Solver-2: it is measured under the first.
+    # A solver may have two names (kdpm2 is a setting of DPM-Solver-2); it is measured under the first.
     first: dict[Solver, str] = {}
     for name, solver in chosen.items():
         if not is_inverse(solver):
@@ -158,11 +158,11 @@ def ours(
             methods.append(Ours(name, _together(solver), ADAPTIVE_GRID, next(iter(grids.values()))))
             continue
         if solver.closes:
-            # Its nodes and its last step belong to the method.
+            # The nodes and the last step belong to the method.
             own = default_grid(solver)
             methods.append(Ours(name, solver, own.__name__, own, fixed_closing(solver, "auto")))
             continue
-        # Along a stochastic way there is nothing smooth to extrapolate.
+        # A stochastic path has nothing smooth to extrapolate.
         rules = [rule for rule in map(_rule, closings) if solver.deterministic or rule != "extrapolate"]
         for grid, place in grids.items():
             methods += [Ours(name, solver, grid, place, rule) for rule in rules]
@@ -170,7 +170,7 @@ def ours(
 
 
 def is_inverse(solver: Solver) -> bool:
-    """Whether ``solver`` inverts another: run as a sampler, it is that method again."""
+    """Whether ``solver`` inverts another solver; run as a sampler, it would be that solver."""
     return isinstance(solver, solvers.Inverse | ImplicitInverse | solvers.TrajectoryInverse)
 
 
@@ -182,7 +182,7 @@ def exported_variants() -> list[Solver]:
 
 
 def _together(solver: Solver) -> Solver:
-    """A library's adaptive method on the whole batch at once: sample by sample takes minutes for what is a second."""
+    """A library's adaptive method on the whole batch at once; sample by sample, a second's work would take minutes."""
     return replace(solver, batched=True) if hasattr(solver, "batched") else solver  # type: ignore[call-arg]
 
 

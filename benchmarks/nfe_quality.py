@@ -1,7 +1,7 @@
 """NFE against quality, over solvers, grids, peers and problems: ``python -m benchmarks.nfe_quality``.
 
 Every finished cell is one small file in ``folder``; the same command resumes a run that was stopped, and any number of
-workers share the folder. At the end all of them become ``table.parquet`` and ``report.html``.
+workers can share the folder. At the end all cells become ``table.parquet`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from odediff.table import text_table
 
 APP = App("nfe_quality", "folder")
 BEST = 5
-"""Methods that the printed table shows for every problem and ceiling."""
+"""The number of methods in the printed table for every problem and ceiling."""
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def _run(config: DictConfig) -> None:
         for key in map(str, config):
             if key not in StudyConfig.__dataclass_fields__:
                 raise ValueError(
-                    f"{key} is no key of the study; a solver of your own is FOLDER/solver/NAME.yaml, chosen by "
+                    f"{key} is not a key of the study; a solver of your own is FOLDER/solver/NAME.yaml, chosen by "
                     "--config-dir=FOLDER solvers=[NAME]"
                 )
         groups = plan(config)
@@ -63,7 +63,7 @@ def _run(config: DictConfig) -> None:
 
 
 class Finish(Callback):
-    """When a sweep has ended: one table and one report of the problems that it ran over."""
+    """Writes one table and one report of a sweep's problems when the sweep has ended."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep whose jobs are parts of other studies."""
@@ -71,11 +71,11 @@ class Finish(Callback):
             for key in _swept(config):
                 if key not in ("problem", "worker"):
                     raise ValueError(
-                        f"-m {key}: a study sweeps over problem or worker; give all values at once, in a list"
+                        f"-m {key}: only problem or worker can be swept over; give all values at once, in a list"
                     )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra when all jobs have ended."""
+        """Finish the study; Hydra calls this when all jobs have ended."""
         with plain_failures(APP):
             given, problems = config.hydra.overrides, _swept(config).get("problem")
             if problems:
@@ -84,7 +84,7 @@ class Finish(Callback):
 
 
 def _swept(config: DictConfig) -> dict[str, list[str]]:
-    """The keys of a sweep, and their values."""
+    """The keys of a sweep and their values."""
     overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     return {one.key_or_group: list(one.sweep_string_iterator()) for one in overrides if one.is_sweep_override()}
 
@@ -120,7 +120,7 @@ def finish(config: DictConfig, groups: list[list[Cell]], arguments: Sequence[str
     ]
     if best:
         print(text_table(("problem", "nfe", "rank", "method | grid | closing", "median error", "low", "high"), best))
-        print(f"the {BEST} best deterministic ones of each problem and number of calls; all methods are in the table")
+        print(f"the {BEST} best deterministic methods for each problem and number of calls; all are in the table")
     table = folder / TABLE if rows else "no table"
     print(f"{len(rows)} of {len(cells)} cells are finished, {len(lost)} of them refused or broken: {table}")
     if len(rows) > len(lost):
@@ -132,7 +132,7 @@ def finish(config: DictConfig, groups: list[list[Cell]], arguments: Sequence[str
 
 
 def progress(cells: list[Cell], name: str, shown: bool) -> Iterator[Cell]:
-    """A bar on a terminal, a line a minute elsewhere."""
+    """Show a bar on a terminal, and a line every minute elsewhere."""
     if not shown or sys.stderr.isatty():
         yield from tqdm(cells, desc=name, unit="cell", smoothing=0.02, disable=not shown)
         return

@@ -1,4 +1,4 @@
-"""What a step costs beside the network, against diffusers, in one process: ``python -m benchmarks.overhead``."""
+"""The cost of a step beside the network, compared with diffusers in one process: ``python -m benchmarks.overhead``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HISTORIES: list[tuple[solvers.Solver, int]] = [
     (solvers.GPMultistep(), 4),
     (solvers.UniPC(3), 4),
 ]
-"""Solver -> the predictions that a step reads, the newest among them."""
+"""Solvers, and how many predictions a step reads, including the newest."""
 LARGE = (64, 3, 64, 64)
 READ: list[tuple[solvers.Solver, int]] = [
     (solvers.DDIM(), 2),
@@ -41,9 +41,9 @@ READ: list[tuple[solvers.Solver, int]] = [
     (solvers.UniPC(3), 5),
     (solvers.GPMultistep(), 6),
 ]
-"""Solver -> the tensors that its formula reads: the state and the predictions."""
+"""Solvers, and how many tensors their formulas read: the state and the predictions."""
 ALLOWED, ALLOWED_COMPILED = 2.5, 1.5
-"""Times what reading k tensors and writing one takes, (k + 1)/3 of one addition."""
+"""The asked cost of a call in units of reading k tensors and writing one, which takes (k + 1)/3 of one addition."""
 STEPS, LARGE_STEPS = 200, 50
 REPEATS = 15
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def show() -> None:
-    """Print what a call costs, and the memory."""
+    """Print the cost of a call, and the memory."""
     torch.set_num_threads(1)
     state = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     output = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
@@ -111,9 +111,9 @@ def show() -> None:
 
 
 def _large(case: tuple[solvers.Solver, int]) -> tuple[Any, ...]:
-    """A row: what a call costs for large states, beside a network whose outputs are ready."""
+    """A row of the table: the cost of a call for large states, beside a network whose outputs are ready."""
     solver, read = case
-    # As many as are read at once: a formula that found one tensor in all places would find it in the cache.
+    # As many outputs as are read at once: a single tensor in all places would stay in the cache.
     outputs = [torch.randn(LARGE, generator=torch.Generator().manual_seed(i)) for i in range(read)]
     state, given = outputs[0].clone(), cycle(outputs)
     ode = odediff.probability_flow(odediff.Model(lambda x, time: next(given), odediff.VPTable.linear()))
@@ -139,7 +139,7 @@ def _large(case: tuple[solvers.Solver, int]) -> tuple[Any, ...]:
 
 
 def peak_states(solver: solvers.Solver) -> float:
-    """The most memory that a solve holds at once beside what it was given, in units of the state."""
+    """The peak memory of a solve beside its arguments, in units of the state."""
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model = odediff.Model(lambda x, time: 0.1 * x, odediff.VPTable.linear())
     times = odediff.grid.log_snr(model.path, 12)[:-1]

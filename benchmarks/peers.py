@@ -1,4 +1,4 @@
-"""Other libraries' samplers, those that are installed: the peers of a study."""
+"""The samplers of other installed libraries, the peers of a study."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.methods import Method
 
 
 class Library(NamedTuple):
-    """A library: its package, what it calls its samplers, and how to get it."""
+    """A library: its package, the names of its samplers, and how to install it."""
 
     package: str
     names: tuple[str, ...]
@@ -29,9 +29,9 @@ GRIDS = diffusers_schedulers.GRIDS
 
 
 def peers(chosen: Sequence[str] | None, grids: Sequence[str]) -> list[Method]:
-    """The chosen samplers, all of them unless given, on every chosen grid that they know.
+    """The chosen samplers (None: all of them) on every chosen grid that they support.
 
-    A library that is missing is one line on stderr.
+    Each missing library is reported in one line on stderr.
     """
     names = NAMES if chosen is None else chosen
     unknown = sorted(set(names) - set(NAMES))
@@ -45,7 +45,7 @@ def peers(chosen: Sequence[str] | None, grids: Sequence[str]) -> list[Method]:
 
 
 def present(library: Library) -> bool:
-    """Whether the library is installed; if it is not, one line says so, once."""
+    """Whether the library is installed; if it is not, one line on stderr says so, once."""
     if available(library.package):
         return True
     say_once(f"{library.package.replace('_', '-')} is not installed: its rows are skipped ({library.remedy})")
@@ -59,5 +59,5 @@ def available(package: str) -> bool:
 
 @cache
 def say_once(line: str) -> None:
-    """One line on stderr, however often it is said."""
+    """Print a line on stderr, once however often it is requested."""
     print(line, file=sys.stderr)

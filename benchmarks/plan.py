@@ -85,11 +85,11 @@ def _require_numbers(config: DictConfig) -> None:
         raise ValueError(f"tolerances={list(config.tolerances)} must be positive and finite")
     for name in ("grids", "closings", "peer_grids"):
         if config[name] is not None and not len(config[name]):
-            raise ValueError(f"{name}=[] leaves methods without one; name some")
+            raise ValueError(f"{name}=[] leaves every method without one; name at least one")
 
 
 def image_cells(config: DictConfig, groups: Sequence[Sequence[Cell]], store: Store) -> list[list[Cell]]:
-    """The cells of many images, for the methods that the finished cells show to be best."""
+    """The cells of many images, for the methods that are best by the finished cells."""
     wanted = config.images
     chosen = []
     for name in dict.fromkeys(group[0].problem.name for group in groups if group):
@@ -126,7 +126,7 @@ def best(cells: Iterable[Cell], store: Store, wanted: DictConfig) -> list[Method
 def methods_of(
     config: DictConfig, solvers: Mapping[str, Solver], grids: Mapping[str, Callable[..., Any]], peer_grids: int | None
 ) -> list[Method]:
-    """The solvers on the grids, and the chosen peers on all of theirs or the first few."""
+    """The solvers on the grids, and the chosen peers on all of their grids or the first few."""
     if not solvers and not config.variants and config.peers == []:
         raise ValueError("solvers=[] and peers=[] leave nothing to measure; name some, or null for all")
     others = peers.peers(
@@ -149,8 +149,8 @@ def select(key: str, chosen: Iterable[str] | None, every: Mapping[str, T]) -> di
 def in_order(groups: Sequence[Sequence[Any]], worker: int) -> list[Any]:
     """The cells in a worker's own order: worker 0 takes them as they come and worker 1 from the other end.
 
-    So two workers meet only once. Any more of them shuffle groups and cells; groups stay together, for they share the
-    exact flow.
+    So two workers meet only once. Further workers shuffle groups and cells; the cells of a group stay together because
+    they share the exact flow.
     """
     if worker < 2:
         cells = [cell for group in groups for cell in group]

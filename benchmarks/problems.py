@@ -39,20 +39,20 @@ __all__ = [
 ]
 
 KERNEL_WIDTH = 0.1
-"""Deviation of the kernel around every image, in units where images span [-1, 1]."""
+"""The deviation of the kernel around every image, in units where images span [-1, 1]."""
 KERNEL_MEMORY = 2**30
-"""Bytes that one call of the kernel density may use beside its images."""
+"""The bytes that one call of the kernel density may use beside its images."""
 IMAGE_SHAPE = (1, 28, 28)
 
 
 def kernel_density() -> KernelDensity:
-    """A kernel around each of the 1,000 embedded test images: the network that remembers them all."""
+    """A kernel around each of the 1,000 embedded test images, like a network that memorised them all."""
     return KernelDensity(_test_images(), KERNEL_WIDTH)
 
 
 @cache
 def training_images(root: str) -> Tensor | None:
-    """The 60,000 training images, float32 in [-1, 1], where they are installed."""
+    """The 60,000 training images, float32 in [-1, 1]; None where they are not installed."""
     try:
         images, _ = dataset.load(root, "train")
     except ValueError:
@@ -69,7 +69,7 @@ class ImageProblem(Problem):
 
     @property
     def deviation(self) -> float:
-        """Of the embedded test images."""
+        """The deviation of the embedded test images."""
         return float(_test_images().double().var(0).mean().sqrt())
 
     def data(self, count: int) -> Tensor:
@@ -112,8 +112,8 @@ class NetworkProblem(ImageProblem):
     purpose: Purpose
     guidance: float
     family: str = "network"
-    # A trained network is rough in time, where short steps buy more than a high order: in 240 calls rms 1.6e-4 of the
-    # data's deviation, and RK4 6.7e-4.
+    # A trained network is rough in time, so that short steps gain more than a high order: in 240 calls this leaves an
+    # rms error of 1.6e-4 of the data's deviation, and RK4 6.7e-4.
     flow: Flow = Flow(DPMpp(2), grid.karras, 240)
 
     def model(self, rows: range) -> Model:

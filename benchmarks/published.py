@@ -1,11 +1,11 @@
 """Published shapes on the embedded network: ``python -m benchmarks.published``.
 
 Song, Meng & Ermon 2021, table 1 (samples by eta and number of steps) and table 2 (reconstructions), Heun's method at
-few calls, and multistep methods against each other. Absolute figures are not comparable, another network and other
-features stand behind them; the order of the rows, where they cross and the slope are.
+few calls, and multistep methods against each other. The order of the rows, the places where they cross and the slopes
+can be compared with the published ones; absolute figures, which depend on the network and the features, cannot.
 
-Every 256 images that are finished are kept as one small file in ``--folder``, so that a run that was killed goes on
-where it stopped, and repeats nothing.
+Every finished part of 256 images is kept as one small file in ``--folder``, so that a run that was killed continues
+where it stopped and repeats nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ LONG, LONG_ROWS = 1000, ("eta = 0", "eta = 1", "sigma-hat")
 RECONSTRUCTION = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
 PUBLISHED_CALLS = (4, 6, 8, 10, 12, 15, 20)
 PUBLISHED_HEUN = (319.87, 99.74, 38.06, 15.93, 7.59, 4.76, 2.51)
-"""Zhou, Chen, Wang & Chen 2024 up to ten calls, Zheng et al. 2023 from twelve on; both on EDM's CIFAR-10 network."""
+"""FIDs of Zhou, Chen, Wang & Chen 2024 up to ten calls and of Zheng et al. 2023 from twelve on, both on EDM's CIFAR-10
+network."""
 PUBLISHED_EULER = (66.76, 35.62, 22.32, 15.69, None, None, None)
 GRIDS: tuple[Grid, ...] = (odediff.grid.uniform_t, odediff.grid.quadratic_t)
 CALLS = (3, 5, 7, 9, 11, 15, 19)
@@ -70,15 +71,15 @@ PUBLISHED_MULTISTEP = {
     "DEIS-tAB3": (56.01, 25.66, 14.39, 9.40, 6.94, 5.55, 4.68, 4.09),
     "iPNDM-4": (47.98, 24.82, 13.59, 7.05, 5.08, 3.69, 3.17, 2.77),
 }
-"""Zhou, Chen, Wang & Chen 2024, EDM's CIFAR-10 network: the first two on nodes uniform in log-SNR, as here.
+"""FIDs of Zhou, Chen, Wang & Chen 2024 on EDM's CIFAR-10 network, the first two on nodes uniform in log-SNR, as here.
 
-DEIS and iPNDM have nodes of that path there, where t is s; on VP paths their own are quadratic and uniform in t.
+DEIS and iPNDM use nodes of that path there, where t is s; on VP paths their own nodes are quadratic and uniform in t.
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler: what it is called, its method, its grid."""
+    """One sampler: its name, its method and its grid."""
 
     name: str
     solver: Solver
@@ -107,18 +108,18 @@ class Study:
 
     @cached_property
     def model(self) -> odediff.Model:
-        """The embedded network without guidance, in calls of 32 rows: the fastest size on one core."""
+        """The embedded network without guidance, in calls of 32 rows, the fastest size on one core."""
         model = odediff.zoo.fashion_mnist()
         return odediff.Model(model.network, model.path, conditions=model.conditions, null=model.null, chunk=32)
 
     @cached_property
     def classifier(self) -> Any:
-        """Its features stand for Inception's."""
+        """The embedded classifier, whose features take the place of Inception's."""
         return odediff.zoo.classifier()
 
     @cached_property
     def weights(self) -> tuple[str, str]:
-        """What both networks are, in the name of every file."""
+        """The fingerprints of both networks, a part of every file name."""
         return fingerprint(self.model.network), fingerprint(self.classifier)
 
     def distance(self, row: Row, steps: int, images: int) -> Distance:
@@ -154,7 +155,7 @@ class Study:
         model = self.model.condition(label=labels)
 
         def compute() -> Tensor:
-            # One interval more, for the one next to the data that belongs to no encoding; the table has 1,000 entries.
+            # One interval more, since the one next to the data belongs to no encoding; the table has 1,000 entries.
             intervals = min(steps + 1, self.model.path.T)  # type: ignore[attr-defined]
             code = odediff.encode(model, images, solver=DDIM(), grid=grid, steps=intervals)
             return (odediff.decode(model, code) - images).square().flatten(1).mean(1) / 4
@@ -162,7 +163,7 @@ class Study:
         return float(self._kept(f"reconstruction-{grid.__name__}-{steps}", (TEST_IMAGES,), compute).double().mean())
 
     def _kept(self, name: str, settings: Sequence[object], compute: Callable[[], Tensor]) -> Tensor:
-        """What ``compute`` gives, from its file if there is one."""
+        """The result of ``compute``, from its file if there is one."""
         belongs_to = (name, *settings, odediff.__version__, *self.weights)
         key = hashlib.sha256(repr(belongs_to).encode()).hexdigest()[:12]
         file = self.folder / f"{name.replace(' = ', '')}-{key}.safetensors"
@@ -180,7 +181,7 @@ class Study:
 
 
 def main() -> None:
-    """Print the tables, and where they disagree with the published ones."""
+    """Print the tables, and whether they agree with the published ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/published"), help="where finished parts are kept")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"images in every cell, {IMAGES} unless given")
@@ -190,7 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with plain_failures(App("published", "--folder")):
         if arguments.images < 2:
-            raise ValueError(f"--images {arguments.images} have no covariance; ask for at least 2")
+            raise ValueError(f"--images {arguments.images} is too few for a covariance; ask for at least 2")
         require_folder(arguments.folder, "--folder ")
         study = Study(arguments.folder)
         compute(study, arguments.steps, arguments.images)
@@ -201,7 +202,7 @@ def main() -> None:
 
 
 def compute(study: Study, columns: Sequence[int], images: int) -> None:
-    """Make every part that has no file, the cheap ones first."""
+    """Compute every part that has no file, the cheap ones first."""
     for steps, grid in tqdm(list(product(RECONSTRUCTION, GRIDS)), desc="reconstructions"):
         study.reconstruction(steps, grid)
     work = [item for calls in CALLS for item in below_ten(calls)]
@@ -223,7 +224,7 @@ def names_at(steps: int) -> Sequence[str]:
 
 
 def etas(study: Study, columns: Sequence[int], images: int) -> None:
-    """Table 1: eta = 0 best at every count; sigma-hat worst up to 100 steps and best at 1,000."""
+    """Table 1: eta = 0 is best and sigma-hat worst up to 100 steps; at 1,000 sigma-hat is best and eta = 1 worst."""
     print(f"Frechet distance of {images} images (after it the published FID); quadratic grid, without guidance")
     found = {steps: {name: study.distance(ROWS[name], steps, images) for name in names_at(steps)} for steps in columns}
     cells = [
@@ -251,7 +252,7 @@ def verdict(claim: str, name: str, column: Mapping[str, Distance], sign: int) ->
 
 
 def reconstructions(study: Study) -> None:
-    """Table 2: the error of encoding and decoding in S steps each falls like 1/S."""
+    """Table 2, where the error of encoding and decoding in S steps each falls like 1/S."""
     print(f"\nMean square error of {TEST_IMAGES} test images in [0, 1] after S steps of DDIM up and S down")
     columns = {grid.__name__: [study.reconstruction(steps, grid) for steps in RECONSTRUCTION] for grid in GRIDS}
     columns["published"] = list(RECONSTRUCTION.values())
@@ -259,7 +260,7 @@ def reconstructions(study: Study) -> None:
     for name, errors in columns.items():
         # The published errors have one digit from 200 steps on.
         slope = convergence_slope(list(RECONSTRUCTION)[:5], [error**0.5 for error in errors[:5]], floor=0.0)
-        print(f"  {name}: the root of it falls like S to the power {slope:.2f} from 10 to 200 steps")
+        print(f"  {name}: its root falls like S to the power {slope:.2f} from 10 to 200 steps")
 
 
 def below_ten(calls: int) -> list[tuple[Row, int]]:
@@ -271,7 +272,7 @@ def below_ten(calls: int) -> list[tuple[Row, int]]:
 
 
 def heun(study: Study, images: int) -> None:
-    """Heun is worse than DDIM, which is Euler, until about ten calls."""
+    """Heun at few calls, published as worse than DDIM, which is Euler, until about ten calls."""
     print(f"\nFrechet distance of {images} images by Heun and by DDIM on Karras's grid, beside the published FIDs")
     cells = []
     for calls, *published in zip(CALLS, PUBLISHED_CALLS, PUBLISHED_HEUN, PUBLISHED_EULER, strict=True):
@@ -281,7 +282,7 @@ def heun(study: Study, images: int) -> None:
 
 
 def multistep(study: Study, images: int) -> None:
-    """Polynomials of the data lose to those of the noise at few calls, and win at more, as far as was published."""
+    """Published: polynomials of the data lose to those of the noise at few calls, and win at more."""
     print(f"\nFrechet distance of {images} images by multistep methods, each on its grid (after it the published FID)")
     found = {
         calls: {name: study.distance(row, calls, images) for name, row in MULTISTEP.items()}

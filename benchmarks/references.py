@@ -13,7 +13,7 @@ from odediff.version import __version__
 
 
 class Flow(NamedTuple):
-    """Where a problem's noise ends: states, their modes, and the rms error of the states."""
+    """Where the exact flow carries a problem's noise: states, their modes, and the rms error of the states."""
 
     x: Tensor
     modes: Tensor
@@ -21,14 +21,14 @@ class Flow(NamedTuple):
 
 
 class References:
-    """Exact flows by problem and seed; the last one stays in memory."""
+    """Exact flows by problem and seed; the last one is kept in memory."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._last: tuple[str, Flow] | None = None
 
     def get(self, problem: Problem, seed: int, rows: range) -> Flow:
-        """The exact end of the noise of the samples ``rows`` of a seed."""
+        """Where the exact flow carries the noise of the samples ``rows`` of a seed."""
         key = key_of(
             {
                 "problem": problem.name,

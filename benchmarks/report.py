@@ -1,4 +1,4 @@
-"""What people look at: plots as SVG and PNG, and one page that needs nothing but itself."""
+"""The report of a study: plots as SVG and PNG, and one self-contained page."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ FIGURES = "figures"
 TEMPLATES = Path(__file__).parent / "page"
 COMMAND = "python -m benchmarks.nfe_quality"
 LARGEST = 5_000_000
-"""Bytes of the page, so that a phone loads it and a mail carries it."""
+"""The most bytes of the page, so that a phone can load it and a mail can carry it."""
 
 
 def write(rows: Sequence[Row], folder: Path, command: str = COMMAND) -> None:
     """Draw the table into ``folder/figures`` and write ``folder/report.html``.
 
-    ``rows`` are `collect.collect`'s; ``command`` is the one that measured them, for the page's head.
+    ``rows`` come from `collect.collect`; ``command`` is the one that measured them, for the page's head.
 
     Raises:
         ValueError: no row has a result, or the folder cannot be written.
     """
     if not any(row["status"] == "ok" for row in rows):
         what = (
-            f"rows hold no result, the first of {len(rows)} says: {rows[0]['status']}" if rows else "rows=[] is empty"
+            f"rows have no result, the first of {len(rows)} says: {rows[0]['status']}" if rows else "rows=[] is empty"
         )
         raise ValueError(f"{what}; measure some first: {COMMAND}")
     with writable(folder), replacing(folder / PAGE) as partial:
         study = Study(rows)
         sections = Sections(study, folder / FIGURES)
         partial.write_text(_fitting(study, sections.all(), command), encoding="utf-8")
-        # Those of an earlier page, of other problems, would stand there as this one's.
+        # Figures of an earlier page, of other problems, would pass for this one's.
         for file in (folder / FIGURES).iterdir():
             if file.stem not in sections.drawn:
                 file.unlink()
 
 
 def remove(folder: Path) -> None:
-    """Take away the page and the figures of rows that are no longer asked for."""
+    """Remove the page and the figures of an earlier run."""
     with writable(folder):
         for file in (folder / PAGE, *(folder / FIGURES).glob("*")):
             file.unlink(missing_ok=True)
 
 
 def _fitting(study: Study, sections: list[Section], command: str) -> str:
-    """The page with as many figures as it can hold; it links to the files of the others."""
+    """The page with as many figures as fit, and links to the files of the others."""
     page = _page(study, sections, command)
     while (excess := len(page.encode()) - LARGEST) > 0 and any(section.plots for section in sections):
         sections = _thinned(sections, excess)
@@ -68,7 +68,7 @@ def _fitting(study: Study, sections: list[Section], command: str) -> str:
 
 
 def _thinned(sections: list[Section], excess: int) -> list[Section]:
-    """Without figures of ``excess`` bytes in all: the section that has most gives up its last."""
+    """The sections without figures of ``excess`` bytes in all, each time the last of the section that has most."""
     sections = list(sections)
     while excess > 0 and any(section.plots for section in sections):
         i = max(range(len(sections)), key=lambda i: len(sections[i].plots))
@@ -108,7 +108,7 @@ def _page(study: Study, sections: list[Section], command: str) -> str:
 
 
 def _head(study: Study, command: str) -> dict[str, Any]:
-    """What was measured, on what, with which command and versions."""
+    """The page's head: what was measured, with which command and versions."""
     done = [row for problem in study.problems for row in problem.rows]
     methods = {(row["source"], row["method"]) for row in done}
     mine = sum(source == "odediff" for source, _ in methods)
@@ -130,7 +130,7 @@ def _head(study: Study, command: str) -> dict[str, Any]:
 
 
 def _standings(study: Study) -> list[tuple[Problem, list[summary.Standing], int]]:
-    """Every problem's rank table, and how many methods it leaves out."""
+    """Every problem's rank table, and the number of methods that it leaves out."""
     found = []
     for problem in study.problems:
         ranked = study.ranked.get(problem.name, {})
@@ -142,7 +142,7 @@ def _standings(study: Study) -> list[tuple[Problem, list[summary.Standing], int]
 
 
 def _many(study: Study) -> list[tuple[str, list[dict[str, Any]]]]:
-    """By problem the rows of thousands of images, the best first under every ceiling; ``excess`` is over that best."""
+    """The rows of thousands of images by problem, best first; ``excess`` is the interval over the ceiling's best."""
     found = []
     for problem in study.problems:
         rows = [{**row, "name": name_of(row)} for row in problem.rows if row.get("frechet") is not None]
@@ -160,7 +160,7 @@ def _many(study: Study) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _problems(study: Study) -> list[dict[str, Any]]:
-    """What each problem's rows have in common."""
+    """The settings that each problem's rows have in common."""
     return [
         {
             "title": problem.title,
@@ -176,7 +176,7 @@ def _problems(study: Study) -> list[dict[str, Any]]:
 
 
 def _refused(study: Study) -> list[tuple[str, str, int]]:
-    """Methods that refused or broke, with their reason and the number of cells."""
+    """Methods that refused or failed, with the reason and the number of cells."""
     found: dict[tuple[str, str], int] = {}
     for row in study.rows:
         if row["status"] != "ok":

@@ -13,7 +13,7 @@ from solvers import DDIM, RK4, Heun, Noise, Solver
 IMAGES = 2
 STEPS = (10, 20, 40, 80, 160, 320, 640)
 ASYMPTOTIC = {"DDIM": 40, "Heun": 10}
-"""Where each ladder begins to be fitted: coarser grids are not asymptotic yet."""
+"""The number of steps from which each slope is fitted; coarser grids are not asymptotic yet."""
 FLOOR_STEPS = 1000
 
 

@@ -1,4 +1,4 @@
-"""Rows of a table that are measured once: a run that was stopped goes on where it was."""
+"""Rows of a table that are measured once, so that a stopped run continues where it was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from odediff.table import text_table
 class Rows:
     """The rows of one table, each kept in ``folder`` by its labels, the settings of the table and the versions.
 
-    A row begins with its labels, plain values that name what was measured; `of` measures the rest, or finds it there.
+    A row begins with its labels, plain values that name what was measured; `of` loads the rest or measures it.
 
     Raises:
         ValueError: the folder cannot be written; nothing has been measured.
@@ -28,7 +28,7 @@ class Rows:
         self.rows: list[list[Any]] = []
 
     def of(self, labels: Sequence[Any], measure: Callable[[], Sequence[Any]]) -> list[Any]:
-        """The row of ``labels``, joined to the table."""
+        """Load or measure the row of ``labels``, and append it to the table."""
         key = key_of({"table": self.table, "labels": list(labels), **self.settings})
         found = self.store.load(key)
         if found is None:

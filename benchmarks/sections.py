@@ -22,31 +22,32 @@ ERROR = "median error, in deviations of the data"
 SWITCHED = "share of samples that end in another mode"
 ROUND_TRIP = "rms round-trip error, in deviations of the data"
 ENOUGH = 10
-"""Calls each way below which images do not come back."""
+"""The number of calls each way below which images do not come back."""
 ABOUT_ERROR = (
-    "The distance between where a method ends and where the exact flow carries the same noise: the median over the "
-    "samples of all seeds, with 95 % bootstrap intervals as bands. Every method stands in its best grid and closing on "
-    "that problem, ours and the peers' alike. In colour: the solvers of odediff that are best over all problems, and "
-    "DDIM. Dark grey and dashed: the three best peers. Faint: the others, pale blue ours, pale grey theirs. Where data "
-    "have modes, a second plot counts the samples that end in another one than the exact flow's."
+    "The distance between a method's result and the point to which the exact flow carries the same noise: the median "
+    "over the samples of all seeds, with 95 % bootstrap intervals as bands. Every method, ours and the peers' alike, "
+    "is shown with its best grid and closing on that problem. In colour: the solvers of odediff that are best over all "
+    "problems, and DDIM. Dark grey and dashed: the three best peers. Faint: the others, ours in pale blue and theirs "
+    "in pale grey. Where data have modes, a second plot counts the samples that end in another mode than the exact "
+    "flow's."
 )
 ABOUT_DISTANCE = (
-    "How far the samples as a whole are from data, which also judges methods that draw fresh noise. Dotted is the "
-    "floor: as many real samples in their place. The kernel distance is unbiased, its floor is zero and a value below "
-    "zero is chance. Means of the seeds, with their range as the band."
+    "How far the samples as a whole are from data; this also judges methods that draw fresh noise. The dotted line is "
+    "the floor, with as many real samples in their place. The kernel distance is unbiased: its floor is zero, and a "
+    "value below zero is chance. Values are means of the seeds, with their range as the band."
 )
 ABOUT_WORK = (
-    "What an error costs, in calls and in seconds of the machine that ran the study; methods that choose their own "
-    "steps under a tolerance are included, dotted with black marks. The seconds hold the method's own arithmetic too, "
-    "which counts where the field is cheap."
+    "The cost of an error, in calls and in seconds of the machine that ran the study; methods that choose their own "
+    "steps under a tolerance are included, dotted and with black marks. The seconds include the method's own "
+    "arithmetic, which matters where the field is cheap."
 )
 ABOUT_SEEDS = (
-    "Every picture starts from the same noises. The first row is the end nearest to the exact flow among all that "
-    "were computed: what each column tries to reach with fewer calls."
+    "Every picture starts from the same noises. The first row is the result nearest to the exact flow among all that "
+    "were computed, which each column tries to reach with fewer calls."
 )
 ABOUT_INVERSION = (
-    "Data encoded to noise and decoded again by the same solver on the flipped grid, with that many calls each way. "
-    "Solvers that draw noise have no inverse and are missing."
+    "Data encoded to noise and decoded again by the same solver on the flipped grid, with the given number of calls "
+    "each way. Solvers that draw noise have no inverse and are omitted."
 )
 
 
@@ -58,9 +59,9 @@ class Plot(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading with its plots; ``about`` says how to read them. Plots may belong together in pairs.
+    """A heading with its plots; ``about`` says how to read them.
 
-    ``left_out`` names those that a full page links to instead.
+    Plots may belong together in pairs. ``left_out`` names those that a full page only links to.
     """
 
     anchor: str
@@ -112,7 +113,7 @@ class Sections:
         return Section("distance", "Distance to data", ABOUT_DISTANCE, plots)
 
     def measures(self, problem: Problem) -> list[tuple[str, str, Sequence[Row], Line | None]]:
-        """Columns, what they are, the rows that have them, and the floor."""
+        """Columns with their subtitles, the rows that have them, and the floors."""
         few = self.study.chosen[problem.name]
         many = [row for row in problem.rows if row.get("frechet") is not None]
         count = f"{many[0]['samples']:,} images" if many else ""
@@ -165,7 +166,7 @@ class Sections:
         return Section("seeds", "The same noise by every method", ABOUT_SEEDS, plots)
 
     def strips(self, problem: Problem, rows: Sequence[Row], columns: Sequence[int]) -> list[Strip]:
-        """The end nearest to the exact flow, the named methods from the best, and one that draws noise."""
+        """The result nearest to the exact flow, the named methods beginning with the best, and one that draws noise."""
         across = 2 if len(columns) > 4 else 3
         strips = []
         known = [row for row in rows if row.get("error_median") is not None]
@@ -217,7 +218,7 @@ class Sections:
         line: Line | None = None,
         linear: bool = False,
     ) -> Plot:
-        """One panel of curves, with words for those who do not see it."""
+        """One panel of curves, with a description for screen readers."""
         ends = "; ".join(
             f"{curve.name.short} ({curve.name.setting}) ends at {shown(curve.points[-1].value)} "
             f"with {curve.points[-1].calls:.0f} calls"
@@ -228,18 +229,18 @@ class Sections:
         return self.plot(figure, name, told)
 
     def plot(self, figure: Figure, name: str, told: str) -> Plot:
-        """Save a figure and hand it to the page."""
+        """Save a figure and return it for the page."""
         self.drawn.add(name)
         return Plot(Markup(save(figure, self.folder, name, told)), name)
 
 
 def _fixed(curves: Sequence[Curve]) -> list[Curve]:
-    """Without the methods that choose their steps."""
+    """The curves without the methods that choose their own steps."""
     return [curve for curve in curves if any(point.nfe is not None for point in curve.points)]
 
 
 def _mean(curve: Curve) -> float:
-    """Over all of its points."""
+    """The mean over all points of a curve."""
     return sum(point.value for point in curve.points) / len(curve.points)
 
 
@@ -250,5 +251,5 @@ def _tiled(row: Mapping[str, Any], across: int) -> np.ndarray:
 
 
 def counted(count: int, what: str) -> str:
-    """1 peer, 3 peers."""
+    """A number with its noun, as in 1 peer and 3 peers."""
     return f"{count} {what}" + "s" * (count != 1)

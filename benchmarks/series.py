@@ -1,4 +1,4 @@
-"""From the table's rows to curves: one for every method, in its best setting."""
+"""From the table's rows to curves, one for every method in its best setting."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from odediff.ranking import Ranked, rank
 
 Row = Mapping[str, Any]
 SCORES = ("error_median", "sliced_wasserstein", "kernel_distance")
-"""What settings are chosen by: the first of them that a method has."""
+"""The columns by which settings are chosen; the first that a method has counts."""
 BASELINE = "ddim"
-"""The method that everybody knows."""
+"""The best-known method, which is always shown."""
 SMALLEST = 1e-12
-"""Below this, values count as equal: a logarithm needs a floor, and unbiased distances may be negative."""
+"""The value below which values count as equal, since logarithms need a floor and unbiased distances may be negative."""
 
 
 class Name(NamedTuple):
@@ -35,7 +35,7 @@ class Name(NamedTuple):
 
     @property
     def short(self) -> str:
-        """The method without the words that all schedulers' names share."""
+        """The method without the words that many schedulers' names share."""
         algorithm, *setting = self.method.split(" ", 1)
         for word in ("Multistep", "Singlestep", "Discrete", "Solver"):
             algorithm = algorithm.removesuffix(word) if algorithm != word else algorithm
@@ -43,14 +43,14 @@ class Name(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """Its grid; where it comes from and its closing where those are not the usual ones."""
+        """The grid, and the source and the closing where they are not the usual ones."""
         parts = ["" if self.source in ("odediff", "diffusers") else self.source, self.grid]
         parts += [f"closing {self.closing}"] if self.closing not in ("denoise", "its own") else []
         return " · ".join(part for part in parts if part)
 
 
 class Point(NamedTuple):
-    """A method at one cost: calls and seconds for each sample, a value and the ends of its band."""
+    """A method at one cost: calls and seconds per sample, a value and the ends of its band."""
 
     calls: float
     seconds: float
@@ -67,7 +67,7 @@ class Curve(NamedTuple):
     points: tuple[Point, ...]
 
     def at(self, nfe: int) -> Point | None:
-        """The point under that ceiling."""
+        """The point under the ceiling ``nfe``."""
         return next((point for point in self.points if point.nfe == nfe), None)
 
 
@@ -91,7 +91,7 @@ def problems(rows: Iterable[Row]) -> list[Problem]:
 
 
 def title(row: Row) -> str:
-    """A problem in words."""
+    """The title of a row's problem."""
     name = row["problem"]
     if row["family"] == "network":
         return f"Network, guidance {row['guidance']:g}"
@@ -109,8 +109,8 @@ def name_of(row: Row) -> Name:
 def best_settings(problem: Problem) -> list[Row]:
     """The rows of every method in its best grid and closing on this problem; ours and the peers' are chosen alike.
 
-    The best is lowest in the mean logarithm of the score over all ceilings and seeds, among the settings with the most
-    of them.
+    The best has the lowest mean logarithm of the score over all ceilings and seeds, among the settings that have the
+    most of them.
     """
     scores: dict[tuple[str, str], dict[Name, list[float]]] = {}
     for row in problem.rows:
@@ -128,7 +128,7 @@ def best_settings(problem: Problem) -> list[Row]:
 
 
 def error_curves(chosen: Sequence[Row], places: Mapping[int, Sequence[Ranked]]) -> list[Curve]:
-    """Median errors over the samples of all seeds, with their bootstrap intervals; best first, adaptive ones last.
+    """Median errors over the samples of all seeds, with their bootstrap intervals; best first, adaptive methods last.
 
     ``places`` are the ranks of those rows by ceiling, from `collect.ranks`.
     """
@@ -143,7 +143,7 @@ def error_curves(chosen: Sequence[Row], places: Mapping[int, Sequence[Ranked]]) 
 
 
 def mean_curves(rows: Iterable[Row], column: str) -> list[Curve]:
-    """A column's mean over the seeds, with their range as the band; best first where low is good."""
+    """A column's means over the seeds, with their range as the band; best first if low is good."""
     points: dict[Name, list[Point]] = {}
     for name, here in _grouped(row for row in rows if row.get(column) is not None).items():
         for (nfe, _), same in _by_cost(here).items():
@@ -153,7 +153,7 @@ def mean_curves(rows: Iterable[Row], column: str) -> list[Curve]:
 
 
 def by_quality(curves: Sequence[Curve]) -> list[Curve]:
-    """In the order of `excess`; methods without a ceiling follow in their own order."""
+    """The curves in the order of `excess`; methods without a ceiling follow in their given order."""
     far = excess(curves)
     return sorted(curves, key=lambda curve: far.get(curve.name, math.inf))
 
@@ -173,12 +173,12 @@ def excess(curves: Sequence[Curve]) -> dict[Name, float]:
 
 
 def floor(rows: Iterable[Row], column: str) -> float | None:
-    """The largest value of a column that hardly differs between rows; None where none has it."""
+    """The largest value of a column that hardly differs between rows; None if no row has one."""
     return max((row[column] for row in rows if row.get(column) is not None), default=None)
 
 
 def featured(curves: Iterable[Sequence[Curve]], colours: Sequence[str], always: str = BASELINE) -> dict[str, str]:
-    """The colours of our methods that are best over all problems, and of the one that everybody knows."""
+    """The colours of our best methods over all problems, and of the method ``always``."""
     total: dict[str, list[float]] = {}
     for some in curves:
         for name, far in excess(some).items():
@@ -194,7 +194,7 @@ def featured(curves: Iterable[Sequence[Curve]], colours: Sequence[str], always: 
 
 
 def shown_ceilings(rows: Iterable[Row], wanted: Sequence[int], fewest: int = 2) -> list[int]:
-    """The wanted ceilings that the table has; the first few of its own where it has hardly any."""
+    """The wanted ceilings that the table has; if it has fewer than ``fewest``, the first of its own."""
     known = sorted({row["nfe"] for row in rows if row["nfe"] is not None})
     kept = [nfe for nfe in wanted if nfe in known]
     return kept if len(kept) >= min(fewest, len(known)) else known[: len(wanted)]

@@ -14,18 +14,18 @@ from benchmarks.figures import UNIT, WIDTH
 from benchmarks.theme import DRAWN, INK, SOFT
 
 SIDE = 28
-"""Pixels of an image's side."""
+"""The side of an image in pixels."""
 MOST_COLUMNS = 6
 NARROWEST = 230
-"""Of a sheet, so that a label and its note have room."""
+"""The least width of a sheet, so that a label and its note have room."""
 MARGIN, GAP, HEAD = 4, 6, 40
 LABEL = 18
 WIDEST = 112
-"""Of a picture: three in a row."""
+"""The largest width of a picture, so that three fit in a row."""
 
 
 class Strip(NamedTuple):
-    """A row of the sheet: a label, a note beside it, and for every column a picture of `tile`, or None."""
+    """A row of the sheet: a label, a note beside it, and for every column a picture from `tile` or None."""
 
     label: str
     note: str
@@ -33,7 +33,7 @@ class Strip(NamedTuple):
 
 
 def sheet(strips: Sequence[Strip], columns: Sequence[str], title: str, subtitle: str) -> Figure:
-    """Pictures by row and column; the labels stand above the rows, so that a phone shows the pictures in full size."""
+    """Pictures by row and column, with labels above the rows so that a phone shows the pictures in full size."""
     count = max(len(strip.pictures) for strip in strips)
     width = min(WIDEST, (WIDTH - 2 * MARGIN - (count - 1) * GAP) / count)
     right = MARGIN + max(NARROWEST, count * (width + GAP) - GAP)
@@ -72,7 +72,7 @@ def sheet(strips: Sequence[Strip], columns: Sequence[str], title: str, subtitle:
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """Tile ``(B, side * side)`` values in 0..255 with a pixel between; NaN, which is not drawn, where there is none."""
+    """Tile ``(B, side * side)`` values in 0..255 with a pixel between; NaN, which is not drawn, fills the gaps."""
     rows = math.ceil(len(images) / columns)
     squares = np.full((rows * columns, SIDE + 1, SIDE + 1), np.nan)
     squares[: len(images), :SIDE, :SIDE] = images.reshape(-1, SIDE, SIDE)
@@ -81,6 +81,6 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _height(strip: Strip, width: float) -> float:
-    """Of the strip's pictures, whose width is given."""
+    """The height of the strip's pictures at the given width."""
     shapes = [picture.shape for picture in strip.pictures if picture is not None]
     return max((width * height / across for height, across in shapes), default=0.0)

@@ -1,9 +1,9 @@
-"""The default sampler on networks that it was not chosen on: ``python -m benchmarks.small_networks``.
+"""The default sampler on networks not used in its development: ``python -m benchmarks.small_networks``.
 
 Perceptrons are trained for a minute or two each, on two moons, a spiral and a held-out mixture in 16 dimensions, to
 predict epsilon on DDPM's table. Then the default solver and all settings of three of diffusers' schedulers in all their
 grids start from the same noise, and are compared with the network's own exact flow. Trained weights are kept in
-``--folder``, so that a run that was killed trains no network twice.
+``--folder``, so that a run that was killed does not train any network twice.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STEPS, BATCH, RATE, DECAY, DATA = 12_000, 512, 1e-3, 0.999, 200_000
 
 
 class Perceptron(nn.Module):
-    """Four residual layers; the time is added before each."""
+    """A perceptron of four residual layers; the time is added before each."""
 
     def __init__(self, dimension: int, width: int = 128, features: int = 64) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Perceptron(nn.Module):
 
 
 def moons(count: int, seed: int) -> Tensor:
-    """Two half circles that interlock, blurred; of deviation 1, nearly."""
+    """Two interlocking half circles, blurred; the deviation is nearly 1."""
     random = np.random.default_rng(seed)
     angle, lower = np.pi * random.random(count), random.integers(0, 2, count) == 1
     upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -73,7 +73,7 @@ def moons(count: int, seed: int) -> Tensor:
 
 
 def spiral(count: int, seed: int) -> Tensor:
-    """One and a half turns, blurred; of deviation 1, nearly."""
+    """A spiral of one and a half turns, blurred; the deviation is nearly 1."""
     random = np.random.default_rng(seed)
     angle = 1.5 * np.pi * (1 + 2 * random.random(count))
     points = np.stack([np.cos(angle), np.sin(angle)], axis=1) * angle[:, None] / 7
@@ -81,7 +81,7 @@ def spiral(count: int, seed: int) -> Tensor:
 
 
 def mixture(count: int, seed: int) -> Tensor:
-    """Samples of the mixture in 16 dimensions that is for reporting."""
+    """Samples of the mixture in 16 dimensions that is left for reporting."""
     law = standard("mixture_16_held_out").distribution
     assert isinstance(law, Mixture)
     return law.sample(count, seed)
@@ -99,18 +99,18 @@ class TrainedProblem(Problem):
     purpose: Purpose = "reporting"
     family: str = "small network"
     dtype: torch.dtype = torch.float32
-    # Trained networks are rough in time, where short steps buy more than a high order.
+    # Trained networks are rough in time, so that short steps gain more than a high order.
     flow: Flow = Flow(DPMpp(2), grid.karras, 800)
 
     # A read-only property in an attribute's place: mypy calls it an incompatible override.
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """One axis."""
+        """The shape of a state, which has one axis."""
         return (self.data(2).shape[1],)
 
     @cached_property
     def deviation(self) -> float:
-        """Of 10,000 samples of the data."""
+        """The deviation of 10,000 samples of the data."""
         return float(self.data(10_000).var(0).mean().sqrt())
 
     def data(self, count: int) -> Tensor:
@@ -148,7 +148,7 @@ def trained(name: str, folder: Path) -> Perceptron:
 
 
 def _train(network: Perceptron, average: Perceptron, data: Tensor, name: str) -> None:
-    """Ho, Jain & Abbeel 2020, eq. 14, by Adam with a cosine of rates; ``average`` follows the weights."""
+    """Minimise eq. 14 of Ho, Jain & Abbeel 2020 by Adam with a cosine schedule; ``average`` follows the weights."""
     table = torch.tensor(VPTable.linear().alphas_cumprod)
     alpha, sigma = table.sqrt().float()[:, None], (1 - table).sqrt().float()[:, None]
     average.load_state_dict(network.state_dict())
@@ -168,7 +168,7 @@ def _train(network: Perceptron, average: Perceptron, data: Tensor, name: str) ->
 
 
 def rows_of(problem: TrainedProblem, samples: int) -> list[tuple[str | float | None, ...]]:
-    """By number of calls: the default's median and 90 % quantile, and both over the best scheduler's."""
+    """By number of calls, the default's median and 90 % quantile, and their ratios to the best scheduler's."""
     rows = range(samples)
     reference = problem.reference(problem.noise(SEED, rows))
     methods = [m for m in peers.peers(SCHEDULERS, list(peers.GRIDS)) if m.deterministic]
@@ -201,7 +201,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with plain_failures(App("small_networks", "--folder")):
         if arguments.samples < 2:
-            raise ValueError(f"--samples {arguments.samples} have no quantiles; ask for at least 2")
+            raise ValueError(f"--samples {arguments.samples} is too few for quantiles; ask for at least 2")
         require_folder(arguments.folder, "--folder ")
         torch.set_num_threads(1)
         table = [row for name in LAWS for row in rows_of(TrainedProblem(name, arguments.folder), arguments.samples)]

@@ -1,4 +1,4 @@
-"""One small file for every finished cell, whole or absent: what is there is never computed again."""
+"""One small file for every finished cell, complete or absent, so that nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Store:
         return self.path(key).is_file()
 
     def load(self, key: str) -> Entry | None:
-        """The entry, or None where there is none. A corrupt one is removed, with one line on stderr."""
+        """The entry, or None if there is none. A corrupt entry is removed and reported in one line on stderr."""
         file = self.path(key)
         try:
             content = file.read_bytes()
@@ -54,7 +54,7 @@ class Store:
             if digest != _digest(record, arrays):
                 raise ValueError("the content is not what was written")
             return Entry(json.loads(record), arrays)
-        except Exception:  # a dozen kinds, from every layer of the archive, by which byte is wrong
+        except Exception:  # a dozen kinds from all layers of the archive, depending on the wrong byte
             print(f"{file} is corrupt and will be computed again", file=sys.stderr)
             file.unlink(missing_ok=True)
             return None
@@ -73,7 +73,7 @@ class Store:
 
 @contextmanager
 def writable(folder: Path, option: str = "folder=") -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into one clear error; ``option`` is what chooses another."""
+    """Turn a full disk or a folder that cannot be written into one clear error; ``option`` chooses another folder."""
     try:
         yield
     except OSError as error:
@@ -84,7 +84,7 @@ def writable(folder: Path, option: str = "folder=") -> Iterator[None]:
 
 
 def require_folder(folder: Path, option: str) -> None:
-    """Make the folder that ``option`` chose.
+    """Create the folder that ``option`` chose.
 
     Raises:
         ValueError: it cannot be written.
@@ -94,7 +94,7 @@ def require_folder(folder: Path, option: str) -> None:
 
 
 def _digest(record: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """The SHA-256 of an entry; the sums of the archive leave out its own headers."""
+    """The SHA-256 of an entry; the checksums of the archive do not cover its own headers."""
     found = hashlib.sha256(record.encode())
     for name, array in sorted(arrays.items()):
         found.update(f"{name} {array.dtype.str} {array.shape}".encode())

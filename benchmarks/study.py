@@ -22,11 +22,11 @@ from benchmarks.summary import Verdict, closest, names, sentence, verdict
 from odediff.ranking import Ranked
 
 CEILINGS = (5, 10, 20, 50)
-"""Calls that the words and the rank tables speak of, as far as they were measured."""
+"""The numbers of calls in the summary and the rank tables, as far as they were measured."""
 
 
 FEATURED = 5
-"""Our methods that have a colour of their own."""
+"""The number of our methods that have a colour of their own."""
 
 
 class Study:
@@ -46,26 +46,26 @@ class Study:
         self.ticks = sorted({row["nfe"] for row in rows if row["nfe"] is not None})
 
     def names(self, problem: str) -> dict[str, Name]:
-        """The methods of a problem by their name in the ranks."""
+        """The methods of a problem by their names in the ranks."""
         return names(self.chosen[problem])
 
     def reference(self, problem: Problem) -> Line | None:
-        """The exact flow's own error."""
+        """The line of the exact flow's own error."""
         own = floor(problem.rows, "reference_error")
         return None if own is None else Line(own, "reference", "its own error")
 
     def verdict(self, problem: str, nfe: int) -> Verdict | None:
-        """Who is first on a problem; None where nothing was ranked."""
+        """The first ranks of a problem; None where nothing was ranked."""
         places = self.ranked.get(problem, {}).get(nfe)
         return verdict(places, self.names(problem)) if places else None
 
     def judged(self) -> list[Problem]:
-        """The problems that the words are about: those left for reporting, if there are any."""
+        """The problems that the summary is about: those left for reporting, if there are any."""
         left = [problem for problem in self.problems if problem.purpose == "reporting"]
         return left or self.problems
 
     def sentences(self) -> list[tuple[int, str]]:
-        """Every ceiling in words."""
+        """Every ceiling with its summary in words."""
         found = []
         for nfe in self.ceilings:
             verdicts = {p.name: v for p in self.judged() if (v := self.verdict(p.name, nfe)) is not None}

@@ -1,4 +1,4 @@
-"""What the table says, in plain words and small tables: who is first, with whom, and by what factor."""
+"""The table's content in plain words and small tables: which methods are first, and by what factor."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from benchmarks.series import Name, Row, name_of
 from odediff.ranking import Ranked
 
 RANKED = 10
-"""Places of every ceiling whose methods the rank tables show."""
+"""The number of places under every ceiling whose methods the rank tables show."""
 
 
 class Verdict(NamedTuple):
     """The first ranks of one problem and ceiling.
 
-    ``factor`` is the best peer's median error over our best one's; None where one of the two is missing
-    or failed.
+    ``factor`` is the best peer's median error over our best method's; None where one of the two is missing or failed.
     """
 
     leaders: tuple[Name, ...]
@@ -52,7 +51,7 @@ def names(rows: Sequence[Row]) -> dict[str, Name]:
 
 
 def verdict(places: Sequence[Ranked], known: Mapping[str, Name]) -> Verdict:
-    """Who is first among places ordered from the best."""
+    """The leaders among places ordered from the best."""
     leaders = tuple(known[place.name] for place in places if place.rank == 1)
     best = {side: next((p.value for p in places if known[p.name].ours == side), math.inf) for side in (True, False)}
     whole = all(math.isfinite(value) and value > 0 for value in best.values())
@@ -82,9 +81,9 @@ def standings(
 
 
 def closest(places: Sequence[Sequence[Ranked]], known: Sequence[Mapping[str, Name]], ours: bool) -> tuple[str, float]:
-    """Our method, or the peers', that stays closest to the first of every problem, and its mean ratio to that.
+    """Our method, or the peers', that is closest to the first of every problem, and its mean ratio to the first.
 
-    The mean is geometric, over problems under one ceiling; a method takes part that has a place on all of them. An
+    The mean is geometric, over problems under one ceiling; only methods with a place on all of them are considered. An
     empty name means that there is none.
     """
     logs: dict[str, list[float]] = {}
@@ -99,7 +98,7 @@ def closest(places: Sequence[Sequence[Ranked]], known: Sequence[Mapping[str, Nam
 
 
 def sentence(verdicts: Sequence[Verdict], mine: tuple[str, float], others: tuple[str, float]) -> str:
-    """One ceiling in words: ``mine`` and ``others`` are `closest`'s of ours and of the peers."""
+    """The summary of one ceiling; ``mine`` and ``others`` are the results of `closest` for ours and for the peers."""
     parts = []
     (first, best), (second, worse) = (mine, others) if mine[1] <= others[1] else (others, mine)
     whose = {mine[0]: "odediff", others[0]: "the peers"}
@@ -123,19 +122,19 @@ def sentence(verdicts: Sequence[Verdict], mine: tuple[str, float], others: tuple
 
 
 def times(ratio: float) -> str:
-    """1.24 times, 13 times."""
+    """A ratio in words, as in 1.24 times and 13 times."""
     return f"{ratio:.2f} times" if ratio < 2 else f"{ratio:.1f} times" if ratio < 10 else f"{ratio:.0f} times"
 
 
 def against(factor: float) -> str:
-    """What the best peer's error over our best one's means."""
+    """The best peer's error over our best method's, in words."""
     if round(max(factor, 1 / factor), 2) == 1:
-        return "ours alike"
+        return "ours equal"
     return f"ours {times(factor)} smaller" if factor > 1 else f"ours {times(1 / factor)} larger"
 
 
 def shown(value: float | None, digits: int = 3) -> str:
-    """A value in a table; a method that failed on half of its samples has no finite median."""
+    """The text of a value in a table; a method that failed on half of its samples has no finite median."""
     if value is None:
         return ""
     return number(float(f"{value:.{digits}g}")) if math.isfinite(value) else "failed"

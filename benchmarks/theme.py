@@ -19,7 +19,7 @@ from odediff.files import replacing
 PAPER, INK, SOFT, LINE = "#ffffff", "#1f2328", "#59616b", "#e4e7eb"
 PEER, PEER_FAINT, OURS_FAINT = "#5c646e", "#d9dce0", "#c3d3e8"
 COLOURS = ("#2563ae", "#b8471a", "#2b7a4b", "#8645a0", "#826000", "#0d7680", "#b02a4c")
-"""Ours, by method."""
+"""The colours of our methods."""
 
 DARK = {
     PAPER: "#15181c",
@@ -57,13 +57,13 @@ DRAWN: dict[Any, Any] = {
     "axes.spines.left": False,
     "lines.solid_capstyle": "round",
 }
-"""matplotlib's settings for every figure; one unit of an SVG is one CSS pixel on a phone."""
+"""Settings of matplotlib for every figure; one unit of an SVG is one CSS pixel on a phone."""
 
 PNG_DPI = 200
 
 
 def figure_style() -> str:
-    """CSS that turns the light colours of every SVG below it dark."""
+    """CSS that turns the light colours of every SVG in the page dark."""
     rules = [
         f'[style*="{kind}: {light}"] {{ {kind}: {dark} !important }}'
         for light, dark in DARK.items()
@@ -75,7 +75,7 @@ def figure_style() -> str:
 def save(figure: Figure, folder: Path, name: str, title: str) -> str:
     """Write ``name.svg`` and ``name.png``; returns the SVG for a page that has `figure_style`.
 
-    ``title`` says in words what is to be seen; screen readers read it.
+    ``title`` describes the figure in words for screen readers.
     """
     with rc_context(DRAWN):
         drawn = io.StringIO()
@@ -102,7 +102,7 @@ def _luminance(colour: str) -> float:
 
 
 def _plain(svg: str, name: str, title: str) -> str:
-    """Without prolog, metadata, trailing digits and ids; those that are used carry the figure's name.
+    """The SVG without prolog, metadata, trailing digits and unused ids; used ids carry the figure's name.
 
     So many figures fit into one page.
     """

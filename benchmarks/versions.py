@@ -10,7 +10,7 @@ PACKAGES = ("torch", "numpy", "scipy", "torchdiffeq", "diffusers", "k-diffusion"
 
 @cache
 def installed(package: str) -> str | None:
-    """A package's version; None where it is not installed."""
+    """A package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Calls against error, for methods that follow a tolerance: ``python -m benchmarks.work_precision``."""
+"""Calls against error for methods that follow a tolerance: ``python -m benchmarks.work_precision``."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from solvers.testing import ExactODE
 
 PICTURES = Path(__file__).parent / "pictures"
 SAMPLES = {"ours": 768, "libraries": 12}
-"""Libraries solve sample by sample, so that they are given fewer."""
+"""The numbers of samples; libraries solve sample by sample and are given fewer."""
 TOLERANCES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6, 1e-7)
 TARGETS = (1e-2, 1e-3, 1e-4, 1e-6)
 LINE = Rotation(0.4)
-"""On x(t), singular at the data, pairs would have to stop before it."""
+"""The line of pairs and libraries; on x(t), which is singular at the data, they would have to stop before it."""
 PAIRS: Mapping[str, Solver] = {
     "Bosh3": Adaptive(Bosh3(), line=LINE),
     "Dopri5": Adaptive(Dopri5(), line=LINE),
@@ -68,7 +68,7 @@ LIBRARIES: Mapping[str, Solver] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """What one method reached on one problem: a point for every tolerance."""
+    """The results of one method on one problem, with a point for every tolerance."""
 
     calls: list[float]
     errors: list[float]
@@ -81,9 +81,9 @@ class Curve:
 
 
 def main() -> None:
-    """Print and draw, or print one clear line."""
+    """Print the tables and draw the diagram, or print one clear line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=PICTURES, help="of the picture, work_precision.png")
+    parser.add_argument("--folder", type=Path, default=PICTURES, help="where work_precision.png is written")
     folder = parser.parse_args().folder
     with plain_failures(App("work_precision", "--folder")):
         require_folder(folder, "--folder ")
@@ -111,7 +111,7 @@ def show(folder: Path) -> None:
     print("\nerror over tolerance, by sample: median (p95)")
     print(text_table(("problem", *(f"{t:.0e}" for t in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6))), proportionality()))
     times = ", ".join(f"{host_time(size) * 1e3:.2f} for {size}" for size in (16, 64, 784))
-    print(f"\nthe host's time beside the network for each step of a batch of 64, by the numbers in a state: {times} ms")
+    print(f"\nprocessor time beside the network for each step of a batch of 64, by the size of a state: {times} ms")
     with writable(folder, "--folder "), replacing(folder / "work_precision.png") as partial:
         figure.savefig(partial, dpi=110, format="png")
     print(f"picture: {folder / 'work_precision.png'}")
@@ -141,14 +141,14 @@ def measured(dimension: int) -> dict[str, Curve]:
         "AdaptiveAdams, table": curve(AdaptiveAdams(), len(x), table, continuous=False),
     }
     curves |= {f"ours {name}": curve(solver, len(x)) for name, solver in PAIRS.items()}
-    # The log-SNR of these pairs is infinite at the data: they denoise, as published.
+    # The variable of this pair, the log-SNR, is infinite at the data: it denoises, as published.
     curves["ours DPM23, table"] = curve(Adaptive(DPM23()), len(x), table, continuous=False)
     curves |= {name: curve(solver, SAMPLES["libraries"]) for name, solver in LIBRARIES.items()}
     return curves
 
 
 def follow(run: Callable[[float], Any], truth: Tensor, deviation: float) -> Curve:
-    """Solve at every tolerance; the error of a method that closes by denoising ends in that of the closing."""
+    """Solve at every tolerance; the error of a method that closes by denoising stays above that of the closing."""
     curve = Curve([], [])
     for rtol in TOLERANCES:
         with warnings.catch_warnings():
@@ -188,7 +188,7 @@ def noise(count: int, dimension: int) -> Tensor:
 
 
 def host_time(dimension: int) -> float:
-    """Processor time of a solve less that of its field, for each step of a batch of 64 states of that many numbers."""
+    """Processor time of a solve minus that of its field, per step of a batch of 64 states of ``dimension`` numbers."""
     problem, x = Timed(gaussian()), noise(64, dimension).float()
     spent = []
     for _ in range(9):
@@ -204,7 +204,7 @@ class Timed(ExactODE):
     seconds = 0.0
 
     def predict(self, node: Any, x: Tensor) -> Any:
-        """The prediction, computed at once."""
+        """The prediction, computed immediately."""
         begun = time.process_time()
         prediction = super().predict(node, x)
         _ = prediction.x0, prediction.eps

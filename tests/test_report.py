@@ -271,7 +271,7 @@ def test_a_sentence_names_the_best_and_the_factors():
     assert behind.startswith("a of odediff is best: its error is 1.26 times the smallest in the mean; the best of")
     assert summary.against(4.0) == "ours 4.0 times smaller"
     assert summary.against(0.8) == "ours 1.25 times larger"
-    assert summary.against(1.001) == "ours alike"
+    assert summary.against(1.001) == "ours equal"
 
 
 def test_rank_tables_show_what_is_shared():

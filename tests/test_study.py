@@ -321,8 +321,8 @@ QUICK += ["samples.exact=4", "images.problems=[]", "progress=false"]
     [
         (["problems=gaussian"], "problems=gaussian: problems takes a list, as in problems=[gaussian]"),
         (["problems=[]"], "nothing is left to measure"),
-        (["grids=[]"], "grids=[] leaves methods without one"),
-        (["peer_grids=[]"], "peer_grids=[] leaves methods without one"),
+        (["grids=[]"], "grids=[] leaves every method without one; name at least one"),
+        (["peer_grids=[]"], "peer_grids=[] leaves every method without one; name at least one"),
         (["nfe=[]"], "as in nfe=[5]"),
         (["nfe=[0]"], "nfe=[0] must be positive"),
         (["seeds=[-1]"], "seeds=[-1] must be 0 or positive"),
@@ -334,8 +334,8 @@ QUICK += ["samples.exact=4", "images.problems=[]", "progress=false"]
         (["images.samples=1"], "images.samples=1 must be at least 2"),
         (["images.also=[nope]"], "images.also=nope is unknown; use one of"),
         (["folder="], "folder= is empty"),
-        (["+solver._target_=mine.MyDDIM"], "solver is no key of the study; a solver of your own is"),
-        (["-m", "nfe=[4],[6]"], "-m nfe: a study sweeps over problem or worker"),
+        (["+solver._target_=mine.MyDDIM"], "solver is not a key of the study; a solver of your own is"),
+        (["-m", "nfe=[4],[6]"], "-m nfe: only problem or worker can be swept over"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
