@@ -1,4 +1,4 @@
-"""How far end states lie from the exact flow, in the unit of the data's deviation."""
+"""How far end states lie from the exact flow, in units of the data's deviation."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 class Accuracy(NamedTuple):
-    """Summary of the errors of many samples; a sample that failed has an infinite error."""
+    """A summary of the errors of many samples; a failed sample has an infinite error."""
 
     rms: float
     median: float
     p90: float
     switched: float
-    """Share of samples that end in another mode than the exact flow."""
+    """The share of samples that end in another mode than the exact flow."""
 
 
 def sample_errors(x: Tensor, exact: Tensor, deviation: float) -> Tensor:
-    """The rms error of each sample relative to the data's deviation, float64 ``(B,)``; infinite where x is not finite.
+    """The rms error of each sample in units of the data's deviation, float64 ``(B,)``; infinite where x is not finite.
 
     ``sqrt(mean over components of (x - exact)^2) / deviation``.
     """
     if x.shape != exact.shape or x.ndim < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; pass that of the exact end, {tuple(exact.shape)}, (B, ...)")
+        raise ValueError(f"x has shape {tuple(x.shape)}; pass the shape of exact, {tuple(exact.shape)}, (B, ...)")
     if not deviation > 0:
         raise ValueError(f"deviation={deviation!r} must be positive: it is the unit of the errors")
     errors = (x.double() - exact.double()).flatten(1).square().mean(1).sqrt() / deviation
@@ -32,11 +32,11 @@ def sample_errors(x: Tensor, exact: Tensor, deviation: float) -> Tensor:
 
 
 def accuracy(errors: Tensor, modes: Tensor, exact_modes: Tensor) -> Accuracy:
-    """Summarise the errors ``(B,)`` and the modes ``(B,)`` of end states and of the exact flow."""
+    """Summarise the errors ``(B,)`` of end states, and compare their modes ``(B,)`` with those of the exact flow."""
     lost = ~errors.isfinite()
     return Accuracy(
         rms=float(errors.square().mean().sqrt()),
-        # The quantile of a list that holds infinities would interpolate to NaN.
+        # Interpolating between infinities would give NaN.
         median=float(torch.quantile(errors, 0.5, interpolation="lower")),
         p90=float(torch.quantile(errors, 0.9, interpolation="lower")),
         switched=float(((modes != exact_modes) | lost).double().mean()),

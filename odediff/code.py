@@ -1,4 +1,4 @@
-"""The code of an image: its noise, and all that the way back needs; a file that is whole or refused."""
+"""The code of an image: its noise and everything needed to decode it, in a file that is intact or refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import solvers
-from odediff.conditions import as_row_numbers, selected
+from odediff.conditions import as_row_numbers, equal_conditions, selected
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint, tensors_hash
 from odediff.model import Model
@@ -28,29 +28,32 @@ from solvers.implicit_inverse import Effort
 FORMAT = 3
 HEADER = "odediff"
 OF_MODEL = {"path", "prediction", "guidance", "conditions", "null", "weights"}
+"""The keys that describe the model that encoded."""
 WRITTEN = {"format", "solver", "stats", "partner", "origin", "digest", "tensors"} | OF_MODEL
-"""What the JSON of a file holds."""
+"""The keys that the JSON of a file must have."""
+STEPS_TRIED = ("accepted", "rejected")
+"""The counts of `solvers.Stats` that only methods with a tolerance have; older files lack them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """The noise of images, with all that their way back needs.
+    """The noise of images, with everything needed to decode them.
 
     Args:
         x: the states at the noisiest node, ``(B, ...)``.
-        nodes: time, alpha, sigma and the network's time of the grid, ``(N + 1, 4)`` in float64; the times ascend from
+        nodes: time, alpha, sigma and network time of the grid's nodes, ``(N + 1, 4)`` in float64; the times ascend from
             the end nearest to the data.
         solver: the method that decodes.
-        path, prediction, guidance, conditions, null, weights: those of the model that encoded; the path by its `repr`,
-            the weights by their hash.
-        stats: what encoding cost.
-        status: how it ended for each sample, ``(B,)``, values of `solvers.Status`.
+        path, prediction, guidance, conditions, null, weights: those of the model that encoded; the path as its `repr`,
+            the weights as their hash.
+        stats: the cost of encoding.
+        status: how encoding ended for each sample, ``(B,)``, values of `solvers.Status`.
         state: the companion of a reversible method.
-        effort: residuals and iterations of an implicit inverse.
-        offsets: what to add after each step of the way back, ``(N, B, ...)``, noise first.
-        nulls: the null condition of each step of the way back, ``(N, B, ...)`` or ``(1, B, ...)``, noise first.
-        digest: the hash of all that must not change. It is computed when it is not given; a code whose description was
-            altered afterwards refuses to exist.
+        effort: the residuals and iterations of an implicit inverse.
+        offsets: what decoding adds after each step, ``(N, B, ...)``, noise first.
+        nulls: the null condition of each decoding step, ``(N, B, ...)`` or ``(1, B, ...)``, noise first.
+        digest: the hash of everything that must not change; computed if not given. A code whose description was altered
+            afterwards cannot be constructed.
     """
 
     x: Tensor
@@ -74,15 +77,15 @@ class Code:
         found = self._description_hash()
         if self.digest and self.digest != found:
             raise ValueError(
-                "code: its grid, solver, dtype, shape, model or condition differs from what was encoded; encode again, "
-                "or pass edit=True to decode under another condition"
+                "code: its grid, solver, dtype, shape, model or condition differs from that of the encoding; encode "
+                "again, or pass edit=True to decode under another condition"
             )
         object.__setattr__(self, "digest", found)
 
     @classmethod
     def of(cls, model: Model, nodes: Tensor, **fields: Any) -> Code:
         """A code made by ``model``."""
-        # The user's own tensors may change, and the code must not.
+        # The user's tensors may change later; the code must not.
         described = {name: _copied(value) for name, value in describe_model(model).items()}
         return cls(nodes=nodes, **described, **fields)
 
@@ -92,31 +95,31 @@ class Code:
         return self.nodes[:, 0]
 
     def require_model(self, model: Model, edit: bool = False) -> None:
-        """Raise `ValueError` unless ``model`` is the one that encoded; an edit may change conditions and guidance."""
+        """Raise `ValueError` unless ``model`` is the encoder; an edit may change its conditions and guidance."""
         remedy = "decode with the same model"
         for name, given in describe_model(model).items():
             stored = getattr(self, name)
-            # Nulls that were recorded take the place of the model's.
+            # Recorded nulls replace the model's own.
             editable = name in ("guidance", "conditions") or (name == "null" and not self.nulls)
-            if (edit and editable) or (name == "null" and not model.guided) or _same(given, stored):
+            if (edit and editable) or (name == "null" and not model.guided) or equal_conditions(given, stored):
                 continue
-            hint = " (edit=True changes condition and guidance on purpose)" if editable else ""
+            hint = " (edit=True allows another condition and guidance)" if editable else ""
             one, other = _shown(given), _shown(stored)
-            theirs = "of the same shape and other values" if one == other else other
+            theirs = "of the same shape, with other values" if one == other else other
             raise ValueError(f"model.{name}={one} differs from the encoder's {theirs}; {remedy}{hint}")
         if model.threshold is not None:
-            raise ValueError(f"model.threshold={model.threshold} does not decode; use Model(..., threshold=None)")
+            raise ValueError(f"model.threshold={model.threshold} cannot decode; use Model(..., threshold=None)")
         here = grid_nodes(model, self.times)
         if not torch.allclose(here, self.nodes, rtol=1e-12, atol=0):
             raise ValueError(
-                "model.path has other nodes at the code's times, or model.network_time tells the network other times "
+                "model.path has other nodes at the code's times, or model.network_time gives other network times "
                 "there; decode with the same model"
             )
 
     def rows(self, index: Sequence[int] | Tensor) -> Code:
         """The code of the samples ``index`` alone; ``model.rows(index)`` is the model that decodes it.
 
-        Decoded alone they are what they are among the others, to the last bit with `Model.chunk`.
+        Samples decode to the same images alone as among others, to the last bit with `Model.chunk`.
         """
         at = torch.arange(len(self.x), device="cpu")[as_row_numbers(index, len(self.x)).cpu()]
 
@@ -149,7 +152,7 @@ class Code:
         )
 
     def to(self, device: str | torch.device) -> Code:
-        """The code with its states on another device: that of the model which is to decode it."""
+        """The code with its states on another device: that of the model that is to decode it."""
         names = ("x", "state", "effort", "offsets", "nulls")
         return dataclasses.replace(self, **{name: _moved(getattr(self, name), device) for name in names})
 
@@ -157,9 +160,9 @@ class Code:
         """Write the code to one safetensors file, atomically: tensors, and JSON in the file's metadata.
 
         Raises:
-            TypeError: a part of the code, such as a solver that `solvers` does not export, has no safe written form.
+            TypeError: a part of the code has no safe written form, such as a solver that is not made of dataclasses.
         """
-        # Two parts may be one tensor, and a file holds each by itself.
+        # Two parts may share one tensor, but safetensors stores no shared memory.
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._tensors().items()}
         guidance = None if isinstance(self.guidance, Tensor) else float(self.guidance)
         header = {
@@ -172,8 +175,7 @@ class Code:
             "null": taken_apart("null", self.null)[0],
             "weights": self.weights,
             "stats": [self.stats.nfe, self.stats.network_evaluations, self.stats.steps],
-            "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
-            "origin": None if self.state is None or self.state.rest is None else self.state.origin,
+            **self._companion_places(),
             "digest": self.digest,
             "tensors": tensors_hash(tensors),
         }
@@ -182,20 +184,19 @@ class Code:
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, solver: Solver | None = None) -> Code:
-        """Read a code that `save` wrote; give ``solver`` when its class is your own, and the same as saved.
+        """Read a code that `save` wrote; if the solver's class is your own, pass the ``solver`` that encoded.
 
         Raises:
-            ValueError: the file is no code, is truncated or altered, or was made by a solver that is not known here.
+            ValueError: the file is not a code, is truncated or altered, or was made by a solver that is unknown here.
         """
         tensors, header = _read(Path(path))
-        partner = header["partner"]
-        node = None if partner is None else solvers.Node(*partner)
+        node = None if header["partner"] is None else solvers.Node(*header["partner"])
         pair = _named(tensors, "state.")
         effort = [tensors.get(f"effort.{name}") for name in Effort._fields]
         nfe, network_evaluations, steps = header["stats"]
         if solver is not None and written(solver) != header["solver"]:
             raise ValueError(
-                f"solver={solver} differs from the encoder's {header['solver']}; pass the one that encoded"
+                f"solver={solver} differs from the encoder's {header['solver']}; pass the solver that encoded"
             )
         encoder = solver or read_back(header["solver"])
         return cls(
@@ -208,7 +209,7 @@ class Code:
             conditions=put_together("conditions", header["conditions"], tensors),
             null=put_together("null", header["null"], tensors),
             weights=header["weights"],
-            stats=Stats(nfe, network_evaluations, tensors["evaluations"], steps),
+            stats=Stats(nfe, network_evaluations, tensors["evaluations"], steps, *map(tensors.get, STEPS_TRIED)),
             status=tensors["status"],
             state=Companion(**pair, node=node, origin=header["origin"], solver=encoder) if pair else None,
             effort=None if effort[0] is None else Effort(*effort),  # type: ignore[arg-type]
@@ -219,6 +220,9 @@ class Code:
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {"x": self.x, "nodes": self.nodes, "status": self.status, "evaluations": self.stats.evaluations}
+        for name in STEPS_TRIED:
+            if (counts := getattr(self.stats, name)) is not None:
+                found[name] = counts
         if isinstance(self.guidance, Tensor):
             found["guidance"] = self.guidance
         for name, values in (("conditions", self.conditions), ("null", self.null), ("nulls", self.nulls)):
@@ -229,10 +233,18 @@ class Code:
             found |= {f"effort.{name}": value for name, value in self.effort._asdict().items()}
         return found if self.offsets is None else found | {"offsets": self.offsets}
 
-    def _description_hash(self) -> str:
-        """Over model, grid, solver, and what the states are: dtypes, shapes, the partner's node, the time of the rest.
+    def _companion_places(self) -> dict[str, Any]:
+        """The node of the companion's partner, and the time of its rest."""
+        state = self.state
+        return {
+            "partner": None if state is None or state.node is None else [float(v) for v in state.node],
+            "origin": None if state is None or state.rest is None else state.origin,
+        }
 
-        Not over the states' values, the nulls, how encoding ended and what it cost.
+    def _description_hash(self) -> str:
+        """The hash of model, grid, solver, and the states' dtypes, shapes, partner's node and time of the rest.
+
+        It leaves out the states' values, the nulls, and the status and cost of encoding.
         """
         companions = [] if self.state is None else [v for v in self.state[:3] if v is not None]
         stored = [self.x, *companions, *([] if self.offsets is None else [self.offsets[0]])]
@@ -245,15 +257,14 @@ class Code:
             "conditions": {name: _hashable(value) for name, value in sorted(self.conditions.items())},
             "null": {name: _hashable(value) for name, value in sorted(self.null.items())},
             "nodes": _hashable(self.nodes),
-            "partner": None if self.state is None or self.state.node is None else [float(v) for v in self.state.node],
-            "origin": None if self.state is None or self.state.rest is None else self.state.origin,
+            **self._companion_places(),
             "states": [[str(v.dtype), list(v.shape)] for v in stored],
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Those fields of a `Code` that say which model encoded."""
+    """The fields of a `Code` that describe the model that encoded."""
     return {
         "path": repr(model.path),
         "prediction": model.prediction,
@@ -265,7 +276,7 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def _moved(value: Any, device: str | torch.device) -> Any:
-    """Tensors, and the tensors of a mapping or a named tuple, on that device."""
+    """A tensor, or the tensors of a mapping or a named tuple, on that device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
@@ -280,13 +291,13 @@ def _copied(value: Any) -> Any:
 
 
 def grid_nodes(model: Model, times: Tensor) -> Tensor:
-    """Time, alpha, sigma and the network's time at ``times``, ``(N + 1, 4)`` in float64."""
+    """Time, alpha, sigma and network time at ``times``, ``(N + 1, 4)`` in float64."""
     nodes = model.path.nodes(times.tolist())
     return torch.tensor([(*node, model.told_at(node)) for node in nodes], dtype=torch.float64, device="cpu")
 
 
 def _described(solver: Solver) -> Any:
-    """A solver as it is written, so that numbers of one value are one, or its `repr` where it has no written form."""
+    """The written form of a solver, in which equal numbers look equal, or its `repr` if it has none."""
     try:
         return written(solver)
     except TypeError:
@@ -294,20 +305,20 @@ def _described(solver: Solver) -> Any:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header of a file, both as they were written."""
+    """The tensors and the header of a file, both verified to be unaltered."""
     remedy = "encode again, and save with code.save(path)"
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}); {remedy}") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); {remedy}") from error
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} holds tensors and no code; {remedy}") from error
+        raise ValueError(f"{path} holds tensors but not a code; {remedy}") from error
     if isinstance(header, dict) and header.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{path} has format {header['format']}, this version reads {FORMAT}; {remedy}")
+        raise ValueError(f"{path} has format {header['format']}, but this version reads {FORMAT}; {remedy}")
     if not isinstance(header, dict) or not set(header) >= WRITTEN or not header["digest"]:
-        raise ValueError(f"{path} is altered: its description is no longer whole; {remedy}")
+        raise ValueError(f"{path} is altered: its description is incomplete; {remedy}")
     if tensors_hash(tensors) != header["tensors"]:
         raise ValueError(f"{path} is altered: its tensors are not those that were written; {remedy}")
     return tensors, header
@@ -325,21 +336,6 @@ def _hashable(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value if isinstance(value, bool | int | float | str) else repr(value)
     return [str(value.dtype), list(value.shape), tensors_hash({"": value})]
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two conditions or guidances are equal; a number is equal to rows of it."""
-    if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and set(one) == set(other) and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        alike = isinstance(other, list | tuple) and len(one) == len(other)
-        return alike and all(map(_same, one, other))
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        one, other = (torch.as_tensor(value).detach().cpu() for value in (one, other))
-        one, other = (value.squeeze(0) if value.shape == (1,) else value for value in (one, other))
-        alike = one.shape == other.shape or {one.ndim, other.ndim} == {0, 1}
-        return alike and bool((one == other).all())
-    return bool(one == other)
 
 
 def _shown(value: Any) -> str:

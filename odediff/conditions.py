@@ -1,4 +1,4 @@
-"""What a network is told beside state and time: one row of a condition for each sample, however it is nested."""
+"""What a network receives beside state and time: one row of a condition for each sample, however nested."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from solvers.transfer import placed
 
 
 def as_tensors(value: Any) -> Any:
-    """Arrays as tensors; the rest as it is."""
+    """Convert arrays to tensors; everything else stays as it is."""
     return nested(lambda part: torch.as_tensor(part) if isinstance(part, np.ndarray | np.number) else part, value)
 
 
 def selected(value: Any, index: Tensor) -> Any:
-    """The rows ``index``; a single row stands for all samples."""
+    """The rows ``index``; a single row stands for all samples and is kept."""
     return nested(lambda part: _taken(part, index) if _has_rows(part) and len(part) > 1 else part, value)
 
 
 def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """One row of ``value`` for each sample; what is neither number nor tensor goes to the network as it is.
+    """One row of ``value`` for each sample; whatever is neither number nor tensor reaches the network unchanged.
 
-    A number becomes a tensor, a float of ``dtype``, but not where it stands in a list or a dict: there only tensors
-    have rows.
+    A number becomes a tensor, a float one of ``dtype``, except inside a list or a dict, where only tensors have rows.
 
     Raises:
         ValueError: a tensor has neither one row nor one for each sample.
@@ -48,14 +47,14 @@ def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: tor
 
 
 def require_rows_for(name: str, value: Any, batch: int) -> None:
-    """Raise `ValueError` where a tensor of ``value`` has neither one row nor one for each of the samples, if any."""
+    """Raise `ValueError` if a tensor of ``value`` has neither one row nor one for each sample of a non-empty batch."""
     nested(lambda part: _require_rows(name, part, batch) if batch and _has_rows(part) else None, value)
 
 
 def _require_rows(name: str, part: Tensor, batch: int) -> None:
     if len(part) not in (1, batch):
         raise ValueError(
-            f"{name} has {len(part)} rows and the batch {batch}; give one value for all, or one row each (the first "
+            f"{name} has {len(part)} rows but the batch {batch}; give one value for all, or one row each (the first "
             "axis of x counts samples)"
         )
 
@@ -63,7 +62,7 @@ def _require_rows(name: str, part: Tensor, batch: int) -> None:
 def chunks(
     size: int, tensors: tuple[Tensor, ...], keywords: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Any]]]:
-    """Cut a call into calls of ``size`` rows; the last one is filled up with its first row."""
+    """Split a call into calls of ``size`` rows; the last one is padded with copies of its first row."""
     batch = len(tensors[0])
     for begin in range(0, batch, size):
         rows = torch.arange(begin, begin + size, device=tensors[0].device)
@@ -76,12 +75,12 @@ def _taken(value: Any, index: Tensor) -> Any:
 
 
 def as_row_numbers(index: Any, count: int | None) -> Tensor:
-    """The numbers of samples that ``index`` holds, or at which it is true, ``(n,)`` on its device.
+    """The sample numbers that ``index`` lists, or marks as true, ``(n,)`` on its device.
 
-    ``count`` is how many samples there are, if that is known.
+    ``count`` is the number of samples, if it is known.
 
     Raises:
-        ValueError: it is no list of whole numbers or truth values, or numbers samples that there are not.
+        ValueError: ``index`` is not a list of integers or truth values, or refers to samples that do not exist.
     """
     try:
         given = torch.as_tensor(index, device=index.device if isinstance(index, Tensor) else "cpu")
@@ -96,27 +95,48 @@ def as_row_numbers(index: Any, count: int | None) -> Tensor:
         known = whole and (count is None or bool(((numbers >= -count) & (numbers < count)).all()))
     if not known:
         room = "" if count is None else f", from 0 to {count - 1}"
-        raise ValueError(f"index={index!r} must be numbers of samples{room}, such as [0, 2] or range(2)")
+        raise ValueError(f"index={index!r} must be sample numbers{room}, such as [0, 2] or range(2)")
     return numbers.nonzero().ravel() if is_mask else numbers
 
 
 def row_count(values: Any) -> int | None:
-    """How many samples the tensors of ``values`` have rows for; None if each has one for all."""
+    """The number of samples that the tensors of ``values`` have rows for; None if each has a single row."""
     found: list[int] = []
     nested(lambda part: found.append(len(part)) if _has_rows(part) and len(part) > 1 else None, values)
     return max(found, default=None)
 
 
 def nested(function: Callable[[Any], Any], value: Any) -> Any:
-    """``function`` of the value, or of every part of a dict, a list or a tuple, in a new one.
+    """Apply ``function`` to the value, or to every part of a dict, a list or a tuple, in a new one.
 
-    Objects of other classes, which may be more than their parts, stay whole.
+    Objects of other classes count as one value, since they may be more than their parts.
     """
     if type(value) is dict:
         return {key: nested(function, part) for key, part in value.items()}
     if type(value) in (list, tuple):
         return type(value)(nested(function, part) for part in value)
     return function(value)
+
+
+def equal_conditions(one: Any, other: Any) -> bool:
+    """Whether two conditions or guidances are equal; one row, or a number, equals any number of rows like it."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return set(one) == set(other) and all(equal_conditions(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(equal_conditions, one, other))
+    try:
+        if isinstance(one, Tensor) or isinstance(other, Tensor):
+            numeric = all(isinstance(value, Tensor | np.ndarray | np.number | int | float) for value in (one, other))
+            return numeric and _equal_rows(*(torch.as_tensor(value).detach().cpu() for value in (one, other)))
+        return bool(one == other)
+    except Exception:  # objects of other classes may refuse to be compared
+        return one is other
+
+
+def _equal_rows(one: Tensor, other: Tensor) -> bool:
+    rows = [value.reshape(1) if value.ndim == 0 else value for value in (one, other)]
+    alike = rows[0].shape[1:] == rows[1].shape[1:] and (len(rows[0]) == len(rows[1]) or 1 in map(len, rows))
+    return alike and bool((rows[0] == rows[1]).all())
 
 
 def _has_rows(value: Any) -> TypeGuard[Tensor]:

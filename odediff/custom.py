@@ -1,4 +1,4 @@
-"""A practitioner's own network: a function that builds it, a safetensors file, and a declaration."""
+"""Your own network: a function that builds it, a safetensors file, and a declaration."""
 
 from __future__ import annotations
 
@@ -47,50 +47,50 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """Build a network, load its weights, and declare what it is.
+    """Build a network, load its weights, and declare what it predicts.
 
     The network is called as ``network(x, network_time, **condition)``, in eval mode and without gradients for its
     weights.
 
     Args:
-        factory: where the function (or class) stands that returns the network, as ``"package.module:build"`` or
+        factory: the location of the function (or class) that returns the network, as ``"package.module:build"`` or
             ``"package.module.build"``; it is called without arguments.
         weights: a ``.safetensors`` file with the network's state dict, loaded strictly; None keeps what the factory
             returns.
         schedule: the schedule that the network was trained on; see also `table_from_file`.
         prediction: what the network returns: "epsilon", "x0", "v", "flow" or "score".
-        time_scale: with ``time_offset``, what the network is told at time t: ``time_scale t + time_offset``. The
-            schedule's own convention unless given, which is n - 1 at entry n of a table (t = n/T). A network that
-            counts from 1 takes ``time_scale=T``; one that lives on [0, 1], 1; one with its data at 1, -1 and offset 1.
-            On a rectified flow t is the noise level here, whatever the shift.
-        time_offset: see ``time_scale``, without which it has no meaning.
-        integer_time: whether the network knows whole times only.
-        continuous: whether the network knows all times down to 0, and not those of a table alone.
+        time_scale: with ``time_offset``, the network's time at time t: ``time_scale t + time_offset``; default: the
+            schedule's own convention, which is n - 1 at entry n of a table (t = n/T). A network that counts from 1
+            takes ``time_scale=T``; one with times in [0, 1] takes 1; one with its data at time 1 takes -1 and offset 1.
+            On a rectified flow, t means the noise level here, whatever the shift.
+        time_offset: see ``time_scale``, without which it has no effect.
+        integer_time: whether the network takes integer times only.
+        continuous: whether the network can be evaluated at all times down to 0, not only at those of a table.
         conditions: keyword arguments of every call, such as ``{"label": 3}``.
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale of classifier-free guidance.
         threshold: an `odediff.StaticThreshold` or `odediff.DynamicThreshold`.
         chunk: the number of rows in every call of the network.
-        output: the attribute, key or position of the prediction in what the network returns, where that is no tensor:
+        output: the attribute, key or position of the prediction in what the network returns, if that is not a tensor:
             ``"sample"`` for the networks of diffusers.
-        learned_variance: whether the network returns twice the state's channels, the second half being variances
+        learned_variance: whether the network returns twice the state's channels, of which the second half are variances
             (Nichol & Dhariwal 2021); they are dropped.
-        device: where the network runs.
-        dtype: in which it computes.
+        device: the device on which the network runs.
+        dtype: the precision in which it computes.
 
     Raises:
         TypeError, ValueError: an argument cannot be used; the message is one line and names the remedy.
     """
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule={schedule!r} is no schedule; give one such as odediff.VPTable.linear()")
+        raise TypeError(f"schedule={schedule!r} is not a schedule; give one such as odediff.VPTable.linear()")
     for name, value in (("conditions", conditions), ("null", null)):
         if not isinstance(value, Mapping | None):
             raise TypeError(f"{name}={value!r} must be keyword arguments of the network, such as {{'label': 3}}")
     require_switch("learned_variance", learned_variance)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype={dtype!r} is no precision of a network; use torch.float32, or torch.float16 on a GPU")
+        raise TypeError(f"dtype={dtype!r} is not a floating-point dtype; use torch.float32, or torch.float16 on a GPU")
     place = available(device)
-    # The declaration is checked before the network, which may take minutes to build.
+    # The declaration is checked first, since the network may take minutes to build.
     declared = Model(
         nn.Identity(),
         schedule,
@@ -113,10 +113,10 @@ def load(
 
 
 def build(factory: str) -> nn.Module:
-    """Import the function at a dotted path and return the network that it builds; the random state stays as it was."""
+    """Import the function at a dotted path and return the network that it builds; the random state is unchanged."""
     function = _located(factory)
     if not callable(function):
-        raise ValueError(f"factory={factory!r} is a {type(function).__name__}; name a function that makes the network")
+        raise ValueError(f"factory={factory!r} is a {type(function).__name__}; name a function that builds the network")
     try:
         with torch.random.fork_rng(devices=[]):
             network = function()
@@ -133,10 +133,10 @@ def build(factory: str) -> nn.Module:
 def load_weights(network: nn.Module, weights: str | Path) -> None:
     """Copy a safetensors file into ``network``, strictly; nothing is copied unless every tensor fits."""
     if not isinstance(weights, str | Path):
-        raise TypeError(f"weights={weights!r} is no path; give that of a .safetensors file")
+        raise TypeError(f"weights={weights!r} is not a path; give that of a .safetensors file")
     stored = _read(Path(weights))
     expected = network.state_dict()
-    # A file keeps one name of a tensor that the network has under two; loading one of them fills both.
+    # A tensor that the network has under two names is stored under one; loading that one fills both.
     filled = {_place(expected[name]) for name in stored if name in expected}
     missing = [name for name, value in expected.items() if name not in stored and _place(value) not in filled]
     unexpected = [name for name in sorted(stored) if name not in expected]
@@ -147,22 +147,22 @@ def load_weights(network: nn.Module, weights: str | Path) -> None:
     ]
     faults = [
         f"{what} {_few(names)}"
-        for what, names in (("without", missing), ("with unexpected", unexpected), ("with", shaped))
+        for what, names in (("lacks", missing), ("has unexpected", unexpected), ("has", shaped))
         if names
     ]
     if faults:
         raise ValueError(
-            f"weights={str(weights)!r} does not fit the network: the file comes {'; '.join(faults)}; save the state "
-            "dict of the network that the factory builds"
+            f"weights={str(weights)!r} does not fit the network: the file {'; '.join(faults)}; save the state dict of "
+            "the network that the factory builds"
         )
     network.load_state_dict(stored, strict=False)
 
 
 def table_from_file(path: str | Path) -> VPTable:
-    """Return the table whose alpha-bars stand in a file: a JSON list, or a one-dimensional ``.npy`` array.
+    """Return the table whose alpha-bars are in a file: a JSON list, or a one-dimensional ``.npy`` array.
 
     Raises:
-        ValueError: the file is missing or of another kind, or its numbers are no table (see `VPTable`).
+        ValueError: the file is missing or of another kind, or its numbers are not a table (see `VPTable`).
     """
     path = Path(path)
     try:
@@ -183,9 +183,9 @@ def table_from_file(path: str | Path) -> VPTable:
 
 @dataclass(frozen=True)
 class Clock:
-    """What a network is told at time t: ``scale t + offset``, whole when within 1e-6 of a whole number.
+    """The network time ``scale t + offset``, rounded when within 1e-6 of an integer.
 
-    On a rectified ``flow`` t is the noise level, which a shift gives to another time.
+    On a rectified ``flow``, t is the noise level, which a shift moves to another time.
     """
 
     scale: float
@@ -199,12 +199,12 @@ class Clock:
 
 
 class Selected(nn.Module):
-    """A network whose prediction is one part of what it returns.
+    """A network whose prediction is only a part of what it returns.
 
     Args:
         network: called with the state, the time and the conditions.
-        output: the attribute, key or position of the part; None where it is all.
-        learned_variance: whether that has twice the state's channels, the second half being variances, to be dropped.
+        output: the attribute, key or position of the part; None for all of it.
+        learned_variance: whether the part has twice the state's channels; the second half, the variances, is dropped.
     """
 
     def __init__(self, network: nn.Module, output: str | int | None = None, learned_variance: bool = False) -> None:
@@ -221,7 +221,7 @@ class Selected(nn.Module):
         if not isinstance(returned, Tensor) or returned.shape[1:2] != (2 * x.shape[1],):
             got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
             raise ValueError(
-                f"learned_variance=True expects {2 * x.shape[1]} channels for a state of {tuple(x.shape)}, and the "
+                f"learned_variance=True expects {2 * x.shape[1]} channels for a state of {tuple(x.shape)}, but the "
                 f"network returned {got}; leave it out, or give output="
             )
         return returned[:, : x.shape[1]]
@@ -233,27 +233,30 @@ class Selected(nn.Module):
             return returned[self.output]
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(
-                f"output={self.output!r} is no part of the {type(returned).__name__} that the network returned; name "
-                "an attribute, a key or a position of it"
+                f"output={self.output!r} is not a part of the {type(returned).__name__} that the network returned; "
+                "name an attribute, a key or a position of it"
             ) from error
 
 
 def _clock(scale: float | None, offset: float, schedule: Schedule) -> Callable[[Real], Real] | None:
     if scale is None:
         if offset != 0:
-            raise ValueError(f"time_offset={offset!r} needs time_scale; for one more than the table's, T and 0")
+            raise ValueError(
+                f"time_offset={offset!r} has no effect without time_scale; for a network that counts from 1 give "
+                "time_scale=T, time_offset=0"
+            )
         return None
     if not np.isfinite(as_number(scale)) or scale == 0 or not np.isfinite(as_number(offset)):
-        raise ValueError(f"time_scale={scale!r}, time_offset={offset!r}: give finite numbers, the scale not 0")
+        raise ValueError(f"time_scale={scale!r}, time_offset={offset!r}: give finite numbers and a scale other than 0")
     return Clock(float(scale), float(offset), schedule if isinstance(schedule, RectifiedFlow) else None)
 
 
 def _located(factory: str) -> Any:
     if not isinstance(factory, str):
-        raise TypeError(f"factory={factory!r} is no path to a function; write it as package.module:build")
+        raise TypeError(f"factory={factory!r} is not a path to a function; write it as package.module:build")
     module, separator, name = factory.partition(":") if ":" in factory else factory.rpartition(".")
     if not (module and separator and name):
-        raise ValueError(f"factory={factory!r} is no path to a function; write it as package.module:build")
+        raise ValueError(f"factory={factory!r} is not a path to a function; write it as package.module:build")
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -263,7 +266,9 @@ def _located(factory: str) -> Any:
             f"factory={factory!r}: there is no module {error.name}; install it, or add its folder to PYTHONPATH"
         ) from error
     except Exception as error:
-        raise ValueError(f"factory={factory!r}: importing {module} failed: {one_line(error)}; mend it") from error
+        raise ValueError(
+            f"factory={factory!r}: importing {module} failed: {one_line(error)}; fix the module"
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             own = [
@@ -279,7 +284,7 @@ def _located(factory: str) -> Any:
 def _read(weights: Path) -> dict[str, Tensor]:
     if weights.suffix != ".safetensors":
         raise ValueError(
-            f"weights={str(weights)!r} is no .safetensors file, and a pickle could run any code; convert it once: "
+            f"weights={str(weights)!r} is not a .safetensors file, and a pickle could run any code; convert it once: "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
         )
     try:
@@ -288,12 +293,13 @@ def _read(weights: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights={str(weights)!r} cannot be read ({error.strerror}); check the path") from error
     except (SafetensorError, ValueError) as error:
         raise ValueError(
-            f"weights={str(weights)!r} is truncated or no safetensors file ({one_line(error)}); copy or save it again"
+            f"weights={str(weights)!r} is truncated or not a safetensors file ({one_line(error)}); copy it or save it "
+            "again"
         ) from error
 
 
 def _place(value: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Where a tensor lies: equal for two names of one tensor."""
+    """The memory and shape of a tensor, equal for two names of one tensor."""
     return value.data_ptr(), tuple(value.shape)
 
 

@@ -1,4 +1,4 @@
-"""Where tensors are: a device that this machine has, or one error that says what it has."""
+"""Where tensors are: a device of this machine, or an error that lists its devices."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def available(device: str | torch.device) -> torch.device:
-    """``device`` as torch names it, tried by an empty tensor that goes there and back.
+    """``device`` as a `torch.device`, tested by sending an empty tensor there and back.
 
     Raises:
-        ValueError: no such device is known, or this machine has none.
+        ValueError: the device is unknown, or this machine does not have it.
     """
     known = _known(device)
     try:
@@ -23,7 +23,7 @@ def available(device: str | torch.device) -> torch.device:
 
 
 def is_at(device: str | torch.device, actual: torch.device) -> bool:
-    """Whether ``actual`` is ``device``; of one without a number, whether it is of that kind."""
+    """Whether ``actual`` is ``device``, or of its type if ``device`` has no index."""
     known = _known(device)
     return known.type == actual.type and known.index in (None, actual.index)
 

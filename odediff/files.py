@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write to; on success it becomes ``path``, on failure it vanishes.
+    """Yield a temporary path beside ``path`` to write to; on success it becomes ``path``, on failure it is removed.
 
     Raises:
-        OSError: the disk is full, with ENOSPC and ``path``, whatever the writing library makes of it.
+        OSError: the disk is full; it carries ENOSPC and ``path``, whatever error the writing library raises.
     """
     with _named_if_full(path):
         if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "a folder has the name of a file to be written", str(path))
+            raise IsADirectoryError(errno.EISDIR, "a folder has the name of the file to be written", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)

@@ -1,4 +1,4 @@
-"""What a network is, in one line: the hash of its weights."""
+"""The identity of a network in one line: the hash of its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def fingerprint(network: Any) -> str:
-    """SHA-256 of the weights of a network, or of those that a function reads; its name if none are to be found.
+    """SHA-256 of the weights of a network, or of those that a function reads; its name if it has none.
 
-    Weights are tensors and arrays. Single numbers are not: a function that counts its calls stays what it is.
+    Weights are tensors and arrays, not single numbers: a function that counts its calls keeps its fingerprint.
 
-    Neither `torch.compile`, nor a wrapper that spreads a batch over devices, nor a function around it makes it another.
+    Neither `torch.compile`, a wrapper that spreads a batch over devices, nor a function around it changes the result.
     """
     held = list(_held(network))
     if not held:
@@ -35,12 +35,13 @@ def fingerprint(network: Any) -> str:
 
 
 _hashes: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
-"""Of modules that were hashed before, beside their `_sums` then."""
+"""The hashes of modules that were hashed before, with their `_sums` at that time."""
 ROW = 1021
+"""The number of weights that `_placed_sum` multiplies a row of numbers by."""
 
 
 def _module_hash(module: nn.Module) -> str:
-    """`tensors_hash` of a module's state; computed again only if that has changed, which its sums tell at once."""
+    """`tensors_hash` of a module's state, computed again only if its sums show that the state has changed."""
     state = module.state_dict()
     sums = _sums(state)
     if sums is None:
@@ -52,9 +53,9 @@ def _module_hash(module: nn.Module) -> str:
 
 
 def _sums(state: Mapping[str, Any]) -> Any:
-    """Two sums of each tensor, computed on its device; None where a state has other things in it.
+    """Two sums of each tensor, computed on its device; None if the state contains anything else.
 
-    Of the bits, which changes with every single number, and of the numbers with weights that tell places apart.
+    The sum of the bits changes with any single number; the weighted sum of the numbers also depends on their places.
     """
     totals, kinds = [], []
     for name, value in state.items():
@@ -72,7 +73,7 @@ def _sums(state: Mapping[str, Any]) -> Any:
 
 
 def _placed_sum(value: Tensor) -> Tensor:
-    """``sum of w_i v_i`` in float32, the weights w of a place in its row of `ROW` numbers times that of the row."""
+    """``sum of w_i v_i`` in float32; w is the weight of a place in its row of `ROW` numbers, times that of the row."""
     numbers = torch.view_as_real(value) if value.is_complex() else value
     numbers = numbers.contiguous().reshape(-1).float()
     places = torch.arange(ROW, device=value.device, dtype=torch.float32).mul_(1.3).cos_()
@@ -82,14 +83,8 @@ def _placed_sum(value: Tensor) -> Tensor:
     return (rows * weights).sum() + (numbers[whole:] * places[: len(numbers) - whole]).sum()
 
 
-def module_of(network: Any) -> nn.Module | None:
-    """The module that a network is, or whose method it is."""
-    owner = getattr(network, "__self__", network)
-    return owner if isinstance(owner, nn.Module) else None
-
-
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside those that change how it is run, not what it computes."""
+    """The module inside wrappers that change how it runs, not what it computes."""
     while True:
         inner = module.module if isinstance(module, PARALLEL) else getattr(module, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -98,21 +93,21 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def held_weights(network: Any) -> Iterator[Mapping[Any, Any]]:
-    """The weights of modules, the tensors and the arrays that something callable holds, in the order of its code."""
+    """The weights of modules, and the tensors and arrays, that a callable holds, in the order of its code."""
     for held in _held(network):
         yield unwrapped(held).state_dict() if isinstance(held, nn.Module) else {"": held}
 
 
 def held_modules(network: Any) -> list[nn.Module]:
-    """The modules that something callable is or holds, in the order of its code."""
+    """The modules that a callable is or holds, in the order of its code."""
     return [held for held in _held(network) if isinstance(held, nn.Module)]
 
 
 def _held(network: Any) -> Iterator[nn.Module | Tensor | np.ndarray]:
-    """What `held_weights` reads.
+    """The modules, tensors and arrays that a callable is or holds.
 
-    A function holds its defaults, what it closes over and the globals that it names, a partial its arguments, another
-    object its attributes.
+    A function holds its defaults, its closure and the globals that it names; a partial its arguments; another object
+    its attributes.
     """
     seen: set[int] = set()
 
@@ -148,13 +143,13 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _given(function: FunctionType) -> list[Any]:
-    """What a function has by default and closes over."""
+    """The defaults and the closure of a function."""
     closed = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
     return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *closed]
 
 
 def _globals(function: FunctionType) -> list[Any]:
-    """The globals that a function names, without the functions of other packages."""
+    """The globals that a function names, except functions of other packages."""
     names = dict.fromkeys(i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL")
     found = [function.__globals__[name] for name in names if name in function.__globals__]
     return [one for one in found if not isinstance(one, FunctionType) or _package(one) == _package(function)]
@@ -167,8 +162,8 @@ def _package(function: FunctionType) -> str:
 def tensors_hash(tensors: Mapping[Any, Any]) -> str:
     """SHA-256 of tensors: their names and bits, in the order of the names.
 
-    What a module keeps in its state beside tensors counts too: the tensors in it, numbers and text. Tensors without
-    memory, as those of networks whose weights are loaded for each call, count by their shapes.
+    Whatever else a module keeps in its state counts too: nested tensors, numbers and text. Tensors without memory, such
+    as those of networks whose weights are loaded for each call, count by their shapes.
     """
     digest = hashlib.sha256()
     for part in _bits(tensors):

@@ -1,17 +1,17 @@
-"""Time grids: where a sampler stops on its way from the noise to the data.
+"""Time grids: the times at which a sampler stops on its way from the noise to the data.
 
 Every function `grid(path, steps=N, end=None)` returns a float64 tensor of N + 1 times, noise first: N nodes from
-`path.start` down to `end` (default `path.end`), then exactly 0. The interval from `end` to 0 belongs to the closing
+`path.start` down to `end` (default: `path.end`), then exactly 0. The interval from `end` to 0 belongs to the closing
 rule. One step is [start, 0]. Flipped and without the 0, the same grid encodes.
 
-The grids over noise levels (`log_snr`, `karras`, `polyexponential`, `beta`) need a finite noisiest level. Where a path
-starts with alpha below 1e-3 (zero terminal SNR, rectified flow) they place their nodes as if it were sigma/alpha = 1e3,
-and the path's own start stands in for that first node: nothing of the schedule is cut off. `angle` needs no such level.
+The grids over noise levels (`log_snr`, `karras`, `polyexponential`, `beta`) need a finite noisiest level. If a path
+starts with alpha below 1e-3 (zero terminal SNR, rectified flow), they place their nodes as if it started at sigma/alpha
+= 1e3, but put the first node at the path's own start: no part of the schedule is cut off. `angle` needs no such level.
 
-`plateau` ends above `path.end` where steps are few, unless `end` is given.
+`plateau` ends above `path.end` if there are few steps and `end` is not given.
 
-Where this departs from diffusers: the time after the last visited one is always 0, never a stride below it, and no node
-is appended twice.
+Difference from diffusers: the time after the last visited one is always 0, never a stride below it, and no node is
+appended twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ from scipy.special import betaincinv
 
 from odediff.plateau import departing, first_level, law_of
 from odediff.schedule import Schedule, VPTable
-from odediff.schedule.base import is_finite
+from solvers.arguments import as_number
 
 Array = NDArray[np.float64]
 
 _SINGULAR_ALPHA = 1e-3
+"""The alpha below which a path's start counts as pure noise: its sigma/alpha is then taken to be 1e3."""
 _TABLE_MISMATCH = 0.01
+"""The largest relative difference between the first level of a published table and the path's noisiest level."""
 
 # sigma/alpha of NVIDIA's published 10-step schedules (Sabour, Fidler & Kreis 2024, "Align your steps").
 AYS_STABLE_DIFFUSION = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
@@ -49,21 +51,21 @@ def uniform_t(
 ) -> torch.Tensor:
     """Uniform in t, in one of the three ways that diffusers distinguishes (Lin et al. 2023, table 2).
 
-    On a table of T entries the nodes are entries, the very timesteps n - 1 of DDIM and DDPM in diffusers, as t = n/T:
+    On a table of T entries the nodes are entries t = n/T, exactly the timesteps n - 1 of diffusers' DDIM and DDPM:
 
     - "linspace": from the last entry to the first, rounded;
-    - "leading": every (T // steps)-th entry counted from the first, or every ((T + 1 - n) // steps)-th from the entry n
+    - "leading": every (T // steps)-th entry counted from the first, or every ((T + 1 - n) // steps)-th from entry n if
       that is the `end`. It starts below the noise end, at n = 1 + (steps - 1) (T // steps), and visits t = 1 only with
       T steps;
     - "trailing": every (T / steps)-th entry counted from the last, rounded. Its last node is T/steps, not `end`, so
-      that an inversion begins by doubling sigma/alpha, where "linspace" multiplies it many times over.
+      an inversion begins by doubling sigma/alpha, whereas "linspace" multiplies it many times over.
 
-    Elsewhere [end, start] is cut into steps - 1 parts ("linspace") or into steps parts of which the lower ends are
-    taken ("leading"), and [0, start] into steps parts of which the upper ends are taken ("trailing").
+    On other paths the nodes divide [end, start] into steps - 1 parts ("linspace"), or are the lower ends of steps parts
+    of it ("leading"), or the upper ends of steps parts of [0, start] ("trailing").
 
-    One step is [start, 0] in all three (diffusers takes the least noisy entry in the first two). The schedulers of
-    DPM-Solver, UniPC, DEIS and SA-Solver there space steps + 1 timesteps in the first two and leave the last one out,
-    and ``steps_offset`` moves all of them: `subsequence` visits whatever a scheduler does.
+    One step is [start, 0] in all three (diffusers takes the least noisy entry in the first two). In the first two,
+    diffusers' DPM-Solver, UniPC, DEIS and SA-Solver space steps + 1 timesteps and drop the last one, and
+    ``steps_offset`` shifts all of them: `subsequence` reproduces whatever a scheduler visits.
 
     Raises:
         ValueError: on a table, more steps than entries or an `end` between entries; `end` with "trailing".
@@ -111,12 +113,12 @@ def quadratic_t(path: Schedule, steps: int, end: float | None = None) -> torch.T
 
 
 def log_snr(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:
-    """Uniform in lambda = log(alpha/sigma), that is, exponential in s (Lu et al. 2022, "DPM-Solver")."""
+    """Uniform in lambda = log(alpha/sigma), that is, geometric in s = sigma/alpha (Lu et al. 2022, "DPM-Solver")."""
     return _by_log_snr(path, steps, end, lambda first, last, f: first + f * (last - first))
 
 
 MOST_EXPONENT = 700.0
-"""Of a number in float64, whose exponential is one."""
+"""The largest exponent whose exponential is taken: exp overflows float64 just above 709."""
 
 
 def polyexponential(path: Schedule, steps: int, end: float | None = None, rho: float = 1.0) -> torch.Tensor:
@@ -124,13 +126,13 @@ def polyexponential(path: Schedule, steps: int, end: float | None = None, rho: f
 
     rho above 1 puts more nodes near the data.
     """
-    _require_rho(rho)
+    _require_positive("rho", rho, "1 is log_snr")
     return _by_log_snr(path, steps, end, lambda first, last, f: last + (first - last) * (1.0 - f) ** rho)
 
 
 def karras(path: Schedule, steps: int, end: float | None = None, rho: float = 7.0) -> torch.Tensor:
     """Uniform in s^(1/rho), s = sigma/alpha (Karras et al. 2022, "EDM", eq. 5)."""
-    _require_rho(rho)
+    _require_positive("rho", rho, "7 is usual")
 
     def place(first: float, last: float, f: Array) -> Array:
         if max(-first, last) > MOST_EXPONENT * rho:
@@ -144,12 +146,11 @@ def karras(path: Schedule, steps: int, end: float | None = None, rho: float = 7.
 def beta(path: Schedule, steps: int, end: float | None = None, a: float = 0.6, b: float = 0.6) -> torch.Tensor:
     """Quantiles of a Beta(a, b) law stretched over s = sigma/alpha between its two ends: dense at both.
 
-    As diffusers' `use_beta_sigmas` does it (after Lee et al. 2024, "Beta sampling is all you need", which takes the
-    quantiles in t).
+    This is diffusers' `use_beta_sigmas` (after Lee et al. 2024, "Beta sampling is all you need", who take the quantiles
+    in t).
     """
-    for name, value in (("a", a), ("b", b)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value} is not a positive finite number: give {name} > 0 (0.6 is usual)")
+    _require_positive("a", a, "0.6 is usual")
+    _require_positive("b", b, "0.6 is usual")
 
     def place(first: float, last: float, f: Array) -> Array:
         high, low = math.exp(-first), math.exp(-last)
@@ -159,15 +160,15 @@ def beta(path: Schedule, steps: int, end: float | None = None, a: float = 0.6, b
 
 
 def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:
-    """Nodes at equal distances in log-SNR where images take shape, and ever further apart on both sides.
+    """Nodes evenly spaced in log-SNR where images take shape, and ever further apart on both sides.
 
-    Their density in log s, s = sigma/alpha, is 1/[(1 + (low/s)^p) (1 + (s/high)^r)], between a first node below the
-    path's start, which stands before it, and a last one; with more steps the first moves towards the path's start, and
-    the last, up to 23 steps, towards `end`. Up to 13 steps thin out above a lower level: they are needed where images
-    take shape. From 22 nodes on they suit the formulas of close nodes, and more and more of them stand at high levels.
-    Where an ``end`` is given, as for an inversion, which sets out from there, more of them stand near it.
-    Made for `solvers.GPMultistep`, whose step from there makes no call; its constants were chosen along with those of
-    that method, see benchmarks/README.md.
+    Their density in log s, s = sigma/alpha, is 1/[(1 + (low/s)^p) (1 + (s/high)^r)] between the first node below the
+    path's start, which itself precedes them, and the last node. With more steps the first moves towards the path's
+    start and, up to 23 steps, the last towards `end`. Up to 13 steps, nodes thin out above a lower level, since they
+    are needed where images take shape. From 22 nodes on they suit the formulas for close nodes, and more and more of
+    them lie at high levels. If ``end`` is given, as for an inversion, which starts there, more of them lie near it.
+    The grid was made for `solvers.GPMultistep`, whose step from the last node makes no call; the constants of both were
+    chosen together, see benchmarks/README.md.
     """
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)
@@ -180,7 +181,7 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
         return _nodes(path, [last_time if end is not None else path.time(-math.log(s)) for s in above[:count]])
     if math.isinf(first):
         raise ValueError(
-            f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, and the path begins at "
+            f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, but the path starts at "
             "infinity: give a smaller end, or use grid.angle"
         )
     law = law_of(count) if end is None else departing(count, least)
@@ -191,7 +192,7 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
 
 
 def angle(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:
-    """Uniform in atan2(sigma, alpha); regular at both ends of every path, alpha = 0 included."""
+    """Uniform in atan2(sigma, alpha): regular at both ends of every path, including alpha = 0."""
     n_steps = _count(path, steps)
     last = _end(path, n_steps, end)
     if n_steps == 1:
@@ -204,10 +205,10 @@ def angle(path: Schedule, steps: int, end: float | None = None) -> torch.Tensor:
 def align_your_steps(path: Schedule, steps: int, table: Sequence[float] = AYS_STABLE_DIFFUSION) -> torch.Tensor:
     """A grid optimised for one model: noise levels s interpolated log-linearly (Sabour, Fidler & Kreis 2024).
 
-    The table holds its levels, noisiest first, and is stretched to steps + 1 levels; the first becomes `path.start`,
-    the last becomes 0. At 10 steps the published tables are met exactly. `AYS_STABLE_DIFFUSION`,
-    `AYS_STABLE_DIFFUSION_XL` and `AYS_STABLE_VIDEO_DIFFUSION` are given; any other sequence will do. The node before 0
-    is the table's, not `path.end`.
+    The table lists its levels, noisiest first, and is stretched to steps + 1 levels; the first becomes `path.start`,
+    the last becomes 0. With 10 steps, the published tables are reproduced exactly: `AYS_STABLE_DIFFUSION`,
+    `AYS_STABLE_DIFFUSION_XL` and `AYS_STABLE_VIDEO_DIFFUSION`. Any other sequence may be given. The node before 0 is
+    the table's, not `path.end`.
 
     Raises:
         ValueError: the table is not strictly decreasing and positive, or does not begin within 1 % of the path's
@@ -233,23 +234,23 @@ def align_your_steps(path: Schedule, steps: int, table: Sequence[float] = AYS_ST
 def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
     """Return your own times after checking them.
 
-    They fall strictly, start on the path, and end at 0 or above it, without entering (0, `path.first_defined`).
+    They must decrease strictly, start on the path, and end at 0 or above, but not inside (0, `path.first_defined`).
 
     Raises:
-        TypeError: these are no real numbers.
-        ValueError: naming the first time that breaks a rule.
+        TypeError: the times are not real numbers.
+        ValueError: a time breaks a rule; the message names the first one.
     """
     _require_schedule(path)
     values = _real_numbers(times)
     if values is None:
-        raise TypeError(f"times={times!r} are no real numbers: give a tensor, an array or a list of floats")
+        raise TypeError(f"times={times!r} are not real numbers: give a tensor, an array or a list of floats")
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}: give a one-dimensional sequence of at least 2 times")
     return _descending(path, values)
 
 
 def _real_numbers(times: Iterable[float]) -> Array | None:
-    """The times in float64; None if they are anything else than real numbers."""
+    """The times in float64; None if they are not real numbers."""
     if isinstance(times, torch.Tensor):
         return None if times.is_complex() else times.detach().cpu().double().numpy()
     try:
@@ -264,10 +265,12 @@ def subsequence(path: VPTable, indices: Iterable[int]) -> torch.Tensor:
 
     Args:
         path: the table.
-        indices: strictly increasing entries in [0, T), numbered as the network is told them: entry i is t = (i + 1)/T.
+        indices: strictly increasing entries in [0, T), numbered as the network sees them: entry i is t = (i + 1)/T.
     """
     if not isinstance(path, VPTable):
-        raise TypeError(f"path is a {type(path).__name__}, which has no entries: give a VPTable, or use grid.custom")
+        raise TypeError(
+            f"path must be a VPTable, not a {type(path).__name__}, which has no entries: use grid.custom instead"
+        )
     try:
         chosen = np.array([operator.index(i) for i in indices], dtype=np.int64)
     except TypeError as error:
@@ -290,20 +293,20 @@ def _by_log_snr(
         first = max(first, math.log(_SINGULAR_ALPHA))
     if not first < last:
         raise ValueError(
-            f"end = {end_time} has sigma/alpha = {math.exp(-last):g}, above the 1e3 that stands for pure noise here: "
-            "give a smaller end, or use grid.angle"
+            f"end = {end_time} has sigma/alpha = {math.exp(-last):g}, above the 1e3 that stands for pure noise: give a "
+            "smaller end, or use grid.angle"
         )
     inner = np.linspace(0.0, 1.0, n_steps)[1:-1]
     return _nodes(path, [*path.time(place(first, last, inner)), end_time])
 
 
 def _nodes(path: Schedule, between: Sequence[float]) -> torch.Tensor:
-    """Return [start, *between, 0]: both ends are assigned, never computed."""
+    """Return [start, *between, 0], whose ends are assigned, never computed."""
     return _descending(path, np.array([path.start, *between, 0.0]))
 
 
 def _diffusers_timesteps(T: int, steps: int, first: int, spacing: str) -> NDArray[np.int64]:
-    """Return descending timesteps n - 1, n in [first, T], in diffusers' own arithmetic: half-way cases round alike."""
+    """Return descending timesteps n - 1, n in [first, T], in diffusers' arithmetic, so that ties round the same way."""
     if spacing == "trailing":
         return np.round(np.arange(T, 0, -T / steps)[:steps]).astype(np.int64) - 1
     if spacing == "leading":
@@ -316,7 +319,7 @@ def _entries(path: VPTable, timesteps: NDArray[np.int64]) -> torch.Tensor:
 
 
 def _descending(path: Schedule, times: Array) -> torch.Tensor:
-    """Return the times as a tensor of their own, after the checks that every grid passes."""
+    """Return the times as a new tensor, after the checks that every grid must pass."""
     if not np.all(np.isfinite(times)):
         raise ValueError(f"times[{int(np.argmin(np.isfinite(times)))}] is not finite: every time must be a number")
     rising = np.diff(times) >= 0
@@ -331,8 +334,8 @@ def _descending(path: Schedule, times: Array) -> torch.Tensor:
     positive = times[times > 0]
     if len(positive) and positive[-1] < path.first_defined:
         raise ValueError(
-            f"times contains {positive[-1]}, below the first time that the network knows, {path.first_defined:g}: "
-            "go from there to 0 directly"
+            f"times contains {positive[-1]}, below the first time that the network knows, {path.first_defined:g}: go "
+            "directly from that time to 0"
         )
     return torch.tensor(times, dtype=torch.float64, device="cpu")
 
@@ -351,22 +354,28 @@ def _count(path: Schedule, steps: int) -> int:
 
 
 def _end(path: Schedule, steps: int, end: float | None) -> float:
-    """Return the last time above 0; for one step that is the start."""
+    """Return the last time above 0, which for one step is the start."""
     if steps == 1:
         if end is not None:
-            raise ValueError(f"end = {end} needs at least 2 steps: one step goes from the start to 0 directly")
+            raise ValueError(f"end = {end} needs at least 2 steps: a single step goes directly from the start to 0")
         return path.start
-    last = path.end if end is None else float(end)
+    last = path.end if end is None else _as_number(end)
     if not max(path.first_defined, 0.0) <= last < path.start or last == 0.0:
+        name, value = ("path.end", last) if end is None else ("end", end if math.isnan(last) else last)
         raise ValueError(
-            f"end = {end} is not a time of this path above 0: give one from "
-            f"{path.first_defined:g} up to below its start, {path.start:g}"
+            f"{name} = {value!r} is not a time of this path above 0: give end from {path.first_defined:g} up to below "
+            f"its start, {path.start:g}"
         )
     return last
 
 
+def _as_number(value: Any) -> float:
+    """`as_number` that accepts tensors and arrays without axes, such as a time of another grid."""
+    return as_number(value.item() if getattr(value, "ndim", None) == 0 else value)
+
+
 def _first_entry(path: VPTable, end: float, steps: int) -> int:
-    """Return the n of the time n/T at which the grid ends, if the table has enough entries from there on."""
+    """Return the n of the time n/T at which the grid ends, if enough of the table's entries remain."""
     first = round(end * path.T)
     if abs(end * path.T - first) > 1e-6:
         raise ValueError(f"end = {end} lies between entries of the table: give n/{path.T}, or use grid.custom")
@@ -375,11 +384,11 @@ def _first_entry(path: VPTable, end: float, steps: int) -> int:
     return first
 
 
-def _require_rho(rho: float) -> None:
-    if not (is_finite(rho) and rho > 0):
-        raise ValueError(f"rho = {rho!r} is not a positive finite number: give rho > 0 (7 is usual in karras)")
+def _require_positive(name: str, value: float, usual: str) -> None:
+    if not 0 < as_number(value) < math.inf:
+        raise ValueError(f"{name} = {value!r} is not a positive finite number: give {name} > 0 ({usual})")
 
 
 def _require_schedule(path: Schedule) -> None:
     if not isinstance(path, Schedule):
-        raise TypeError(f"path is a {type(path).__name__}: give a schedule, such as odediff.VPLinear()")
+        raise TypeError(f"path must be a schedule, not a {type(path).__name__}: give one such as odediff.VPLinear()")

@@ -16,9 +16,9 @@ from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid
 from odediff.inversion import climb, inversion_times, require_images
 from odediff.model import Model
-from odediff.problem import probability_flow
+from odediff.problem import ProbabilityFlow, require_model
 from odediff.recorders import finite_status, pivots
-from odediff.replay import NullSchedule
+from odediff.replay import NullConditionedFlow
 from solvers import DDIM, Node, Stats
 from solvers.arguments import as_number, require_whole
 from solvers.sums import per_row
@@ -38,25 +38,25 @@ def null_text(
     tolerance: float = 1e-5,
     progress: bool = False,
 ) -> Code:
-    """Optimise the null condition of every step and sample, so that guided DDIM follows the unguided encoding.
+    """Optimise the null condition of every step and sample so that guided DDIM follows the unguided encoding.
 
     Mokady et al. 2022, "Null-text inversion for editing real images using guided diffusion models", algorithm 1. The
-    pivot is DDIM's encoding at guidance 1. From its noise down, step i of N takes at most ``iterations`` steps of Adam
-    on ``|x_b - pivot_b|^2`` per component, with the rate ``learning_rate (1 - i/(2N))``, moments that start anew, and
-    the null of the step before as the first guess; a sample stops when its error is at most ``tolerance (1 + 2 i)``.
-    The network's weights stay as they are. Every sample has its own null, moments and end, so that none depends on its
+    pivot is DDIM's encoding at guidance 1. From its noise downwards, step i of N makes at most ``iterations`` steps of
+    Adam on ``|x_b - pivot_b|^2`` per component, with the rate ``learning_rate (1 - i/(2N))``, fresh moments, and the
+    previous step's null as initial value; a sample stops when its error is at most ``tolerance (1 + 2 i)``. The
+    network's weights do not change. Every sample has its own null, moments and stopping point, so none depends on its
     batch mates.
 
-    The guidance is the model's. The null condition is ``model.null_embedding()``, floating-point tensors that take the
-    place of ``model.null``.
+    The guidance is the model's. The null condition is ``model.null_embedding()``, whose floating-point tensors replace
+    those of ``model.null``.
 
     Raises:
         TypeError, ValueError: the model is not guided, has no embedding to optimise, or cannot be inverted.
     """
+    require_model(model)
     _require_descent(iterations, learning_rate=learning_rate, tolerance=tolerance)
     times, pivot, nulls = _prepare(model, images, grid, steps, progress)
-    ode = probability_flow(model)
-    nodes = ode.nodes(times.flip(0).tolist())
+    nodes = ProbabilityFlow(model).nodes(times.flip(0).tolist())
     count = len(nodes) - 1
     x, stored, passes = pivot[0], [], 0
     for i, (a, b) in enumerate(tqdm(list(pairwise(nodes)), desc="null-text", unit="step", disable=not progress)):
@@ -80,14 +80,15 @@ def shared_null(
     learning_rate: float = 1e-2,
     progress: bool = False,
 ) -> Code:
-    """Optimise one null condition for each sample and all steps: what null-text inversion is without its steps.
+    """Optimise one null condition per sample, shared by all steps.
 
     Mokady et al. 2022, section 4, "global null-text". Each of ``iterations`` rounds of Adam sums the gradients of all
     steps, each from the pivot's own state to the pivot's next.
     """
+    require_model(model)
     _require_descent(iterations, learning_rate=learning_rate)
     times, pivot, nulls = _prepare(model, images, grid, steps, progress)
-    nodes = probability_flow(model).nodes(times.flip(0).tolist())
+    nodes = ProbabilityFlow(model).nodes(times.flip(0).tolist())
     adam, passes = _Adam(nulls), 0
     with torch.no_grad():
         wanted = [_landing(_conditional(model), a, b, pivot[i]) for i, (a, b) in enumerate(pairwise(nodes))]
@@ -115,9 +116,10 @@ def negative_prompt(
 ) -> Code:
     """Encode with DDIM at guidance 1, and decode with the condition in place of the null.
 
-    Miyake et al. 2023, "Negative-prompt inversion". The two predictions that guidance compares are then one, and its
-    scale does not matter: the reconstruction is that of guidance 1, bit for bit. It is of use for edits.
+    Miyake et al. 2023, "Negative-prompt inversion". The two predictions that guidance compares are then identical, so
+    its scale does not matter: the reconstruction is that of guidance 1, bit for bit. The method is useful for edits.
     """
+    require_model(model)
     _require_guided(model)
     require_images(images)
     times = inversion_times(model, DDIM(), grid, steps, None)
@@ -126,17 +128,17 @@ def negative_prompt(
         value = model.told(name, model.conditions.get(name, null), images)
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"condition {name!r} is a {type(value).__name__}; a null of each sample must be one tensor, or a "
+                f"condition {name!r} is a {type(value).__name__}, but the null of each sample must be a tensor or a "
                 "number; use odediff.direct_inversion"
             )
         rows[name] = value[None]
-    solution = climb(probability_flow(model.condition(guidance=1.0)), DDIM(), images, times, progress=progress)
+    solution = climb(ProbabilityFlow(model.condition(guidance=1.0)), DDIM(), images, times, progress=progress)
     calls = len(times) - 1
     return _code(model, times, solution.x, rows, calls, calls, solution.status)
 
 
 class _Adam:
-    """Adam (Kingma & Ba 2015) whose moments and counts belong to the samples."""
+    """Adam (Kingma & Ba 2015) with moments and step counts for each sample."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         self.first = {name: torch.zeros_like(value) for name, value in values.items()}
@@ -146,7 +148,7 @@ class _Adam:
     def step(
         self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor], rows: Tensor, rate: float
     ) -> dict[str, Tensor]:
-        """The values after one step of the samples ``rows``, to which the gradients belong."""
+        """The values after one step of the samples ``rows``; the gradients are theirs alone."""
         self.count[rows] += 1
         corrections = [(1 - beta ** self.count[rows]).numpy() for beta in BETAS]
         moved = {}
@@ -164,17 +166,17 @@ class _Adam:
 def _prepare(
     model: Model, images: Tensor, grid: Grid | Tensor | None, steps: int | None, progress: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The times, the pivot, and the first null of every sample."""
+    """The times, the pivot, and the initial null of every sample."""
     _require_guided(model)
     if torch.is_inference_mode_enabled():
         raise ValueError(
-            "torch.inference_mode() records no gradient, by which the null is optimised; call this outside of it"
+            "torch.inference_mode() records no gradients, which optimising the null needs; call this outside it"
         )
     require_images(images)
     start = model.null_embedding()
     times = inversion_times(model, DDIM(), grid, steps, None)
     nulls = {
-        # What the model's null holds for each sample, it is; any other is one row for all.
+        # A null with a row for each sample is used as it is; any other is one row for all.
         name: (value if value is model.null.get(name) and value.ndim else value.expand(len(images), *value.shape))
         .detach()
         .clone()
@@ -191,9 +193,9 @@ def _require_descent(iterations: int, **settings: float) -> None:
 
 
 def _require_guided(model: Model) -> None:
-    if not isinstance(model, Model) or not model.guided:
+    if not model.guided:
         raise ValueError(
-            f"model.guidance={getattr(model, 'guidance', None)!r}: the null condition matters under guidance only; "
+            f"model.guidance={model.guidance!r}: the null condition matters only under guidance; "
             "use model.condition(guidance=7.5), or odediff.encode"
         )
 
@@ -209,7 +211,7 @@ def _optimise(
     rate: float,
     bound: float,
 ) -> tuple[dict[str, Tensor], int]:
-    """The nulls after one node, and the passes of the network that were made for them."""
+    """The optimised nulls of one step, and the number of network passes that they took."""
     with torch.no_grad():
         wanted = _landing(_conditional(model), a, b, x)
     adam, values = _Adam(nulls), dict(nulls)
@@ -231,10 +233,10 @@ def _optimise(
 def _loss_and_gradient(
     model: Model, a: Node, b: Node, x: Tensor, target: Tensor, wanted: Tensor, nulls: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean squared error of each sample's guided step, ``(B,)``, and its gradient by the null condition.
+    """The mean squared error of each sample's guided step, ``(B,)``, and its gradient in the null condition.
 
-    The step is affine in the prediction, so guidance may mix where the two predictions land:
-    ``u + w (c - u)`` for ``wanted``, the landing c of the conditional one.
+    The step is affine in the prediction, so guidance can mix the end points of the two predictions instead:
+    ``u + w (c - u)``, where ``wanted`` is the conditional end point c.
     """
     with torch.enable_grad():
         leaves = {name: value.detach().requires_grad_() for name, value in nulls.items()}
@@ -251,14 +253,14 @@ def _conditional(model: Model) -> Model:
 
 
 def _landing(model: Model, a: Node, b: Node, x: Tensor) -> Tensor:
-    """Where DDIM lands."""
+    """The end point of the DDIM step from a to b."""
     return model.predict(a, x).mix(b.alpha, b.sigma)
 
 
 def _guided_step(model: Model, a: Node, b: Node, x: Tensor, nulls: Mapping[str, Tensor]) -> Tensor:
-    """One step as decoding will make it."""
-    schedule = NullSchedule(model, [float(a.t), float(b.t)], {k: v[None] for k, v in nulls.items()})
-    return DDIM().step(schedule, a, b, x).x
+    """One step, exactly as decoding will make it."""
+    flow = NullConditionedFlow(model, [float(a.t), float(b.t)], {k: v[None] for k, v in nulls.items()})
+    return DDIM().step(flow, a, b, x).x
 
 
 def _code(

@@ -1,7 +1,7 @@
-"""An exception in one line, as messages quote it."""
+"""An exception in one line, as error messages quote it."""
 
 
 def one_line(error: Exception) -> str:
-    """Its class, and the first line of what it says."""
-    said = str(error)
-    return f"{type(error).__name__}: {said.splitlines()[0] if said else 'no message'}"
+    """The exception's class and the first line of its message."""
+    message = str(error)
+    return f"{type(error).__name__}: {message.splitlines()[0] if message else 'no message'}"

@@ -1,4 +1,4 @@
-"""Networks that write every answer into the memory of the one before, which a method may still hold."""
+"""Detect networks that write every output into the memory of the previous one, which a method may still use."""
 
 from __future__ import annotations
 
@@ -12,65 +12,65 @@ from torch import Tensor
 from odediff.fingerprint import held_modules
 
 
-class LastAnswer:
-    """The last answer of a network, as long as somebody holds it, and how often it had been written to."""
+class LastOutput:
+    """A network's last output, while anything still references it, and how often it had been written to."""
 
     def __init__(self) -> None:
-        self._answer: weakref.ref[Tensor] | None = None
+        self._output: weakref.ref[Tensor] | None = None
         self._version = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy has seen nothing."""
+        """A copy starts without a last output."""
         return type(self), ()
 
-    def replace(self, answer: Tensor, told: Sequence[Any], network: Any) -> None:
-        """Take the next answer, to what the network was ``told``.
+    def replace(self, output: Tensor, inputs: Sequence[Any], network: Any) -> None:
+        """Record the next output, computed from ``inputs``.
 
-        What a replayed CUDA graph or another library writes is not counted: another tensor in the memory of an answer
-        that is held is taken for written there, unless it `is_constant`.
+        Writes by a replayed CUDA graph or another library are not counted: another tensor in the memory of an output
+        that is still referenced counts as an overwrite, unless it `is_constant`.
 
         Raises:
-            ValueError: it was written over the last one, which is still held.
+            ValueError: the network overwrote its last output, which is still referenced.
         """
-        before = self._answer() if self._answer is not None else None
+        before = self._output() if self._output is not None else None
         if before is not None:
             rewritten = not before.is_inference() and before._version != self._version
-            if (rewritten or before is not answer) and share_memory(before, answer):
+            if (rewritten or before is not output) and share_memory(before, output):
                 if rewritten:
                     raise _overwritten(network)
-                if not is_constant(answer, told, network):
-                    raise one_memory(network, "the one before is overwritten")
-        # Tensors of inference mode do not count what is written to them.
-        self._answer, self._version = weakref.ref(answer), 0 if answer.is_inference() else answer._version
+                if not is_constant(output, inputs, network):
+                    raise one_memory(network, "the previous output is overwritten")
+        # Tensors of inference mode do not count writes.
+        self._output, self._version = weakref.ref(output), 0 if output.is_inference() else output._version
 
 
-def is_constant(answer: Tensor, told: Sequence[Any], network: Any) -> bool:
-    """Whether an answer is what the network was told, one of its own weights, or one value for many places."""
+def is_constant(output: Tensor, inputs: Sequence[Any], network: Any) -> bool:
+    """Whether an output shares memory with the network's inputs or weights, or repeats one value in many places."""
     modules = (tensor for module in held_modules(network) for tensor in (*module.parameters(), *module.buffers()))
-    known = (*(value for value in told if isinstance(value, Tensor)), *modules)
-    return 0 in answer.stride() or any(share_memory(answer, tensor) for tensor in known)
+    known = (*(value for value in inputs if isinstance(value, Tensor)), *modules)
+    return 0 in output.stride() or any(share_memory(output, tensor) for tensor in known)
 
 
 def _overwritten(network: Any) -> ValueError:
     return ValueError(
-        f"network {type(network).__name__} writes its answer over the one before, which the method still reads; let it "
-        "return a clone"
+        f"network {type(network).__name__} writes its output over the previous one, which the method still reads; let "
+        "it return a clone"
     )
 
 
 def one_memory(network: Any, consequence: str) -> ValueError:
-    """What to say of a network that answers where it answered before."""
+    """The error for a network that returns outputs in the same memory."""
     return ValueError(
-        f"network {type(network).__name__} answers in one and the same memory from call to call, so that "
-        f"{consequence}; let it return a clone"
+        f"network {type(network).__name__} returns its outputs in the same memory at each call, so that {consequence}; "
+        "let it return a clone"
     )
 
 
 def written(tensors: Sequence[Tensor]) -> list[int | None]:
-    """How often each has been written to; None in inference mode, which does not count."""
+    """How often each tensor has been written to; None for those of inference mode, which do not count writes."""
     return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are stored in one place; those of torch.func's transforms answer as well."""
+    """Whether two tensors share their storage; works for tensors inside torch.func's transforms too."""
     return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]

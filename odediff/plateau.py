@@ -1,6 +1,6 @@
-"""The law of `odediff.grid.plateau`: how nodes spread over levels s = sigma/alpha, for every number of them.
+"""The law of `odediff.grid.plateau`: how any number of nodes is spread over levels s = sigma/alpha.
 
-Its constants were chosen along with those of `solvers.GPMultistep`; see benchmarks/README.md.
+Its constants were chosen together with those of `solvers.GPMultistep`; see benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from scipy.integrate import cumulative_trapezoid
 
 FIRST, RISE, NEAREST = 72.0, 0.6, 0.95
-"""Of n nodes below the start s_0 the first is first max(1, n/8)^rise, but no nearer to it than nearest s_0."""
+"""The first of n nodes is at min(FIRST max(1, n/8)^RISE, max(FIRST, NEAREST s_0)), where s_0 is the start."""
 POINTS = 4001
+"""The number of points at which the density is integrated."""
 
 
 class _Low(NamedTuple):
-    """What few nodes do at low levels: their density's level and exponent, and where n of them end.
+    """The law of up to 21 nodes at low levels: the density's level and exponent, and the last of n nodes.
 
-    The last node is last [(10 - less)/(n - less)]^fall, and at most `LARGEST_LAST`.
+    The last node is at last [(10 - less)/(n - less)]^fall, and at most `LARGEST_LAST`.
     """
 
     low: float
@@ -33,18 +34,21 @@ class _Low(NamedTuple):
 FEW = _Low(low=0.18, low_power=0.7, last=0.048, less=1.5, fall=1.57)
 MANY = _Low(low=0.28, low_power=0.4, last=0.058, less=0.0, fall=2.2)
 LARGEST_LAST = 2.0
+"""The highest level of the last of up to 21 nodes."""
 MOST_OF_FEW, LEAST_OF_MANY = 11, 18
+"""The numbers of nodes up to which `FEW` holds and from which `MANY` holds; between these, the law is interpolated."""
 HIGH, HIGH_AT, HIGH_POWER = (14.0, 28.0), (5, 13), 0.9
-"""The levels above which nodes thin out: the first for up to 5 nodes, the second from 13 on."""
+"""The levels above which nodes thin out (the first for up to 5 nodes, the second from 13 on), and their exponent."""
 CLOSE, CLOSE_HIGH, CLOSE_AT = 22, 0.78, (22, 30, 50)
 CLOSE_LOW, CLOSE_LOW_POWER, CLOSE_LAST = (0.15, 0.3, 0.3), (0.8, 0.6, 0.6), (0.011, 0.013, 0.013)
 CLOSE_HIGH_POWER = (0.7, 0.3, 0.2)
-"""From 22 nodes on they suit `solvers.gp_handover`: the high level over the number of nodes, and for 22, 30 and 50
-nodes the low level, its exponent, the last node, and the exponent of the high level. What a network's answers scatter
-by weighs most at high levels, where the error of a step is its length times that scatter: so many nodes go there."""
+"""The law from 22 nodes on, which suits `solvers.gp_handover`: the high level divided by the number of nodes and, for
+22, 30 and 50 nodes, the low level, its exponent, the last node, and the exponent of the high level. The scatter of a
+network's errors weighs most at high levels, where a step's error is its length times that scatter: many nodes go
+there."""
 DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH, DEPARTURE_HIGH_POWER = 0.04, 0.6, 2.0, 0.5
-"""Of nodes that set out from a given level, as those of an inversion: the high level over the number of nodes. What is
-missed at low levels, where everything begins, is carried all the way, and many nodes go there."""
+"""The law of nodes that start from a given level, as in an inversion; DEPARTURE_HIGH is the high level divided by the
+number of nodes. Errors at low levels, where the solve begins, are carried all the way, so many nodes go there."""
 
 
 class Law(NamedTuple):
@@ -57,7 +61,7 @@ class Law(NamedTuple):
     last: float
 
     def between(self, first: float, last: float, count: int) -> NDArray[np.float64]:
-        """The logarithms of the ``count - 2`` levels that have equal shares of the density between two levels."""
+        """The logarithms of the ``count - 2`` levels that divide the density between two levels into equal shares."""
         levels = np.linspace(math.log(first), math.log(last), POINTS)
         s = np.exp(levels)
         density = 1 / ((1 + (self.low / s) ** self.low_power) * (1 + (s / self.high) ** self.high_power))
@@ -66,17 +70,17 @@ class Law(NamedTuple):
 
 
 def first_level(count: int, noisiest: float) -> float:
-    """The first of ``count`` levels below the path's start, which is the noisiest."""
+    """The first of ``count`` levels below the path's start, whose level is ``noisiest``."""
     return min(FIRST * max(1.0, count / 8) ** RISE, max(FIRST, NEAREST * noisiest))
 
 
 def departing(count: int, last: float) -> Law:
-    """The law of so many nodes that set out from the level ``last``."""
+    """The law of ``count`` nodes that start from the level ``last``."""
     return Law(DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH * count, DEPARTURE_HIGH_POWER, last)
 
 
 def law_of(count: int) -> Law:
-    """The law of so many nodes that lead to the data."""
+    """The law of ``count`` nodes that lead to the data."""
     if count >= CLOSE:
         low, low_power, high_power, last = (
             float(np.interp(count, CLOSE_AT, values))

@@ -1,7 +1,7 @@
-"""Prediction forms: what a network's output says about data and noise.
+"""Prediction forms: how a network's output determines data and noise.
 
-A network that looks at ``x = alpha x0 + sigma eps`` may be trained to return any combination of the two. With ``x``
-known, every one of them gives both:
+A network that sees ``x = alpha x0 + sigma eps`` may be trained to return any combination of the two. Together with
+``x``, each of these determines both:
 
     epsilon   F = eps                      x0 = (x - sigma F) / alpha
     x0        F = x0                       eps = (x - alpha F) / sigma
@@ -25,7 +25,7 @@ Form = Literal["epsilon", "x0", "v", "flow", "score"]
 FORMS: tuple[str, ...] = get_args(Form)
 
 LEAST_SIGNAL = 1e-6
-"""Below this share of the state's scale, float32 holds nothing of the part that a form would have to recover."""
+"""The share of the state's scale below which float32 retains nothing of the part that a form has to recover."""
 
 
 class NetworkPrediction(Prediction):
@@ -52,8 +52,8 @@ class NetworkPrediction(Prediction):
         return self._once("eps", 0.0, 1.0)
 
     def terms(self, data: Real, noise: Real) -> Terms:
-        """``data x0 + noise eps`` without computing either: a sum of the state and the output."""
-        # At the ends of time the coefficients of the part that is not asked for may be infinite.
+        """``data x0 + noise eps`` as a sum of the state and the output, without computing x0 or eps."""
+        # At the ends of time, the coefficients of the part that is not needed may be infinite.
         if is_zero(noise):
             of_x, of_output = data * self.data[0], data * self.data[1]
         elif is_zero(data):
@@ -70,7 +70,7 @@ class NetworkPrediction(Prediction):
 
 
 def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPrediction:
-    """Split ``x`` at ``node`` into data and noise, given the network's ``output`` in that form."""
+    """Split ``x`` at ``node`` into data and noise, given the network's ``output`` in this form."""
     alpha, sigma = node.alpha, node.sigma
     if form == "epsilon":
         return NetworkPrediction(x, output, data=(1 / alpha, -sigma / alpha), noise=(0.0, 1.0))
@@ -88,7 +88,7 @@ def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPredict
 
 
 def network_output(form: Form, node: Node, known: Prediction) -> Tensor:
-    """What a perfect network of that form returns where data and noise are ``known``: the inverse of `predict`."""
+    """The output of a perfect network of this form for ``known`` data and noise: the inverse of `predict`."""
     if form == "epsilon":
         return known.eps
     if form == "x0":
@@ -99,16 +99,16 @@ def network_output(form: Form, node: Node, known: Prediction) -> Tensor:
         return known.mix(-1.0, 1.0)
     if anywhere(node.sigma == 0):
         raise ValueError(
-            f'prediction="score" is -eps / sigma and cannot be told at sigma = 0 (t={node.t}): end the grid above 0 or '
-            'use the form "epsilon"'
+            f'prediction="score" is -eps / sigma, which is undefined at sigma = 0 (t={node.t}): end the grid above 0, '
+            'or use the form "epsilon"'
         )
     return combine((-1 / node.sigma, known.eps))
 
 
 def require_information(form: Form, node: Node) -> None:
-    """Raise `ValueError` at an end of time where ``form`` says nothing about the part that it leaves out.
+    """Raise `ValueError` at an end of time where ``form`` does not determine both data and noise.
 
-    At alpha = 0 the state is the noise, so predicting epsilon tells nothing of the data; at sigma = 0 the reverse.
+    At alpha = 0 the state is the noise, so epsilon says nothing about the data; at sigma = 0 the reverse holds for x0.
     """
     alpha, sigma = node.alpha, node.sigma
     if form in ("epsilon", "score") and anywhere(alpha < LEAST_SIGNAL * sigma):

@@ -15,7 +15,7 @@ from solvers.real import Real
 
 
 class ProbabilityFlow(PathODE):
-    """``dx/dt = alpha'(t) x0(x, t) + sigma'(t) eps(x, t)``, with a model's predictions."""
+    """``dx/dt = alpha'(t) x0(x, t) + sigma'(t) eps(x, t)``, with the model's predictions of x0 and eps."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -23,7 +23,7 @@ class ProbabilityFlow(PathODE):
 
     @cached_property
     def end(self) -> Node | None:  # type: ignore[override]
-        """The schedule's, where grids end, unless the model is declared to be continuous."""
+        """The node at the schedule's end, where grids end; None if the model is declared continuous."""
         return None if self.model.continuous else self.node(self.model.path.end)
 
     def coordinates(self) -> Coordinates:
@@ -52,15 +52,24 @@ class ProbabilityFlow(PathODE):
 
 
 def probability_flow(model: Model) -> ProbabilityFlow:
-    """The probability-flow ODE of ``model``: solving it forward in noise is inversion, backward is sampling."""
+    """The probability-flow ODE of ``model``: solved towards noise it inverts, towards data it samples."""
+    require_model(model)
+    return ProbabilityFlow(model)
+
+
+def require_model(model: object) -> None:
+    """Raise `TypeError` unless ``model`` is a `Model`, and warn if its network is in training mode.
+
+    Each public function calls this once, directly: the warning points at the line that called that function.
+    """
     if not isinstance(model, Model):
         raise TypeError(
-            f"model is a {type(model).__name__}, no odediff.Model; wrap the network: odediff.Model(network, path)"
+            f"model must be an odediff.Model, not a {type(model).__name__}; wrap the network: "
+            "odediff.Model(network, path)"
         )
     if model.unsteady:
         warnings.warn(
-            f"network {type(model.network).__name__} is in training mode: dropout or statistics of the batch change "
-            "what it answers, so that no seed fixes a sample; call network.eval()",
+            f"network {type(model.network).__name__} is in training mode: dropout or batch statistics change its "
+            "output, so no seed fixes a sample; call network.eval()",
             stacklevel=3,
         )
-    return ProbabilityFlow(model)

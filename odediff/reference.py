@@ -1,4 +1,4 @@
-"""Tight references: the network's own exact flow, as far as a short computation goes."""
+"""Accurate references: the network's exact flow, as closely as a short computation allows."""
 
 from __future__ import annotations
 

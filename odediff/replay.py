@@ -1,4 +1,4 @@
-"""What a recorded code adds to a solve: an offset after every step, a null condition for every step."""
+"""The additions of a recorded code to a solve: an offset or a null condition for every step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from solvers.solver import Past
 
 
 class Offsets(NamedTuple):
-    """The offsets of all steps, ``(N, B, ...)``, and the number of the step that comes next."""
+    """The offsets of all steps, ``(N, B, ...)``, and the number of the next step."""
 
     values: Tensor
     next: int
@@ -25,7 +25,7 @@ class Offsets(NamedTuple):
 
 @dataclass(frozen=True)
 class Silence(NoiseStream):
-    """A stream without noise: a stochastic step with it is the mean of that step."""
+    """A stream of zeros, with which a stochastic step gives its mean."""
 
     seed: int = 0
 
@@ -36,13 +36,13 @@ class Silence(NoiseStream):
 
 @dataclass(frozen=True)
 class Replayed(Solver):
-    """``x_b = mean(a->b, x_a) + offset``: the one-step method ``base``, its noise replaced by what was recorded."""
+    """``x_b = mean(a->b, x_a) + offset``: the one-step method ``base``, with its noise replaced by recorded offsets."""
 
     base: Solver
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """That of the base method."""
+        """The order of the base method."""
         return self.base.order
 
     def start(
@@ -55,15 +55,15 @@ class Replayed(Solver):
         past: Past = (),
         state: Tensor | None = None,
     ) -> Offsets:
-        """The offsets, from the first one on."""
+        """The offsets, beginning with the first."""
         if state is None or len(state) != len(nodes) - 1:
             raise ValueError(
-                f"offsets: {len(nodes) - 1} steps need as many; decode the code that they were recorded in"
+                f"offsets: {len(nodes) - 1} steps need as many offsets; decode the code in which they were recorded"
             )
         return Offsets(state, 0)
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
-        """The mean, and the offset of this step."""
+        """The mean plus the offset of this step."""
         end = mean_step(self.base, ode, a, b, x) + state.values[state.next]
         return Step(end, state=state._replace(next=state.next + 1))
 
@@ -74,11 +74,11 @@ def mean_step(solver: Solver, ode: Any, a: Node, b: Node, x: Tensor) -> Tensor:
     return solver.step(ode, a, b, x, solver.start(ode, (a, b), x, stream=silence)).x
 
 
-class NullSchedule(ProbabilityFlow):
+class NullConditionedFlow(ProbabilityFlow):
     """The probability flow of a model whose null condition changes from node to node.
 
-    ``times`` are the nodes, noise first; ``nulls`` hold, for each condition, one row of values per node but the last,
-    ``(N, B, ...)``, or one for all, ``(1, B, ...)``.
+    ``times`` are the nodes, noise first; ``nulls`` contains, for each condition, one row of values for every node but
+    the last, ``(N, B, ...)``, or one for all nodes, ``(1, B, ...)``.
     """
 
     def __init__(self, model: Model, times: Sequence[float] | Tensor, nulls: Mapping[str, Tensor]) -> None:
@@ -91,12 +91,12 @@ class NullSchedule(ProbabilityFlow):
         step = self.steps.get(float(node.t))
         if step is None:
             raise ValueError(
-                f"times: the null conditions belong to the nodes of their grid, and t={node.t} is none of them; decode "
-                "with the solver that they were recorded with"
+                f"times: the null conditions belong to the nodes of their grid, and t={node.t} is not one of them; "
+                "decode with the solver with which they were recorded"
             )
         null = {name: values[step if len(values) > 1 else 0] for name, values in self.nulls.items()}
         return replace(self.model, null={**self.model.null, **null}).predict(node, x)
 
-    def rows(self, index: Tensor) -> NullSchedule:
+    def rows(self, index: Tensor) -> NullConditionedFlow:
         selected = {name: values[:, index.to(values.device)] for name, values in self.nulls.items()}
-        return NullSchedule(self.model.rows(index), self.times, selected)
+        return NullConditionedFlow(self.model.rows(index), self.times, selected)

@@ -1,4 +1,4 @@
-"""A way to the noise and back, measured: what returns, what the noise is like, what it cost."""
+"""A measured round trip to the noise and back: the reconstruction, the noise, and the cost."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ COLUMNS = ("latent", "with pair", "without", "mean", "std", "autocorrelation", "
 
 
 def exact_latent(model: Model, images: Tensor, grid: Any, steps: int) -> Tensor:
-    """The noise of images by the flow itself, as near as RK4 on the rotation line comes in ``steps`` steps."""
+    """The noise of images under the exact flow, approximated by RK4 on the rotation line in ``steps`` steps."""
     return encode(model, images, solver=RK4(Rotation()), grid=grid, steps=steps).x
 
 
 def measure(
     model: Model, images: Tensor, exact: Tensor, solver: Solver, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Tensor]:
-    """What a round trip gives, by the names of `COLUMNS`, and the images that came back.
+    """The results of a round trip, named as in `COLUMNS`, and the reconstructed images.
 
-    ``latent`` is the distance of the latent to ``exact``; ``with pair`` and ``without`` are those of the images to
-    their reconstructions, with the companion of a reversible method and without it. All three are the largest among
+    ``latent`` is the distance of the latent from ``exact``; ``with pair`` and ``without`` are those of the images from
+    their reconstructions with and without the companion of a reversible method. All three are largest magnitudes over
     the samples that did not fail.
     """
     begun = time.perf_counter()
@@ -50,5 +50,5 @@ def measure(
 
 
 def largest(values: Tensor) -> float:
-    """The largest magnitude; NaN of nothing."""
+    """The largest magnitude; NaN if there are no values."""
     return float(values.abs().max()) if values.numel() else math.nan

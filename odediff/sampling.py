@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from odediff import grid as grids
 from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing, warn_of_scale
 from odediff.device import available, is_at
 from odediff.model import Model
-from odediff.problem import ProbabilityFlow, probability_flow
+from odediff.problem import ProbabilityFlow, require_model
 from odediff.schedule import Schedule, VPTable
-from odediff.tolerance import at_tolerance, follows_tolerance, tolerance_span
+from odediff.tolerance import at_tolerance, follows_tolerance, require_one_budget, tolerance_span
 from solvers import GPMultistep, Node, NoiseStream, Solver, solve
 from solvers.solve import Closing
 from solvers.solver import require_solver
 
 CLOSING_CALLS: dict[Closing, int] = {"denoise": 1, "extrapolate": 0, None: 0}
+"""The number of calls that each closing rule makes itself."""
 
 
 def sample(
@@ -49,42 +51,44 @@ def sample(
 
     Args:
         model: the network and its declaration.
-        shape: of the result, ``(B, ...)``; or give ``noise``.
-        noise: the state to start from, instead of drawing it from the seed.
-        solver: the method; unless given the one that buys most with few calls, see `defaults.default_solver`.
-        grid: a function of `odediff.grid`, or the times themselves, noise first, which without ``rtol`` are taken as
-            they are; unless given the solver's own, see `defaults.default_grid`.
-        steps: intervals of the grid, the closing one included; 20 unless ``nfe`` or ``rtol`` is given.
+        shape: the shape of the result, ``(B, ...)``; not with ``noise``.
+        noise: the state to start from, instead of one drawn from the seed.
+        solver: the method; default: the best one at few calls, see `defaults.default_solver`.
+        grid: a function of `odediff.grid`, or the times themselves, noise first, which without ``rtol`` are used as
+            they are; default: the grid that suits the solver, see `defaults.default_grid`.
+        steps: the number of intervals of the grid, including the closing one; default: 20, if neither ``nfe`` nor
+            ``rtol`` is given.
         nfe: a ceiling on the field's evaluations, instead of ``steps``: the most steps whose calls do not exceed it.
-        rtol: a tolerance instead of ``steps`` or ``nfe``: the error allowed to each step of each sample, relative to
-            the state's size, or to 1 where that is smaller: of data much below 1 it is absolute, unless the solver is
-            given an ``atol``. The solver must follow a tolerance; `solvers.AdaptiveAdams` unless given. No grid is
-            needed; the times of one are further nodes, beside the schedule's end. Each sample takes steps of its own,
-            so that the network is told another time in every row.
+        rtol: a tolerance instead of ``steps`` or ``nfe``: the error allowed in each step of each sample, relative to
+            max(1, |state|), so effectively absolute for data well below 1, unless the solver has its own ``atol``. The
+            solver must follow a tolerance; default: `solvers.AdaptiveAdams`. No grid is needed; the times of a given
+            one become nodes, beside the schedule's end. Each sample has its own steps, so the network receives a
+            different time in every row.
         seed: fixes every sample, whatever the batch size, its order, or how work is sharded; to the last bit in float32
-            and float64, if the network's rows do not depend on each other, or with `Model.chunk`. (Sums in half
-            precision round by a row's place in memory.)
-        samples: the ids of the batch's samples for the seed, 0..B-1 unless given: shards pass their own range.
-        dtype: of the state that is drawn, float32 unless given; float64 with a float32 network is a supported setting.
-        device: of the state that is drawn, that of the network's parameters unless given.
-        closing: what happens on the last interval, to the data; see `solvers.solve`. "auto" denoises, unless the
-            solver `Solver.closes` by itself. Where a tolerance is followed it goes to the data without an error of its
-            own: a model declared continuous is followed to the end, any other extrapolated by solvers that can.
+            and float64, if the network's rows do not depend on each other, or with `Model.chunk`. (In half precision,
+            the rounding of sums depends on a row's place in memory.)
+        samples: the ids of the batch's samples for the seed; default: 0..B-1. Shards pass their own range.
+        dtype: the dtype of the drawn state; default: float32. float64 with a float32 network is supported.
+        device: the device of the drawn state; default: that of the network's parameters.
+        closing: how the last interval, to the data, is solved; see `solvers.solve`. "auto" denoises, unless the solver
+            `Solver.closes` by itself. With a tolerance, "auto" reaches the data without adding an error of its own: a
+            model declared continuous is followed to the end, any other is extrapolated by solvers that can.
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
         trajectory: whether the solution keeps the states at all nodes.
-        throw: whether to raise when a sample fails, instead of returning it as it is, with its status in the solution.
-        return_solution: whether to return the `Solution`, with calls, statuses and nodes, instead of its end.
+        throw: whether to raise if a sample fails, instead of returning it as it is, with its status in the solution.
+        return_solution: whether to return the `Solution`, with calls, statuses and nodes, instead of its end state.
 
     Returns:
         The samples, a `Tensor`, or with ``return_solution`` a `solvers.Solution`.
 
     Raises:
-        TypeError, ValueError: an argument cannot be used; nothing has been computed, unless it is a time of the grid
-            at which the network turns out to be undefined.
-        solvers.SolveError: samples became infinite or NaN; its ``solution`` holds them and all others.
+        TypeError, ValueError: an argument cannot be used; nothing has been computed, unless the network turns out to be
+            undefined at a time of the grid.
+        solvers.SolveError: samples became infinite or NaN; its ``solution`` contains them and all others.
     """
-    ode = probability_flow(model)
+    require_model(model)
+    ode = ProbabilityFlow(model)
     if samples is not None and not isinstance(samples, Iterable):
         raise TypeError(f"samples={samples!r} must be the ids of the samples, one for each, such as range(3)")
     if noise is not None and not isinstance(noise, Tensor):
@@ -99,24 +103,7 @@ def sample(
         require_solver(solver)
         closing = fixed_closing(solver, closing)
         times = make_times(ode, solver, grid, steps, nfe, closing)
-    if (shape is None) == (noise is None):
-        raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
-    if noise is None:
-        dtype = torch.float32 if dtype is None else dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype={dtype!r} does not hold a state; use torch.float32 or torch.float64")
-        place = model.device if device is None else available(device)
-        state = torch.empty(_checked_shape(shape), dtype=dtype, device=place)  # type: ignore[arg-type]
-        start = model.path.node(float(times[0]))
-        drawn, stream = stream.draw(state)
-        noise = drawn.mul_(initial_deviation(start))
-    else:
-        if dtype not in (None, noise.dtype) or not (device is None or is_at(device, noise.device)):
-            raise ValueError(
-                f"dtype={dtype}, device={device}: noise is {noise.dtype} on {noise.device}; leave them out, or pass "
-                "noise.to(...)"
-            )
-        stream = NoiseStream(seed, stream.samples, counter=1)
+    noise, stream = _start(model, float(times[0]), shape, noise, dtype, device, stream)
     with torch.no_grad():
         solution = solve(
             ode,
@@ -132,7 +119,7 @@ def sample(
         )
     if nfe is not None and solution.stats.nfe > nfe:
         raise ValueError(
-            f"nfe={nfe}: {solver} made {solution.stats.nfe} calls, more than its calls() says; let calls(n_steps) "
+            f"nfe={nfe}: {solver} made {solution.stats.nfe} calls, more than its calls() promises; let calls(n_steps) "
             "return what n_steps steps cost"
         )
     if by_default and isinstance(solver, GPMultistep):
@@ -140,9 +127,42 @@ def sample(
     return solution if return_solution else solution.x
 
 
+def _start(
+    model: Model,
+    time: float,
+    shape: Sequence[int] | None,
+    noise: Tensor | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    stream: NoiseStream,
+) -> tuple[Tensor, NoiseStream]:
+    """The state to start from, given or drawn, and the stream that draws next."""
+    if (shape is None) == (noise is None):
+        raise ValueError("shape, noise: give exactly one of them, the shape of the result or the state to start from")
+    if noise is not None:
+        if dtype not in (None, noise.dtype) or not (device is None or is_at(device, noise.device)):
+            raise ValueError(
+                f"dtype={dtype}, device={device}: noise is {noise.dtype} on {noise.device}; leave them out, or pass "
+                "noise.to(...)"
+            )
+        return noise, replace(stream, counter=1)
+    dtype = torch.float32 if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype={dtype!r} is not a floating-point dtype; use torch.float32 or torch.float64")
+    place = model.device if device is None else available(device)
+    state = torch.empty(_checked_shape(shape), dtype=dtype, device=place)  # type: ignore[arg-type]
+    return initial_noise(model.path.node(time), state, stream)
+
+
 def initial_deviation(start: Node) -> float:
-    """The deviation of unit-variance data at ``start``, ``sqrt(alpha^2 + sigma^2)``: 1 on every VP path."""
+    """The deviation at ``start`` of data of unit variance, ``sqrt(alpha^2 + sigma^2)``: 1 on every VP path."""
     return math.hypot(float(start.alpha), float(start.sigma))
+
+
+def initial_noise(start: Node, like: Tensor, stream: NoiseStream) -> tuple[Tensor, NoiseStream]:
+    """Noise in the shape of ``like`` with the deviation of the states at ``start``, and the stream that draws next."""
+    noise, stream = stream.draw(like)
+    return noise.mul_(initial_deviation(start)), stream
 
 
 def make_times(
@@ -154,28 +174,29 @@ def make_times(
     closing: Closing,
 ) -> Tensor:
     """The times that the arguments of `sample` describe; ``steps`` and ``nfe`` exclude each other."""
-    if steps is not None and nfe is not None:
-        raise ValueError(f"steps={steps}, nfe={nfe}: give one of them, they exclude each other")
+    require_one_budget(steps, nfe)
     path = ode.model.path
     if isinstance(grid, Tensor):
         if steps is not None or nfe is not None:
-            raise ValueError("grid: a tensor of times has its number of steps; leave out steps and nfe")
+            raise ValueError("grid: a tensor of times fixes the number of steps; leave out steps and nfe")
         return grids.custom(path, grid)
     if grid is not None and not callable(grid):
-        raise TypeError(f"grid={grid!r} is no grid; pass a function such as odediff.grid.karras, or a tensor of times")
+        raise TypeError(
+            f"grid={grid!r} is not a grid; pass a function such as odediff.grid.karras, or a tensor of times"
+        )
     place = grid or default_grid(solver, ode.model.integer_time)
     if steps is not None:
         return _placed(place, path, steps)
     times = times_at_most(place, path, STEPS if nfe is None else steps_within(solver, nfe, closing))
     if nfe is None:
         return times
-    # Where a grid ends above the data, no closing call is made, and a step more may be.
+    # If a grid ends above the data, its last interval costs a step of the solver instead of a closing call.
     while len(times) > 2 and _calls(ode, solver, times, closing) > nfe:
         times = _placed(place, path, len(times) - 2)
     if (cost := _calls(ode, solver, times, closing)) > nfe:
-        raise ValueError(f"nfe={nfe} does not pay for one step of {solver} on this grid, which costs {cost}")
-    # `Solver.calls` is a bound: where steps at singular nodes are cheaper, the ceiling has room for more of them.
-    while len(times) < 2 * nfe + 16:
+        raise ValueError(f"nfe={nfe} is too small for one step of {solver} on this grid; it needs at least {cost}")
+    # `Solver.calls` is an upper bound: if steps at singular nodes are cheaper, the ceiling leaves room for more.
+    while len(times) < _step_limit(nfe):
         try:
             longer = _placed(place, path, len(times))
         except ValueError:  # a table has no more entries
@@ -187,7 +208,7 @@ def make_times(
 
 
 def times_at_most(place: Grid, path: Schedule, steps: int) -> Tensor:
-    """The times of a grid of so many steps; of as many as a table has entries, where it visits no more."""
+    """The times of a grid of ``steps`` steps, or of a table's entries if the grid cannot have that many."""
     try:
         return _placed(place, path, steps)
     except ValueError:
@@ -197,12 +218,14 @@ def times_at_most(place: Grid, path: Schedule, steps: int) -> Tensor:
 
 
 def _placed(place: Grid, path: Schedule, steps: int) -> Tensor:
-    """The times of a grid, which are checked: a function of the user's own may return anything."""
+    """The checked times of a grid, since a user's own function may return anything."""
     times = place(path, steps=steps)
     if not isinstance(times, Tensor):
         raise TypeError(f"grid={place!r} returned a {type(times).__name__}; let it return a tensor of times")
     if times.shape != (steps + 1,):
-        raise ValueError(f"grid={place!r} returned {tuple(times.shape)} times for steps={steps}; it must be steps + 1")
+        raise ValueError(
+            f"grid={place!r} returned times of shape {tuple(times.shape)} for steps={steps}; it must return steps + 1"
+        )
     return grids.custom(path, times)
 
 
@@ -215,28 +238,32 @@ def _calls(ode: ProbabilityFlow, solver: Solver, times: Tensor, closing: Closing
 
 
 def _most_calls(solver: Solver, steps: int, closing: Closing) -> int:
-    """A bound on the calls of ``steps`` steps, the closing one included."""
+    """An upper bound on the calls of ``steps`` steps, including the closing one."""
     return solver.calls(steps if closing is None else steps - 1) + CLOSING_CALLS[closing]
 
 
+def _step_limit(nfe: int) -> int:
+    """More steps than any method makes with ``nfe`` calls: the search for the longest affordable grid ends here."""
+    return 2 * nfe + 16
+
+
 def steps_within(solver: Solver, nfe: int, closing: Closing = "denoise") -> int:
-    """The most steps, the closing one included, whose calls do not exceed ``nfe`` on any grid.
+    """The most steps, including the closing one, whose calls do not exceed ``nfe`` on any grid.
 
     Raises:
-        ValueError: ``nfe`` is no whole number, or too small for one step; the message names the smallest.
+        ValueError: ``nfe`` is not an integer, or too small for one step; the message names the smallest.
     """
     if isinstance(nfe, bool) or not isinstance(nfe, int | np.integer):
         raise ValueError(f"nfe={nfe!r} must be a whole number, a ceiling on the field's evaluations")
-    # Closing by denoising alone is a one-step solve; extrapolating needs a step of the solver first.
+    # A denoising step alone is a solve; extrapolation needs a step of the solver first.
     steps = 2 if closing == "extrapolate" else 1
-    if nfe < _most_calls(solver, steps, closing):
+    if nfe < (least := _most_calls(solver, steps, closing)):
+        raise ValueError(f"nfe={nfe} is too small for one step of {solver}; it needs at least {least}")
+    limit = _step_limit(nfe)
+    if (promised := _most_calls(solver, limit, closing)) <= nfe:
         raise ValueError(
-            f"nfe={nfe} does not pay for one step of {solver}; the smallest is {_most_calls(solver, steps, closing)}"
-        )
-    if (paid := _most_calls(solver, 2 * nfe + 16, closing)) <= nfe:
-        raise ValueError(
-            f"nfe={nfe}: by its calls() {solver} makes {paid} calls in {2 * nfe + 16} steps; let calls(n_steps) return "
-            "what n_steps steps cost"
+            f"nfe={nfe}: according to its calls(), {solver} makes {promised} calls in {limit} steps; let "
+            "calls(n_steps) return what n_steps steps cost"
         )
     while _most_calls(solver, steps + 1, closing) <= nfe:
         steps += 1

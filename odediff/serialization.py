@@ -1,4 +1,4 @@
-"""Solvers and conditions as JSON and tensors, which is all that the file of a code may hold."""
+"""Solvers and conditions as JSON and tensors, the only contents of a code's file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import solvers
 
 
 def written(value: Any) -> Any:
-    """A solver as JSON: the names of classes and their fields; plain values as they are.
+    """A solver as JSON: the names of its classes, their fields, and plain values unchanged.
 
     Raises:
         TypeError: a part is neither a dataclass nor a plain value.
@@ -22,13 +22,15 @@ def written(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [written(one) for one in value]
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise TypeError(f"code.solver holds {value!r}, which has no written form; use numbers, strings and dataclasses")
+        raise TypeError(
+            f"code.solver contains {value!r}, which has no written form; use numbers, strings and dataclasses"
+        )
     fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
     return {"class": type(value).__name__, **fields}
 
 
 def read_back(description: Any) -> Any:
-    """What `written` wrote, of the classes that `solvers` exports and no others: a file names no code to run."""
+    """What `written` wrote, limited to the classes that `solvers` exports: a file must not name code to run."""
     if isinstance(description, list):
         return tuple(read_back(one) for one in description)
     if not isinstance(description, dict):
@@ -47,11 +49,11 @@ def read_back(description: Any) -> Any:
 def taken_apart(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Conditions as JSON, and their tensors by name; `put_together` undoes it.
 
-    A tensor has the name of its condition after ``name`` and a point; those inside of dicts and lists are numbered, and
-    stand there as ``{"tensor": its name}``.
+    A tensor is named after its condition, as ``name.condition``; tensors inside dicts and lists are numbered, and
+    replaced there by ``{"tensor": its name}``.
 
     Raises:
-        TypeError: a part is neither number, text, tensor, nor a dict, list or tuple of these.
+        TypeError: a part is not a number, text, a tensor, or a dict, list or tuple of these.
     """
     tensors = {f"{name}.{key}": value for key, value in values.items() if isinstance(value, Tensor)}
 
@@ -64,7 +66,7 @@ def taken_apart(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], d
             return {"tensor": number}
         if isinstance(value, Mapping):
             if odd := [key for key in value if not isinstance(key, str)]:
-                raise TypeError(f"{place}: the key {odd[0]!r} has no written form; use text for keys")
+                raise TypeError(f"{place}: the key {odd[0]!r} has no written form; use strings as keys")
             return {"dict": {key: plain(part, f"{place}[{key!r}]") for key, part in value.items()}}
         if isinstance(value, list | tuple):
             return {type(value).__name__: [plain(part, f"{place}[{number}]") for number, part in enumerate(value)]}

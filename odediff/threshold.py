@@ -1,4 +1,4 @@
-"""Thresholding: keep the predicted data inside the range of images."""
+"""Thresholding keeps the predicted data inside the range of images."""
 
 import math
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class StaticThreshold:
 
 @dataclass(frozen=True)
 class DynamicThreshold:
-    """Clip each sample's x0 at its own quantile of |x0|, at least ``limit``, and scale it back to ``limit``.
+    """Clip each sample's x0 at its own quantile of |x0|, but at least at ``limit``, and scale it back to ``limit``.
 
     Saharia et al. 2022 ("Imagen"), section 2.3 and appendix figure A.10: ``s = max(quantile(|x0|), limit)``, then
-    ``x0 = clip(x0, -s, s) limit / s``. diffusers bounds s by ``sample_max_value``, by default at 1, which makes its
-    thresholding `StaticThreshold`. ``keep_eps`` as in `threshold_prediction`.
+    ``x0 = clip(x0, -s, s) limit / s``. diffusers bounds s by ``sample_max_value``, whose default of 1 turns its
+    thresholding into `StaticThreshold`. ``keep_eps`` as in `threshold_prediction`.
     """
 
     quantile: float = 0.995
@@ -56,12 +56,12 @@ Threshold = StaticThreshold | DynamicThreshold
 
 
 def threshold_prediction(threshold: Threshold, node: Node, prediction: Prediction) -> Prediction:
-    """Threshold x0, and let eps follow so that the two still make up the state.
+    """Threshold x0, and adapt eps so that the two still make up the state.
 
-    ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was cut, eps stays as it was. With
-    ``keep_eps`` it stays so everywhere, and the two no longer make up the state: that is what DDIM of diffusers does
-    with ``clip_sample``, unless it is told ``use_clipped_model_output``. Methods that go along the noise line read eps
-    alone, and see nothing of the threshold then.
+    ``eps' = eps + (alpha / sigma) (x0 - x0')``; at sigma = 0, and where nothing was clipped, eps does not change. With
+    ``keep_eps`` it never changes, and the two no longer make up the state: diffusers' DDIM does this with
+    ``clip_sample``, unless ``use_clipped_model_output`` is set. Methods on the noise line read only eps, so they then
+    ignore the threshold.
     """
     x0 = threshold(prediction.x0)
     if threshold.keep_eps:
@@ -71,11 +71,11 @@ def threshold_prediction(threshold: Threshold, node: Node, prediction: Predictio
 
 
 def _quantile(rows: Tensor, q: float) -> Tensor:
-    """The quantile of every row, linear between two of its values; `torch.quantile` takes no more than 2^24."""
+    """The quantile of every row, interpolated linearly; `torch.quantile` accepts at most 2^24 values."""
     place = q * (rows.shape[1] - 1)
     below = math.floor(place)
     ranks = below, math.ceil(place)
-    if rows.is_cuda:  # there torch has no kthvalue for those who ask for deterministic algorithms
+    if rows.is_cuda:  # on CUDA, torch has no deterministic kthvalue
         lower, upper = rows.sort(dim=1).values[:, ranks].unbind(1)
     else:
         lower, upper = (rows.kthvalue(1 + rank, dim=1).values for rank in ranks)
@@ -84,4 +84,6 @@ def _quantile(rows: Tensor, q: float) -> Tensor:
 
 def _require_limit(limit: float) -> None:
     if not 0 < as_number(limit) < math.inf:
-        raise ValueError(f"threshold: limit={limit!r} must be positive and finite; images in [-1, 1] have limit 1")
+        raise ValueError(
+            f"threshold: limit={limit!r} must be positive and finite; for images in [-1, 1] the limit is 1"
+        )

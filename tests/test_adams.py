@@ -264,14 +264,16 @@ def test_rtol_reaches_the_closed_form_flow_in_sampling():
 @pytest.mark.parametrize("other", ["steps", "nfe"])
 def test_rtol_steps_and_nfe_exclude_each_other(other):
     model = gaussian_model()
-    with pytest.raises(ValueError, match=rf"rtol=0\.001, {other}=5: give one of them"):
+    with pytest.raises(ValueError, match=rf"rtol=0\.001, {other}=5: these exclude each other"):
         odediff.sample(model, (1, 2), rtol=1e-3, **{other: 5})
-    with pytest.raises(ValueError, match=rf"rtol=0\.001, {other}=5: give one of them"):
+    with pytest.raises(ValueError, match=rf"rtol=0\.001, {other}=5: these exclude each other"):
         odediff.encode(model, torch.zeros(1, 2), rtol=1e-3, **{other: 5})
 
 
 def test_rtol_with_a_solver_of_fixed_steps_is_refused():
-    with pytest.raises(ValueError, match=r"rtol=0\.001: Heun.* follows no tolerance; use solvers\.AdaptiveAdams"):
+    with pytest.raises(
+        ValueError, match=r"rtol=0\.001: Heun.* steps on a grid, not to a tolerance; use solvers\.AdaptiveAdams"
+    ):
         odediff.sample(gaussian_model(), (1, 2), rtol=1e-3, solver=Heun())
     with pytest.raises(ValueError, match="rtol=-1 must be a positive"):
         odediff.sample(gaussian_model(), (1, 2), rtol=-1)

@@ -108,7 +108,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task.nfe=[]"], ["task.nfe=[]", "at least 1"]),
         (["task.images=0"], ["task.images=0", "at least 1"]),
         (["task.inversion_nfe=[0]"], ["task.inversion_nfe=[0]", "at least 1"]),
-        (["task.inversion_nfe=[1]"], ["nfe=1", "Heun", "smallest is 2"]),
+        (["task.inversion_nfe=[1]"], ["nfe=1", "Heun", "at least 2"]),
         (["~task"], ["~task", "task=sample"]),
         (["task=demo", "solver=heun"], ["solver=heun", "no effect", "task=sample"]),
         (["task=demo", "samples=3"], ["samples=3", "no effect", "task.images=N"]),
@@ -218,7 +218,7 @@ def test_a_solver_and_a_number_of_calls_are_all_that_a_sampling_takes(monkeypatc
         ("_target_: mygrid.cubic\n_partial_: true", None),
         ("_target_: mygrid.power\npower: 2", None),
         ("_target_: mygrid.nope", "Error locating target 'mygrid.nope'"),
-        ("power: 2", "is no grid; pass a function"),
+        ("power: 2", "is not a grid; pass a function"),
     ],
 )
 def test_a_grid_of_ones_own_is_a_function_or_what_makes_one(monkeypatch, tmp_path, capsys, described, said):
@@ -595,6 +595,34 @@ def test_the_demonstration_draws_on_the_device_of_the_run(monkeypatch):
         with pytest.raises(Drawn) as drawn:
             part(described, *arguments)
         assert drawn.value.args == ("meta", (count, 1, 28, 28))
+
+
+def test_the_demonstration_starts_where_its_path_starts_and_tells_true_times(monkeypatch):
+    path, sampled, drawn = odediff.VE(), [], {}
+
+    def keep(file, cells, rows, columns, *others, **settings):
+        drawn["columns"] = columns
+
+    def sample(model, *, noise, **settings):
+        sampled.append(noise)
+        return odediff.sample(model, noise=noise, **settings)
+
+    monkeypatch.setattr(demo, "sample", sample)
+    monkeypatch.setattr(demo, "labelled_grid", keep)
+    model = odediff.Model(lambda x, time: x / time[:, None, None, None], path)
+    described = SimpleNamespace(
+        config=SimpleNamespace(device="cpu", seed=0),
+        shape=(1, 8, 8),
+        dtype=torch.float64,
+        model=model,
+        conditioned=lambda count: model,
+        progress=False,
+        folder=Path(),
+    )
+    demo._paths(described)
+    assert float(sampled[0].std()) == pytest.approx(path.start, rel=0.2)
+    told = [float(column.removeprefix("t = ")) for column in drawn["columns"]]
+    assert told == pytest.approx([part * path.start for part in demo.SHOWN], abs=1.0)
 
 
 def test_a_solver_of_the_users_own_runs_by_its_name(monkeypatch, tmp_path):

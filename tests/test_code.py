@@ -15,6 +15,8 @@ import odediff
 import solvers
 from odediff import Code
 from odediff.code import FORMAT, read_back, written
+from odediff.conditions import equal_conditions
+from odediff.fingerprint import tensors_hash
 from odediff.problems import exact_model
 from solvers import BDIA, DDIM, EDICT, OBELM, AsynchronousLeapfrog, FixedPoint, Heun, Noise, Reversible, Rotation
 from solvers.testing import Gaussian
@@ -91,6 +93,20 @@ def test_what_encoding_cost_comes_back_from_its_file(tmp_path: Path):
     assert (loaded.steps, loaded.nfe, loaded.network_evaluations) == (5, 10, 20)
 
 
+def test_the_steps_of_an_adaptive_encoding_come_back_from_its_file(tmp_path: Path):
+    file = tmp_path / "code.safetensors"
+    code = odediff.encode(model(), images(), rtol=0.1)
+    code.save(file)
+    loaded = Code.load(file).stats
+    assert torch.equal(loaded.accepted, code.stats.accepted) and torch.equal(loaded.rejected, code.stats.rejected)
+
+    older = {name: tensor for name, tensor in load_file(file).items() if name not in ("accepted", "rejected")}
+    header = header_of(file) | {"tensors": tensors_hash(older)}
+    save_file(older, file, metadata={"odediff": json.dumps(header)})
+    loaded = Code.load(file).stats
+    assert (loaded.accepted, loaded.rejected) == (None, None) and loaded.nfe == code.stats.nfe
+
+
 def test_a_network_that_is_told_other_times_does_not_decode():
     code = odediff.encode(model(), images(), solver=DDIM(), steps=5)
     told_otherwise = replace(model(), network_time=lambda t: 500 * t)
@@ -161,7 +177,7 @@ def test_an_altered_or_foreign_file_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="altered"):
         Code.load(file)
     save_file(load_file(file), tmp_path / "bare")
-    with pytest.raises(ValueError, match="no code"):
+    with pytest.raises(ValueError, match="not a code"):
         Code.load(tmp_path / "bare")
     with pytest.raises(FileNotFoundError):
         Code.load(tmp_path / "nowhere")
@@ -232,14 +248,14 @@ def test_an_edit_changes_condition_and_guidance_on_purpose_and_nothing_else():
 )
 def test_a_code_whose_description_was_changed_does_not_exist(change):
     code = odediff.encode(model(), images(), solver=OBELM(), steps=6)
-    with pytest.raises(ValueError, match="differs from what was encoded"):
+    with pytest.raises(ValueError, match="differs from that of the encoding"):
         replace(code, **change(code))
 
 
 def test_the_time_at_which_a_remainder_returns_is_described_too():
     code = odediff.encode(model(), images() * 1e-20, solver=BDIA(), steps=6)
     assert code.state.rest.any() and code.state.origin == code.times[0]
-    with pytest.raises(ValueError, match="differs from what was encoded"):
+    with pytest.raises(ValueError, match="differs from that of the encoding"):
         replace(code, state=code.state._replace(origin=float(code.times[1])))
 
 
@@ -247,7 +263,7 @@ def test_samples_that_were_not_encoded_do_not_decode():
     code = odediff.encode(model(), images(), solver=FixedPoint(tolerance=1e-12, max_iterations=1), steps=5, throw=False)
     assert code.status.tolist() == [solvers.Status.NOT_CONVERGED] * 4
     assert torch.isnan(code.x).all() and (code.effort.residual > 1e-12).all()
-    with pytest.raises(ValueError, match=r"samples \[0, 1, 2, 3\] were not encoded"):
+    with pytest.raises(ValueError, match=r"the encoding of samples \[0, 1, 2, 3\] failed"):
         odediff.decode(model(), code)
     assert torch.isnan(odediff.decode(model(), code, throw=False)).all()
     with pytest.raises(solvers.SolveError, match="4 of 4 samples NOT_CONVERGED.*NewtonKrylov"):
@@ -308,7 +324,7 @@ def test_rows_that_a_code_does_not_have_are_named(index):
 
 @pytest.mark.parametrize("index", [[4], [[0]], [0.5], "ab", 1, slice(0, 2), [True, False], np.uint16([9])])
 def test_rows_that_a_model_does_not_have_are_named(index):
-    with pytest.raises(ValueError, match=r"index=.*must be numbers of samples, from 0 to 3"):
+    with pytest.raises(ValueError, match=r"index=.*must be sample numbers, from 0 to 3"):
         model(label=torch.tensor([1, 2, 1, 0])).rows(index)
 
 
@@ -321,7 +337,7 @@ def test_no_row_is_a_part_too():
 def test_an_edit_may_have_another_null():
     mine, code = model(guidance=3.0), odediff.encode(model(guidance=3.0), images(), solver=DDIM(), steps=8)
     other = replace(mine, null={"label": 2})
-    with pytest.raises(ValueError, match=r"model\.null=.*edit=True changes"):
+    with pytest.raises(ValueError, match=r"model\.null=.*edit=True allows"):
         odediff.decode(other, code)
     assert not torch.equal(odediff.decode(other, code, edit=True), odediff.decode(mine, code))
 
@@ -340,7 +356,7 @@ def test_conditions_of_one_shape_are_said_to_differ_by_their_values():
     )
     code = odediff.encode(mine, images(), solver=DDIM(), steps=8)
     with pytest.raises(
-        ValueError, match=r"tensor of shape \(4, 3\)} differs from .* of the same shape and other values"
+        ValueError, match=r"tensor of shape \(4, 3\)} differs from .* of the same shape, with other values"
     ):
         odediff.decode(other, code)
 
@@ -351,7 +367,7 @@ def test_samples_that_were_not_encoded_are_left_out():
 
     mine = odediff.Model(network, TABLE)
     code = odediff.encode(mine, images(), solver=DDIM(), steps=8, throw=False)
-    with pytest.raises(ValueError, match=r"samples \[1\] were not encoded; decode code.rows\(others\)"):
+    with pytest.raises(ValueError, match=r"the encoding of samples \[1\] failed; decode code.rows\(others\)"):
         odediff.decode(mine, code)
     assert torch.isfinite(odediff.decode(mine.rows([0, 2, 3]), code.rows([0, 2, 3]))).all()
 
@@ -421,9 +437,9 @@ def test_codes_are_mixed_when_they_are_alike():
     assert torch.isfinite(odediff.decode(model(label=1), middle)).all()
     with pytest.raises(ValueError, match="differ in grid"):
         odediff.mix_codes(first, odediff.encode(model(), images(), solver=DDIM(), steps=9), 0.5)
-    with pytest.raises(ValueError, match="carries more than its states"):
+    with pytest.raises(ValueError, match="contains more than its states"):
         odediff.mix_codes(first, odediff.encode(model(), images(), solver=BDIA(), steps=8), 0.5)
-    with pytest.raises(TypeError, match="code is a Tensor, no odediff.Code"):
+    with pytest.raises(TypeError, match="code must be an odediff.Code, not a Tensor"):
         odediff.mix_codes(first, second.x, 0.5)
     with pytest.raises(ValueError, match="weight=nan must be a finite number"):
         odediff.mix_codes(first, second, float("nan"))
@@ -431,7 +447,7 @@ def test_codes_are_mixed_when_they_are_alike():
 
 def test_codes_with_null_conditions_of_their_own_are_not_mixed():
     code = odediff.negative_prompt(model(), images(), steps=4)
-    with pytest.raises(ValueError, match="carries more than its states"):
+    with pytest.raises(ValueError, match="contains more than its states"):
         odediff.mix_codes(code, code, 0.5)
 
 
@@ -526,7 +542,7 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path):
     file = tmp_path / "code.safetensors"
     odediff.encode(model(), images(), steps=5).save(file)
     save_file(load_file(file), file, metadata={"odediff": json.dumps(header_of(file) | {"format": FORMAT + 1})})
-    with pytest.raises(ValueError, match=f"has format {FORMAT + 1}, this version reads {FORMAT};"):
+    with pytest.raises(ValueError, match=f"has format {FORMAT + 1}, but this version reads {FORMAT};"):
         Code.load(file)
 
 
@@ -534,7 +550,7 @@ def test_a_file_of_an_earlier_format_is_refused(tmp_path: Path):
     file = tmp_path / "code.safetensors"
     odediff.encode(model(), images(), steps=5).save(file)
     save_file(load_file(file), file, metadata={"odediff": json.dumps(header_of(file) | {"format": FORMAT - 1})})
-    with pytest.raises(ValueError, match=f"has format {FORMAT - 1}, this version reads {FORMAT};"):
+    with pytest.raises(ValueError, match=f"has format {FORMAT - 1}, but this version reads {FORMAT};"):
         Code.load(file)
 
 
@@ -575,3 +591,42 @@ def test_a_code_moves_to_another_device_and_back(solver):
 def test_null_conditions_that_were_recorded_move_with_their_code():
     code = odediff.negative_prompt(model(), images(), steps=4)
     assert code.nulls and all(null.is_meta for null in code.to("meta").nulls.values())
+
+
+ROW = torch.ones(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (ROW, None, False),
+        (ROW, "a word", False),
+        (ROW, [1.0, 1.0], False),
+        (ROW, {"a": ROW}, False),
+        (ROW, torch.ones(1, 3), False),
+        (ROW, torch.ones(4, 2), True),
+        (torch.tensor([3, 3]), 3, True),
+        (torch.tensor([3, 4]), 3, False),
+        (torch.tensor([3, 3]), torch.tensor([3, 3, 3]), False),
+        ({"a": [ROW, "word"]}, {"a": [ROW, "word"]}, True),
+        ({"a": [ROW, "word"]}, {"a": ["word", ROW]}, False),
+        ({"a": ROW}, {"b": ROW}, False),
+        (np.ones(2), np.ones(2).tolist(), False),
+        (None, None, True),
+    ],
+)
+def test_any_two_conditions_can_be_compared(one, other, equal):
+    assert equal_conditions(one, other) is equal and equal_conditions(other, one) is equal
+
+
+@pytest.mark.parametrize(("one", "other"), [(torch.ones(4, 2), None), ("a word", torch.ones(4, 2))])
+def test_a_condition_of_another_kind_is_named(one, other):
+    def network(x, time, prompt):
+        return 0.1 * x
+
+    def under(prompt):
+        return odediff.Model(network, TABLE, conditions={"prompt": prompt})
+
+    code = odediff.encode(under(one), images(), solver=DDIM(), steps=3)
+    with pytest.raises(ValueError, match=r"model\.conditions=.* differs from the encoder's"):
+        odediff.decode(under(other), code)

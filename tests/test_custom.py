@@ -184,8 +184,8 @@ def test_a_network_of_diffusers_is_one_declaration_away():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "logits"}, "output='logits' is no part of the Tensor"),
-        ({"output": 7}, "output=7 is no part of the Tensor"),
+        ({"output": "logits"}, "output='logits' is not a part of the Tensor"),
+        ({"output": 7}, "output=7 is not a part of the Tensor"),
         ({"learned_variance": True}, r"expects 6 channels for a state of \(2, 3, 4, 4\).*returned \(2, 3, 4, 4\)"),
     ],
 )
@@ -239,9 +239,9 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("mix.bias"), "without mix.bias"),
-        (lambda state: state.update(extra=torch.zeros(1), more=torch.zeros(1)), "with unexpected extra, more"),
-        (lambda state: state.update({"mix.bias": torch.zeros(7)}), r"with mix.bias \(7,\) instead of \(3,\)"),
+        (lambda state: state.pop("mix.bias"), "the file lacks mix.bias"),
+        (lambda state: state.update(extra=torch.zeros(1), more=torch.zeros(1)), "has unexpected extra, more"),
+        (lambda state: state.update({"mix.bias": torch.zeros(7)}), r"has mix.bias \(7,\) instead of \(3,\)"),
         (lambda state: state.update({f"k{i}": torch.zeros(1) for i in range(9)}), "k0, k1, k2 and 6 more"),
     ],
 )
@@ -262,7 +262,7 @@ def test_missing_and_truncated_files_are_named(tmp_path):
     whole = saved(Tiny(), tmp_path / "tiny.safetensors").read_bytes()
     for length in (0, 5, len(whole) - 1):
         (tmp_path / "cut.safetensors").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="truncated or no safetensors file") as caught:
+        with pytest.raises(ValueError, match="truncated or not a safetensors file") as caught:
             custom.load("practitioner:Tiny", tmp_path / "cut.safetensors", schedule=TABLE)
         assert "\n" not in str(caught.value)
 
@@ -270,16 +270,20 @@ def test_missing_and_truncated_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"schedule": "linear"}, TypeError, "schedule='linear' is no schedule"),
+        ({"schedule": "linear"}, TypeError, "schedule='linear' is not a schedule"),
         ({"prediction": "noise"}, ValueError, "prediction='noise' is unknown"),
         ({"guidance": 2.0}, ValueError, "needs null"),
-        ({"time_offset": 1.0}, ValueError, "time_offset=1.0 needs time_scale"),
+        (
+            {"time_offset": 1.0},
+            ValueError,
+            "time_offset=1.0 has no effect without time_scale.* give time_scale=T, time_offset=0",
+        ),
         ({"time_scale": 0.0}, ValueError, "time_scale=0.0"),
         ({"time_scale": float("nan")}, ValueError, "time_scale=nan"),
         ({"device": "gpu"}, ValueError, "device=gpu is unknown; use cpu"),
         ({"device": "xpu"}, ValueError, "device=xpu is not available on this machine; found: cpu"),
-        ({"dtype": "float32"}, TypeError, "dtype='float32' is no precision.*torch.float32"),
-        ({"dtype": torch.int8}, TypeError, "dtype=torch.int8 is no precision"),
+        ({"dtype": "float32"}, TypeError, "dtype='float32' is not a floating-point dtype.*torch.float32"),
+        ({"dtype": torch.int8}, TypeError, "dtype=torch.int8 is not a floating-point dtype"),
     ],
 )
 def test_a_wrong_declaration_is_refused_before_the_network_is_built(options, error, message):

@@ -263,6 +263,18 @@ def test_without_a_condition_its_effect_is_open(data):
     assert diagnose(labelled(0), data)["condition"].status == "cannot tell"
 
 
+@pytest.mark.parametrize(
+    ("condition", "null"),
+    [
+        (torch.ones(16, 5, 2), torch.zeros(1, 7, 2)),
+        ({"text": torch.ones(16, 2)}, {"text": torch.zeros(1, 2)}),
+        (torch.ones(16, 2), None),
+    ],
+)
+def test_conditions_of_any_kind_are_compared_with_the_null(condition, null, data):
+    assert diagnose(labelled(condition, null), data)["condition"].status == "wrong"
+
+
 def test_a_null_that_the_network_refuses_is_named(data):
     table = torch.zeros(4)
     model = labelled(3, null=9, network=lambda x, t, label: labelled(3).network(x, t, label) + table[label][0])
@@ -333,7 +345,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_conditions_without_a_row_for_each_image_are_refused(data):
-    with pytest.raises(ValueError, match="'label' has 3 rows and the batch 16"):
+    with pytest.raises(ValueError, match="'label' has 3 rows but the batch 16"):
         diagnose(labelled(torch.arange(3)), data)
 
 
@@ -374,6 +386,17 @@ def test_a_table_of_times_is_told_to_be_declared(network, data):
     model = odediff.Model(network, odediff.VPTable.linear())
     assert "declare integer_time=True" in diagnose(model, data)["output"].remedy
     assert diagnose(replace(model, integer_time=True), data)["output"].status == "ok"
+
+
+def test_the_examination_is_where_the_modules_are_that_a_function_holds():
+    network, told = torch.nn.Conv2d(3, 3, 1, device="meta"), []
+
+    def called(x, time):
+        told.append(x.device.type)
+        raise RuntimeError(f"{network} is asked no further")
+
+    diagnose(odediff.Model(called, odediff.VPLinear()), shape=(3, 4, 4))
+    assert set(told) == {"meta"}
 
 
 def test_a_network_that_refuses_one_row_is_named(data):

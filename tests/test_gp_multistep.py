@@ -602,7 +602,7 @@ def test_the_default_steps_aside_for_schedules_that_do_not_begin_in_noise():
     path = odediff.VE(0.002, 1.5)
     with pytest.warns(UserWarning, match=r"begins at sigma/alpha = 1.5.*DPMpp\(order=2"):
         assert default_solver(path) == DPMpp(2)
-    with pytest.warns(UserWarning, match="name a solver"):
+    with pytest.warns(UserWarning, match="pass a solver"):
         odediff.sample(exact_model(Gaussian(), path), (2, 3), nfe=5)
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
@@ -420,6 +421,7 @@ def test_custom_refuses_what_is_not_a_grid(path, times, message):
         (dict(steps=5, end=0.0004), ValueError, "end = 0.0004"),
         (dict(steps=5, end=1.0), ValueError, "end = 1.0"),
         (dict(steps=5, end=math.nan), ValueError, "end = nan"),
+        (dict(steps=5, end="late"), ValueError, "end = 'late' is not a time of this path above 0"),
         (dict(steps=1, end=0.5), ValueError, "end = 0.5 needs at least 2 steps"),
     ],
 )
@@ -435,8 +437,24 @@ def test_the_data_are_no_end_of_a_path_without_a_table_either(make):
 
 
 @every_grid
+@pytest.mark.parametrize("end", [torch.tensor(0.25, dtype=torch.float64), np.float64(0.25), np.array(0.25)])
+def test_the_end_may_be_a_time_of_another_grid(make, end):
+    assert float(make(VPLinear(), 5, end=end)[-2]) == 0.25
+
+
+@every_grid
+def test_an_end_that_nobody_gave_is_named_as_the_paths(make):
+    @dataclass(frozen=True)
+    class Backwards(VPLinear):
+        end = 2.0
+
+    with pytest.raises(ValueError, match="path.end = 2.0 is not a time of this path above 0: give end"):
+        make(Backwards(), 5)
+
+
+@every_grid
 def test_a_grid_needs_a_schedule(make):
-    with pytest.raises(TypeError, match="path is a int: give a schedule"):
+    with pytest.raises(TypeError, match="path must be a schedule, not a int: give one"):
         make(1000, 10)
 
 
@@ -461,8 +479,9 @@ def test_options_out_of_range_are_named():
         grid.polyexponential(VPLinear(), 5, rho=math.nan)
     with pytest.raises(ValueError, match="rho = 'a' is not a positive finite number"):
         grid.karras(VPLinear(), 5, rho="a")
-    with pytest.raises(ValueError, match="b = -1"):
-        grid.beta(VPLinear(), 5, b=-1)
+    for value in (-1, math.inf, "a", 1j):
+        with pytest.raises(ValueError, match=f"b = {value!r} is not a positive finite number"):
+            grid.beta(VPLinear(), 5, b=value)
 
 
 def test_more_nodes_than_float64_can_tell_apart_are_refused():
@@ -472,7 +491,7 @@ def test_more_nodes_than_float64_can_tell_apart_are_refused():
 
 @pytest.mark.parametrize("times", [["a", "b"], 3, [1.0, 0.5j, 0.0], torch.tensor([1.0 + 0j, 0.0])])
 def test_times_that_are_no_real_numbers_are_named(times):
-    with pytest.raises(TypeError, match=r"^times=.*are no real numbers: give"):
+    with pytest.raises(TypeError, match=r"^times=.*are not real numbers: give"):
         grid.custom(VPLinear(), times)
 
 

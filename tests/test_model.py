@@ -3,6 +3,7 @@
 import functools
 import math
 import pickle
+import warnings
 from collections import UserDict
 from dataclasses import replace
 from typing import NamedTuple
@@ -169,13 +170,13 @@ def test_what_is_neither_number_nor_tensor_reaches_the_network_as_it_is():
 
 def test_conditions_of_another_batch_are_refused():
     model = odediff.Model(Recorded(), TABLE, conditions={"label": torch.tensor([1, 2, 3])})
-    with pytest.raises(ValueError, match="condition 'label' has 3 rows and the batch 4.*one row each"):
+    with pytest.raises(ValueError, match="condition 'label' has 3 rows but the batch 4.*one row each"):
         model.predict(TABLE.node(0.5), states(4))
 
 
 def test_a_condition_without_rows_is_refused_like_one_of_another_batch():
     model = odediff.Model(Recorded(), TABLE, conditions={"label": torch.empty(0)})
-    with pytest.raises(ValueError, match="condition 'label' has 0 rows and the batch 2"):
+    with pytest.raises(ValueError, match="condition 'label' has 0 rows but the batch 2"):
         model.predict(TABLE.node(0.5), states(2))
 
 
@@ -226,7 +227,7 @@ def test_tensors_in_dicts_and_lists_have_a_row_for_each_sample_too(kind):
     assert torch.equal(whole.rows(index).predict(node, x[index]).eps, expected[index])
     arrays = odediff.Model(network, TABLE, conditions={"added": kind(weights.numpy())})
     assert torch.equal(arrays.predict(node, x).eps, expected)
-    with pytest.raises(ValueError, match="condition 'added' has 4 rows and the batch 3"):
+    with pytest.raises(ValueError, match="condition 'added' has 4 rows but the batch 3"):
         whole.predict(node, x[:3])
     solution = odediff.sample(whole, noise=x, rtol=1e-2)
     alone = odediff.sample(whole.rows(index), noise=x[index], rtol=1e-2)
@@ -294,7 +295,7 @@ class OneBuffer:
 @pytest.mark.parametrize("view", [False, True])
 def test_answers_that_overwrite_what_a_method_holds_are_refused(view):
     model = odediff.Model(OneBuffer((2, 3), view), TABLE)
-    with pytest.raises(ValueError, match="OneBuffer writes its answer over the one before.*return a clone"):
+    with pytest.raises(ValueError, match="OneBuffer writes its output over the previous one.*return a clone"):
         odediff.sample(model, (2, 3), steps=6, solver=solvers.LMS())
 
 
@@ -311,7 +312,7 @@ class Replayed:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_answers_whose_memory_is_written_to_without_a_count_are_refused(mode):
-    with mode(), pytest.raises(ValueError, match="Replayed answers in one and the same memory.*return a clone"):
+    with mode(), pytest.raises(ValueError, match="Replayed returns its outputs in the same memory.*return a clone"):
         odediff.sample(odediff.Model(Replayed((2, 3)), TABLE), (2, 3), steps=6, solver=solvers.LMS())
 
 
@@ -366,7 +367,7 @@ def test_a_network_on_another_device_is_named():
 
     layer = nn.Linear(3, 3, device="meta")
     for network, message in (
-        (far, r"network function answers on meta, and the state is on cpu; .*x\.to\(model\.device\)"),
+        (far, r"network function returns its output on meta, but the state is on cpu; .*x\.to\(model\.device\)"),
         (lambda x, time: layer(x), r"network function computes with tensors on another device, .*code\.to"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -524,7 +525,7 @@ def test_an_integer_time_network_is_never_asked_between_entries():
     with pytest.raises(ValueError, match=r"integer_time=True.*499\.25.*uniform_t"):
         model.predict(TABLE.node(0.50025), states(2))
     assert network.calls == []
-    with pytest.raises(ValueError, match=r"integer_time=True.*a solver that asks at its nodes alone"):
+    with pytest.raises(ValueError, match=r"integer_time=True.*a solver that evaluates only at its nodes"):
         odediff.sample(model, (2, 2, 3), solver=solvers.RK4(), grid=odediff.grid.uniform_t, steps=10)
     with pytest.raises(ValueError, match=r"integer_time=True.*give the times in float64"):
         odediff.sample(model, (2, 2, 3), solver=solvers.DDIM(), grid=torch.tensor([0.6, 0.3, 0.0]))
@@ -633,7 +634,7 @@ def test_a_remapped_table_model_is_not_asked_below_its_first_entry():
     with pytest.raises(ValueError, match="below the first time"):
         model.predict(path.node(1e-3), states(1))
     first = path.time(TABLE.log_snr(TABLE.first_defined))
-    assert model.first_defined == pytest.approx(first, rel=1e-9)
+    assert model.path.first_defined == pytest.approx(first, rel=1e-9)
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -655,7 +656,9 @@ def test_a_remapped_table_model_is_not_asked_below_its_first_entry():
 )
 def test_a_network_that_returns_something_else_is_named_with_both_shapes(output, named, chunk):
     model = odediff.Model(output, TABLE, chunk=chunk)
-    with pytest.raises(ValueError, match=rf"network returned ({named}).*\((3|2), 2, 3\).*must return a tensor"):
+    with pytest.raises(
+        ValueError, match=rf"network returned ({named}).*\((3|2), 2, 3\).*must return a real floating-point tensor"
+    ):
         model.predict(TABLE.node(0.5), states(3))
 
 
@@ -683,7 +686,7 @@ def test_a_network_that_turns_nan_fails_its_own_sample_alone():
     ("options", "error", "message"),
     [
         ({"network": "weights.pt"}, TypeError, "network='weights.pt' must be callable"),
-        ({"path": TABLE.alphas_cumprod}, TypeError, "path is a ndarray.*VPTable"),
+        ({"path": TABLE.alphas_cumprod}, TypeError, "path must be a schedule, not a ndarray.*VPTable"),
         ({"prediction": "eps"}, ValueError, "prediction='eps' is unknown; use one of epsilon, x0, v, flow, score"),
         ({"prediction": "velocity"}, ValueError, "prediction='velocity'"),
         ({"chunk": 0}, ValueError, "chunk=0"),
@@ -693,7 +696,7 @@ def test_a_network_that_turns_nan_fails_its_own_sample_alone():
         ({"guidance": math.nan}, ValueError, "guidance=nan must be finite"),
         ({"guidance": torch.tensor([1.0, math.inf]), "null": {"label": 10}}, ValueError, "guidance=.* must be finite"),
         ({"guidance": "strong", "null": {"label": 10}}, TypeError, "guidance='strong'"),
-        ({"trained_path": 5}, TypeError, "trained_path=5 is no schedule"),
+        ({"trained_path": 5}, TypeError, "trained_path=5 is not a schedule"),
         ({"network_time": 5}, TypeError, "network_time=5 must be a function"),
     ],
 )
@@ -760,7 +763,7 @@ def test_a_network_that_returns_one_buffer_is_named_under_guidance():
         buffer.numpy()[:] = torch.tanh(x) + 0.3 * label[:, None]
         return buffer[:]
 
-    for answering, message in ((network, "over the one before"), (engine, "one and the same memory from call to call")):
+    for answering, message in ((network, "over the previous one"), (engine, "in the same memory at each call")):
         model = odediff.Model(answering, TABLE, conditions={"label": 3.0}, null={"label": 0.0}, guidance=3.0)
         with pytest.raises(ValueError, match=f"{message}.*return a clone"):
             odediff.sample(model, (2, 3), steps=3)
@@ -801,7 +804,7 @@ def test_a_continuous_network_of_a_table_is_told_times_down_to_the_data():
     ("make", "error", "message"),
     [
         (lambda: odediff.Model(Recorded(), TABLE, guidance=torch.ones(2, 1), null={"a": 0}), ValueError, r"\(2, 1\)"),
-        (lambda: odediff.Model(Recorded(), TABLE).remap("cosine"), TypeError, "path='cosine' is no schedule"),
+        (lambda: odediff.Model(Recorded(), TABLE).remap("cosine"), TypeError, "path='cosine' is not a schedule"),
     ],
 )
 def test_what_would_fail_in_the_midst_of_a_solve_is_refused(make, error, message):
@@ -859,9 +862,60 @@ def test_a_network_in_training_mode_is_warned_of(part):
     assert not odediff.Model(nn.Dropout(0.0), TABLE).unsteady
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        odediff.probability_flow,
+        lambda model: odediff.sample(model, (2, 3), steps=3),
+        lambda model: odediff.sample(model, (2, 3), rtol=0.1),
+        lambda model: odediff.encode(model, torch.zeros(2, 3), steps=3),
+        lambda model: odediff.encode(model, torch.zeros(2, 3), solver=solvers.BDIA(), steps=3),
+        lambda model: odediff.decode(model, code_of(model)),
+        lambda model: odediff.direct_inversion(model, torch.zeros(2, 3), steps=3),
+        lambda model: odediff.edit_friendly(model, torch.zeros(2, 3), steps=3),
+        lambda model: odediff.cycle_diffusion(model, torch.zeros(2, 3), steps=3),
+        lambda model: odediff.null_text(guided(model), torch.zeros(2, 3), steps=3),
+        lambda model: odediff.shared_null(guided(model), torch.zeros(2, 3), steps=3),
+        lambda model: odediff.negative_prompt(guided(model), torch.zeros(2, 3), steps=3),
+    ],
+)
+def test_each_call_warns_of_training_mode_once_at_the_users_line(call):
+    network = nn.Dropout(1e-9)
+    model = odediff.Model(lambda x, time, prompt=None: 0.1 * network(x), TABLE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(model)
+    found = [one for one in caught if "training mode" in str(one.message)]
+    assert [one.filename for one in found] == [__file__]
+
+
+def code_of(model: odediff.Model) -> odediff.Code:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return odediff.encode(model, torch.zeros(2, 3), steps=3)
+
+
+def guided(model: odediff.Model) -> odediff.Model:
+    plain, null = model.network, {"prompt": torch.zeros(1, 3)}
+
+    def network(x, time, prompt):
+        return plain(x, time) + 0.1 * prompt
+
+    return replace(model, network=network, conditions={"prompt": torch.ones(1, 3)}, null=null, guidance=2.0)
+
+
 def test_the_device_is_that_of_a_module_that_a_function_holds():
     network = nn.Linear(3, 3, device="meta")
     assert odediff.Model(lambda x, time: network(x), TABLE).device == torch.device("meta")
+
+
+def test_the_precision_is_that_of_a_module_that_a_function_holds():
+    network = nn.Linear(3, 3, dtype=torch.float64)
+    for called in (lambda x, time: network(x), functools.partial(lambda held, x, time: held(x), network)):
+        model = odediff.Model(called, TABLE)
+        found = odediff.sample(model, (2, 3), steps=3)
+        assert (model.dtype, found.dtype) == (torch.float64, torch.float32)
+    assert odediff.Model(lambda x, time: x, TABLE).dtype is None
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk": 2}])
@@ -895,9 +949,9 @@ def test_rows_of_another_batch_are_refused_before_the_first_call(how, rows):
         raise AssertionError("the network was called")
 
     model = odediff.Model(never, TABLE, "v", {"size": torch.ones(rows)}, {"size": 0.0})
-    with pytest.raises(ValueError, match=f"condition 'size' has {rows} rows and the batch 4"):
+    with pytest.raises(ValueError, match=f"condition 'size' has {rows} rows but the batch 4"):
         odediff.sample(model, (4, 2), **how)
-    with pytest.raises(ValueError, match=f"guidance has {rows} rows and the batch 4"):
+    with pytest.raises(ValueError, match=f"guidance has {rows} rows but the batch 4"):
         odediff.sample(model.condition(size=1.0, guidance=torch.ones(rows)), (4, 2), **how)
 
 

@@ -10,7 +10,7 @@ import torch
 import odediff
 import solvers
 from odediff.metrics import psnr
-from odediff.replay import NullSchedule
+from odediff.replay import NullConditionedFlow
 from solvers import DDIM, Heun, Noise
 
 TABLE = odediff.VPTable.linear()
@@ -141,10 +141,10 @@ def test_null_text_on_the_trained_network_is_5_db_above_guided_ddim():
 
 
 def test_what_cannot_be_optimised_is_refused():
-    with pytest.raises(ValueError, match=r"model\.guidance=1\.0: the null condition matters under guidance only"):
+    with pytest.raises(ValueError, match=r"model\.guidance=1\.0: the null condition matters only under guidance"):
         odediff.null_text(prompted(1.0), images(), **STEPS)
     numbered = odediff.Model(lambda x, t, label: x, TABLE, conditions={"label": 1}, null={"label": 0}, guidance=2.0)
-    with pytest.raises(TypeError, match="holds no floating-point tensor to optimise"):
+    with pytest.raises(TypeError, match="has no floating-point tensor to optimise"):
         odediff.null_text(numbered, images(), **STEPS)
     with pytest.raises(ValueError, match="threshold"):
         model = prompted()
@@ -237,7 +237,7 @@ def test_a_recorder_s_noise_belongs_to_seed_and_sample(record):
     part = record(embedded().rows(torch.tensor([2, 0])), images()[[2, 0]], seed=3, samples=[2, 0], **STEPS)
     assert torch.equal(part.x, whole.x[[2, 0]])
     assert not torch.equal(record(embedded(), images(), seed=4, **STEPS).x, whole.x)
-    with pytest.raises(ValueError, match="eta=0 has no noise to record"):
+    with pytest.raises(ValueError, match="eta=0 leaves no noise to record"):
         record(embedded(), images(), eta=0.0, **STEPS)
 
 
@@ -319,7 +319,9 @@ def test_a_descent_that_cannot_be_is_named(settings, message):
 
 
 def test_direct_inversion_wants_steps_that_stand_alone():
-    with pytest.raises(ValueError, match="solver=DPMpp.*reads what earlier steps left behind"):
+    with pytest.raises(
+        ValueError, match=r"^direct_inversion needs a one-step method, not DPMpp; use DDIM\(\), Heun\(\) or RK4\(\)$"
+    ):
         odediff.direct_inversion(embedded(), images(), solver=solvers.DPMpp(3), **STEPS)
 
 
@@ -328,7 +330,7 @@ def test_a_nested_condition_is_no_null_of_a_negative_prompt():
     model = odediff.Model(
         lambda x, t, prompt: x, TABLE, conditions=nested, null={"prompt": torch.zeros(1, 3)}, guidance=3
     )
-    with pytest.raises(TypeError, match="condition 'prompt' is a dict; a null of each sample must be one tensor"):
+    with pytest.raises(TypeError, match="condition 'prompt' is a dict, but the null of each sample must be a tensor"):
         odediff.negative_prompt(model, images(), **STEPS)
 
 
@@ -361,7 +363,7 @@ def test_what_is_no_tensor_is_no_null_and_nothing_is_computed():
         raise AssertionError("the network was asked")
 
     model = odediff.Model(network, TABLE, conditions={"text": "a cat"}, null={"text": ""}, guidance=3)
-    with pytest.raises(TypeError, match="condition 'text' is a str; a null of each sample must be one tensor"):
+    with pytest.raises(TypeError, match="condition 'text' is a str, but the null of each sample must be a tensor"):
         odediff.negative_prompt(model, images(), **STEPS)
 
 
@@ -383,7 +385,7 @@ def test_images_that_are_not_finite_are_named_before_the_network_is_asked(record
     model = replace(prompted(), network=network)
     given = images()
     given[2, 0] = math.nan
-    with pytest.raises(ValueError, match=r"images: samples \[2\] hold infinities or NaNs"):
+    with pytest.raises(ValueError, match=r"images: samples \[2\] contain infinities or NaNs"):
         record(model, given, **STEPS)
 
 
@@ -406,12 +408,12 @@ def test_where_no_gradient_is_recorded_nothing_can_be_optimised(record):
 
 def test_some_samples_of_null_conditions_have_their_own():
     nulls = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(2, 2, 3)
-    flow = NullSchedule(embedded(batch=2), [0.6, 0.3, 0.1], {"prompt": nulls})
+    flow = NullConditionedFlow(embedded(batch=2), [0.6, 0.3, 0.1], {"prompt": nulls})
     node, x = flow.node(0.3), images(2)
     assert torch.equal(flow.rows(torch.tensor([1])).predict(node, x[1:]).x0, flow.predict(node, x).x0[1:])
 
 
 def test_null_conditions_have_no_value_between_their_nodes():
-    flow = NullSchedule(embedded(), [0.6, 0.3, 0.1], {"prompt": torch.zeros(1, 4, 3, dtype=torch.float64)})
-    with pytest.raises(ValueError, match=r"t=0\.2 is none of them"):
+    flow = NullConditionedFlow(embedded(), [0.6, 0.3, 0.1], {"prompt": torch.zeros(1, 4, 3, dtype=torch.float64)})
+    with pytest.raises(ValueError, match=r"t=0\.2 is not one of them"):
         flow.predict(flow.node(0.2), images())

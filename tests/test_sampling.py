@@ -105,7 +105,7 @@ def test_nfe_from_pure_noise_is_neither_exceeded_nor_left_unused(path, closing, 
                 model, (1, 2), solver=solver, closing=closing, nfe=nfe, return_solution=True, dtype=torch.float64
             ).stats
         except ValueError as error:
-            assert "smallest" in str(error)
+            assert "needs at least" in str(error) and "on this grid" not in str(error)
             continue
         options = {"solver": solver, "closing": closing, "steps": used.steps + 1, "return_solution": True}
         assert used.nfe <= nfe < odediff.sample(model, (1, 2), **options).stats.nfe
@@ -144,7 +144,7 @@ def test_the_calls_of_n_steps_are_those_of_the_readme():
     ],
 )
 def test_too_small_a_budget_names_the_smallest(solver, closing, nfe, smallest):
-    with pytest.raises(ValueError, match=rf"nfe={nfe} .*smallest is {smallest}$"):
+    with pytest.raises(ValueError, match=rf"nfe={nfe} is too small .*needs at least {smallest}$"):
         odediff.sample(gaussian(), (1, 2), solver=solver, closing=closing, nfe=nfe)
     assert calls_used(solver, closing, nfe=smallest) <= smallest
 
@@ -168,7 +168,7 @@ def test_default_is_the_gaussian_process_multistep_method_in_twenty_steps():
         ({"steps": 5, "nfe": 5}, "steps=5, nfe=5: .*exclude"),
         ({"nfe": 2.5}, "nfe=2.5 must be a whole number"),
         ({"nfe": True}, "nfe=True"),
-        ({"nfe": -3}, "nfe=-3 .*smallest is 1"),
+        ({"nfe": -3}, "nfe=-3 is too small .*needs at least 1"),
         ({"steps": 0}, "steps = 0 .*at least 1"),
         ({"steps": 2000, "grid": odediff.grid.uniform_t}, "steps = 2000 exceeds the 1000 entries"),
         ({"grid": torch.tensor([1.0, 0.5, 0.0]), "steps": 2}, "grid: .*leave out steps"),
@@ -233,7 +233,7 @@ def test_noise_that_is_no_floating_point_tensor_is_refused(noise, error):
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match="model is a function, no odediff.Model; wrap the network"):
+    with pytest.raises(TypeError, match="model must be an odediff.Model, not a function; wrap the network"):
         odediff.sample(lambda x, t: x, (2, 3))
 
 
@@ -248,7 +248,9 @@ def test_what_is_no_model_is_refused():
 )
 def test_a_network_that_is_no_model_is_named_by_its_type(call):
     network = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(100)))
-    with pytest.raises(TypeError, match="^model is a Sequential, no odediff.Model; wrap the network: .*$") as caught:
+    with pytest.raises(
+        TypeError, match="^model must be an odediff.Model, not a Sequential; wrap the network: .*$"
+    ) as caught:
         call(network)
     assert "\n" not in str(caught.value)
 
@@ -446,8 +448,8 @@ FIXED = odediff.grid.karras(TABLE, 5)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"grid": lambda path, steps: FIXED, "nfe": 20}, ValueError, r"returned \(6,\) times for steps=20"),
-        ({"grid": lambda path, steps: FIXED, "nfe": 3}, ValueError, r"returned \(6,\) times for steps=3"),
+        ({"grid": lambda path, steps: FIXED, "nfe": 20}, ValueError, r"returned times of shape \(6,\) for steps=20"),
+        ({"grid": lambda path, steps: FIXED, "nfe": 3}, ValueError, r"returned times of shape \(6,\) for steps=3"),
         ({"grid": lambda path, steps: FIXED.flip(0), "steps": 5}, ValueError, "times"),
         ({"grid": lambda path, steps: FIXED.tolist(), "steps": 5}, TypeError, "returned a list"),
         ({"nfe": 5, "closing": "foo"}, ValueError, "closing='foo' is unknown"),
@@ -593,7 +595,7 @@ def test_the_defaults_nodes_descend_on_paths_that_begin_near_the_data(loudest, s
 def test_the_default_warns_of_data_that_it_was_not_made_for(deviation):
     path = odediff.RectifiedFlow()
     model = exact_model(Gaussian(0.0, deviation), path, "flow")
-    with pytest.warns(UserWarning, match=r"samples have a root mean square of .* made for data of about 1.*UniPC"):
+    with pytest.warns(UserWarning, match=r"samples have a root mean square of .* assumes data of about 1.*UniPC"):
         odediff.sample(model, (4, 2), nfe=10)
     with pytest.warns(UserWarning, match="images have a root mean square of"):
         odediff.encode(model, deviation * torch.ones(4, 2), steps=10)
@@ -627,7 +629,7 @@ def test_a_grid_that_ends_above_the_data_may_be_too_dear():
     def short(path, steps):
         return torch.linspace(1.0, 0.1, steps + 1, dtype=torch.float64)
 
-    with pytest.raises(ValueError, match="nfe=1 does not pay for one step of Heun.*on this grid, which costs 2"):
+    with pytest.raises(ValueError, match="nfe=1 is too small for one step of Heun.*on this grid; it needs at least 2"):
         odediff.sample(never_asked(), (2, 3), solver=Heun(), nfe=1, grid=short)
 
 

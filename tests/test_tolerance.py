@@ -74,7 +74,7 @@ def test_a_way_that_would_be_one_ddim_step_is_refused(solver, path):
 
 def test_a_grid_does_not_hide_a_ddim_step():
     path, solver = RectifiedFlow(), solvers.AdaptiveAdams(line=solvers.Noise())
-    model, message = exact_model(DATA, path, "v"), "would be one DDIM step, whatever the tolerance"
+    model, message = exact_model(DATA, path, "v"), "a single DDIM step would join them, whatever the tolerance"
     grid = torch.tensor([1.0, 0.5, 0.001, 0.0], dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
         odediff.sample(model, noise=noise(4), solver=solver, rtol=1e-6, grid=grid)
@@ -85,7 +85,7 @@ def test_a_grid_does_not_hide_a_ddim_step():
 def test_a_pair_that_cannot_go_to_the_data_itself_is_told_of_the_closing_step():
     model, grid = exact_model(DATA, VPLinear(), "v"), torch.tensor([1.0, 0.5, 0.001, 0.0], dtype=torch.float64)
     pair = solvers.Adaptive(solvers.Dopri5())
-    with pytest.raises(ValueError, match='give closing="denoise", or use one on a line'):
+    with pytest.raises(ValueError, match='give closing="denoise", or use a solver on a line'):
         odediff.sample(model, noise=noise(2), solver=pair, rtol=1e-3, grid=grid, closing=None)
     assert odediff.sample(model, noise=noise(2), solver=pair, rtol=1e-3, grid=grid, closing="denoise").isfinite().all()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odediff.doctor.contract import check_condition, check_contract
 from odediff.doctor.evidence import READINGS, Answer, Reading, ask, make_probe
@@ -53,7 +53,8 @@ def diagnose(
     """
     if not isinstance(model, Model):
         raise TypeError(
-            f"model is a {type(model).__name__}, no odediff.Model; wrap the network: odediff.Model(network, path)"
+            f"model must be an odediff.Model, not a {type(model).__name__}; wrap the network: "
+            "odediff.Model(network, path)"
         )
     require_whole("samples", samples, 4, hint=": differences are tested across samples")
     if model.trained_path is not None:
@@ -62,14 +63,14 @@ def diagnose(
         if shape is None:
             raise ValueError("images, shape: give images to test on, or at least the shape of one, such as (1, 28, 28)")
         model.require_batch(samples)
-        return Report(tuple(_without_images(model, torch.zeros(samples, *shape, device=_device(model)), seed)))
+        return Report(tuple(_without_images(model, torch.zeros(samples, *shape, device=model.device), seed)))
     if not isinstance(images, Tensor):
         raise TypeError(f"images is a {type(images).__name__}; give a tensor (N, ...) in [-1, 1]")
     if images.ndim < 2 or len(images) < 4:
         raise ValueError(f"images of shape {tuple(images.shape)}: give at least 4 of them, (N, ...)")
     model.require_batch(len(images))
     index = torch.linspace(0, len(images) - 1, min(samples, len(images)), device="cpu").round().long()
-    chosen = images[index.to(images.device)].to(_device(model))
+    chosen = images[index.to(images.device)].to(model.device)
     data = chosen if chosen.dtype == torch.float64 else chosen.float()
     if not torch.isfinite(data).all():
         raise ValueError("images hold values that are not finite; remove them")
@@ -122,11 +123,6 @@ def _in_range(images: Tensor) -> tuple[Tensor, Finding | None]:
         return images, None
     finding = Finding(RANGE, "wrong", f"from {low:.3g} to {high:.3g}", "give images in [-1, 1]: images / 127.5 - 1")
     return images / 127.5 - 1, finding
-
-
-def _device(model: Model) -> torch.device:
-    parameters = model.network.parameters() if isinstance(model.network, nn.Module) else iter(())
-    return next(parameters, torch.empty(0, device="cpu")).device
 
 
 def _check_noise_end(model: Model, answer: Answer) -> Finding:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from odediff.conditions import equal_conditions
 from odediff.doctor.evidence import Answer, Probe, ask
 from odediff.doctor.hypotheses import Hypothesis, told
 from odediff.doctor.report import Finding
@@ -36,7 +36,7 @@ def check_contract(declared: Hypothesis, probe: Probe) -> Generator[Finding, Non
             yield Finding("output", "wrong", measured, remedy)
             return False
     yield Finding("output", "ok", f"finite, in the shape of the state, at {len(probe.levels)} times")
-    tolerance = torch.finfo(_dtype(declared.model, output)).eps ** 0.5
+    tolerance = torch.finfo(declared.model.dtype or output.dtype).eps ** 0.5
     again = _relative(ask(declared.model, node, x), output)
     remedy = "put the network into eval mode: dropout or another draw is at work"
     yield _small("repeatable", again, tolerance, remedy)
@@ -66,7 +66,7 @@ def check_condition(model: Model, answer: Answer | None) -> Iterator[Finding]:
         remedy = f"{', '.join(model.null)} of null is no condition of this network; guidance needs one that is"
         yield Finding("condition", "wrong", f"null was refused, {one_line(error)}", remedy)
         return
-    if all(_equal(model.conditions.get(name), value) for name, value in model.null.items()):
+    if all(equal_conditions(model.conditions.get(name), value) for name, value in model.null.items()):
         remedy = "ask under a condition: diagnose(model.condition(...), images)"
         yield Finding("condition", "cannot tell", "the condition is the null", remedy)
         return
@@ -76,10 +76,6 @@ def check_condition(model: Model, answer: Answer | None) -> Iterator[Finding]:
         return
     remedy = "the network ignores its condition, so guidance does nothing: check how it takes it, and the null"
     yield Finding("condition", "wrong", f"changes the output by {effect:.1e}, relative", remedy)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return bool(torch.as_tensor(one == other).all())
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
@@ -92,9 +88,3 @@ def _refusal(model: Model, error: Exception) -> str:
     if not model.integer_time and re.search(r"scalar types: Long, Int; but got|indices must be long", str(error)):
         return "the network looks times up in a table: declare integer_time=True, so that it is told whole times"
     return "the call is network(x, time, **conditions), and the answer a tensor in the shape of x"
-
-
-def _dtype(model: Model, output: Tensor) -> torch.dtype:
-    """In which the network computes: that of its parameters."""
-    parameters = model.network.parameters() if isinstance(model.network, nn.Module) else iter(())
-    return next((p.dtype for p in parameters if p.is_floating_point()), output.dtype)

@@ -15,7 +15,7 @@ from odediff import grid as grids
 from odediff.defaults import AutoClosing, Grid, fixed_closing
 from odediff.model import Model
 from odediff.problem import probability_flow
-from odediff.sampling import initial_deviation, make_times
+from odediff.sampling import initial_noise, make_times
 from odediff.schedule import Schedule
 from odediff.tolerance import tolerance_span
 from solvers import Dopri5, NoiseStream, Rotation, Solution, Solver, solve
@@ -89,7 +89,7 @@ class Problem(ABC):
     def noise(self, seed: int, rows: range) -> Tensor:
         """The states from which the samples ``rows`` of a seed start, the same for every method."""
         like = torch.empty(len(rows), *self.shape, dtype=self.dtype)
-        return NoiseStream(seed, rows).draw(like)[0] * initial_deviation(self.path.node(self.path.start))
+        return initial_noise(self.path.node(self.path.start), like, NoiseStream(seed, rows))[0]
 
     def reference(self, noise: Tensor, steps: int | None = None) -> Reference:
         """The exact flow of the samples 0 to B - 1, by two solutions, one in half of the ``steps``; in float64."""

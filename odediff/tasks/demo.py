@@ -17,7 +17,7 @@ from odediff.inversion import decode, encode, encoding_times
 from odediff.pictures import curves, is_picture, labelled_grid, montage
 from odediff.reference import reference_end
 from odediff.run import Run, build, refuse_unused, rms
-from odediff.sampling import sample
+from odediff.sampling import initial_noise, sample
 from odediff.table import text_table
 from solvers import DDIM, DDPM, RK4, GPMultistep, Heun, Node, Noise, NoiseStream, Rotation, Solver
 
@@ -30,7 +30,8 @@ SAMPLERS: dict[str, Solver] = {
 }
 INVERTERS: dict[str, Solver] = {"DDIM": DDIM(), "Heun": Heun(line=Noise())}
 REFERENCE_STEPS = 40
-SHOWN_TIMES = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
+SHOWN = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
+"""The fractions of the path's start at which paths.png shows the states."""
 
 
 def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int]) -> None:
@@ -109,7 +110,7 @@ def _paths(run: Run) -> dict[str, Any]:
     """paths.png: the same noise followed by the ODE and by DDPM."""
     model = run.conditioned(2)
     noise = _noise(run, 2)
-    shown = [min(run.model.path.start, t * run.model.path.start) for t in SHOWN_TIMES]
+    shown: list[float] = []
     cells, labels = [], []
     for name, solver in (("ODE (DDIM)", DDIM()), ("DDPM", DDPM())):
         states: dict[float, Tensor] = {float(run.model.path.start): noise}
@@ -128,16 +129,18 @@ def _paths(run: Run) -> dict[str, Any]:
             progress=run.progress,
         )
         visited = torch.tensor(sorted(states), dtype=torch.float64)
-        nearest = [states[float(visited[(visited - t).abs().argmin()])] for t in shown]
+        start = float(run.model.path.start)
+        shown = [float(visited[(visited - part * start).abs().argmin()]) for part in SHOWN]
         for i in range(2):
-            cells.append([montage(x[i : i + 1] / max(1.0, float(x[i].abs().max())), 1) for x in nearest])
+            row = [states[t][i : i + 1] for t in shown]
+            cells.append([montage(x / max(1.0, float(x.abs().max())), 1) for x in row])
             labels.append(f"noise {i + 1}, {name}")
     order = [0, 2, 1, 3]
     labelled_grid(
         run.folder / "paths.png",
         [cells[i] for i in order],
         [labels[i] for i in order],
-        [f"t = {t:g}" for t in SHOWN_TIMES],
+        [f"t = {t:.2g}" for t in shown],
         "Two paths, one marginal: the same noise followed by the ODE and by DDPM",
         inches=0.7,
     )
@@ -172,6 +175,7 @@ def _inversion(run: Run, pictures: Tensor, labels: Tensor | None, nfe: list[int]
 
 
 def _noise(run: Run, count: int) -> Tensor:
-    """The noise that ``count`` samples begin in, on the device of the run."""
+    """The states from which ``count`` samples start, on the device of the run."""
     like = torch.empty(count, *run.shape, dtype=run.dtype, device=run.config.device)
-    return NoiseStream(run.config.seed).draw(like)[0]
+    start = run.model.path.node(run.model.path.start)
+    return initial_noise(start, like, NoiseStream(run.config.seed))[0]

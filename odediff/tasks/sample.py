@@ -20,7 +20,7 @@ from odediff.model import Model
 from odediff.pictures import is_picture, labelled_grid, montage
 from odediff.reference import reference_end
 from odediff.run import Run, build, rms
-from odediff.sampling import initial_deviation, sample
+from odediff.sampling import initial_noise, sample
 from odediff.table import text_table
 from odediff.zoo.evaluate import frechet
 from odediff.zoo.unet import NULL_LABEL
@@ -110,8 +110,7 @@ def _error(run: Run, model: Model, solution: Solution, reference_steps: int) -> 
 
     The jobs of a sweep share one reference, kept beside their folders under a name that says what it belongs to.
     """
-    noise = torch.empty_like(solution.x)
-    noise = NoiseStream(run.config.seed).draw(noise)[0] * initial_deviation(solution.nodes[0])
+    noise, _ = initial_noise(solution.nodes[0], torch.empty_like(solution.x), NoiseStream(run.config.seed))
     return rms(solution.x - _shared_reference(run, model, noise, reference_steps))
 
 
