@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 import solvers
-from odediff.defaults import default_grid, fixed_closing
+from odediff.defaults import AutoClosing, default_grid, fixed_closing
 from odediff.problems import Problem
 from odediff.sampling import steps_within, times_at_most
 from odediff.schedule import Schedule
@@ -110,7 +110,8 @@ class Ours(Method):
         return steps is not None and _exists(self.place, problem.path, steps)
 
     def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
-        solution = problem.solve(self.solver, seed, rows, grid=self.place, nfe=nfe, rtol=tolerance, closing=self.rule)
+        closing: AutoClosing = "auto" if tolerance is not None else self.rule
+        solution = problem.solve(self.solver, seed, rows, grid=self.place, nfe=nfe, rtol=tolerance, closing=closing)
         stats = solution.stats
         calls = float(stats.evaluations.double().mean())
         return Outcome(solution.x, calls, stats.nfe, stats.network_evaluations, stats.steps)

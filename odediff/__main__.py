@@ -7,7 +7,7 @@ from odediff import app
 
 
 def main() -> None:
-    """Run the application where the modules of this folder are found, a solver of the user's own, as `-m` has it."""
+    """Run the application with the current folder importable, as under `python -m`, for a solver of the user's own."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     app.main()

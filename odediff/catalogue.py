@@ -15,13 +15,15 @@ from solvers import Solver
 HEADER = ("class", "solver=", "order", "own start", "calls per step", "deterministic", "invertible", "reference")
 NAME = r"[A-Z][\w'-]+"
 CITATION = re.compile(rf"({NAME}(?:, {NAME})*(?:,? & {NAME}| et al\.)?),? \(?((?:1[6-9]|20)\d\d)\b")
-"""Authors and a year, as docstrings cite a paper: "Song, Meng & Ermon 2021" or "Dormand & Prince (1980)"."""
+"""Matches authors and a year, as docstrings cite a paper: "Song, Meng & Ermon 2021" or "Dormand & Prince (1980)"."""
 MANY = 3
+"""The largest count of numbers that a cell lists one by one."""
 LONG = 1000
+"""The number of steps of a long grid."""
 
 
 def solver_classes() -> list[type[Solver]]:
-    """The solvers of ``solvers.__all__`` by name, without the classes that only others derive from."""
+    """The solvers of ``solvers.__all__`` by name, without base classes."""
     exported = (getattr(solvers, name) for name in solvers.__all__)
     classes = (one for one in exported if inspect.isclass(one) and issubclass(one, Solver))
     usable = (one for one in classes if not inspect.isabstract(one) and hasattr(one, "order"))
@@ -31,10 +33,10 @@ def solver_classes() -> list[type[Solver]]:
 def solver_table() -> str:
     """A Markdown table with a row for each class; a cell lists what its `Solver.variants` declare.
 
-    "weak" marks an order in which moments converge, "adaptive" a method that chooses its own steps, "bounded" one whose
-    error has no order. ``calls per step`` is a bound. Invertible "exactly" has an inverse of its own, algebraic or
-    solved for, "by flipping" the solve on the flipped grid, up to the solver's error. ``solver=`` are the names on the
-    command line: the configurations of that class.
+    "weak" marks an order at which moments converge, "adaptive" a method that chooses its own steps, "bounded" one whose
+    error has no order. ``calls per step`` is a bound. "exactly" invertible means an inverse of its own, algebraic or
+    solved for; "by flipping" means the solve on the flipped grid, up to the solver's error. ``solver=`` are the names
+    on the command line: the configurations of that class.
     """
     names = configured()
     rows = [HEADER, *(_row(one, names.get(one.__name__, ())) for one in solver_classes())]
@@ -44,7 +46,7 @@ def solver_table() -> str:
 
 
 def configured() -> dict[str, list[str]]:
-    """The names of the configurations in ``conf/solver`` by the name of the class that they make."""
+    """For each class, by its name, the names of its configurations in ``conf/solver``."""
     names: dict[str, list[str]] = {}
     for file in sorted((conf_folder() / "solver").glob("*.yaml")):
         names.setdefault(OmegaConf.load(file)._target_.rpartition(".")[2], []).append(file.stem)
@@ -52,7 +54,7 @@ def configured() -> dict[str, list[str]]:
 
 
 def reference(one: type[Solver]) -> str:
-    """The first paper that the docstring of ``one`` cites, as authors and year; empty if there is none."""
+    """The first paper that the docstring of ``one`` cites, as authors and year; empty if it cites none."""
     found = CITATION.search(" ".join((one.__doc__ or "").split()))
     return " ".join(found.groups()) if found else ""
 
@@ -79,7 +81,7 @@ def _order(solver: Solver, order: int) -> str:
 
 def _calls(solver: Solver) -> str:
     try:
-        # Beside the steps at the ends of a long grid, which may cost less or more.
+        # Steps at the ends of the grid may cost less or more; those in the middle of a long one do not.
         return str(solver.calls(LONG + 1) - solver.calls(LONG))
     except ValueError:
         return "adaptive"
@@ -92,7 +94,7 @@ def _inverse(solver: Solver) -> str:
 
 
 def _cell(values: Iterable[str]) -> str:
-    """Distinct values in their order; more numbers than `MANY` as a range."""
+    """The distinct values in their order; more than `MANY` numbers are given as a range."""
     distinct = list(dict.fromkeys(values))
     numbers = sorted(int(value) for value in distinct if value.isdigit())
     words = [value for value in distinct if not value.isdigit()]

@@ -1,11 +1,13 @@
-"""The schema of the application's configuration, and where the configuration tree lies."""
+"""The schema of the application's configuration, and where to find the configuration tree."""
 
+import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -17,7 +19,9 @@ from omegaconf import MISSING, OmegaConf
 from solvers import Solver
 
 CHOSEN_BY = {"experiment": "+experiment", "line": "line@solver.line"}
-"""Group -> the word that chooses one of it, where that is not its name: a line is a part of a solver."""
+"""Group -> the word that chooses one of its members, where that is not the group's name: a line belongs to a solver."""
+
+T = TypeVar("T")
 
 
 class Dtype(Enum):
@@ -28,7 +32,7 @@ class Dtype(Enum):
 
 
 class Remap(Enum):
-    """How a network meets a schedule that it was not trained on."""
+    """How to use a network on a schedule that it was not trained on."""
 
     snr = "snr"
 
@@ -50,10 +54,10 @@ class Task:
 
 @dataclass
 class DemoTask(Task):
-    """Samples by several solvers, two paths of one noise, and an inversion.
+    """Draw samples by several solvers, two paths of one noise, and an inversion.
 
-    ``nfe`` are the columns of the picture of samples, ``images`` its width;
-    ``inversion_nfe`` are the calls of the round trips, each way.
+    ``nfe`` are the columns of the picture of samples and ``images`` its width; ``inversion_nfe`` are the calls of the
+    round trips, each way.
     """
 
     images: int = 8
@@ -65,8 +69,8 @@ class DemoTask(Task):
 class SampleTask(Task):
     """Draw samples.
 
-    In a sweep they are also compared with a reference of ``reference_steps`` RK4 steps; null leaves that out.
-    ``score`` asks the embedded classifier for their Frechet distance to real images, and for their classes.
+    In a sweep they are also compared with a reference of ``reference_steps`` RK4 steps; null skips this.
+    ``score`` adds their Frechet distance to real images and their classes, both by the embedded classifier.
     """
 
     reference_steps: int | None = 60
@@ -75,21 +79,21 @@ class SampleTask(Task):
 
 @dataclass
 class InvertTask(Task):
-    """Encode real images and decode them. ``images`` is a folder of pictures; the embedded test images unless given."""
+    """Encode real images and decode them. ``images`` is a folder of pictures; default: the embedded test images."""
 
     images: str | None = None
 
 
 @dataclass
 class JointTask(Task):
-    """The joint law of noise and data by DDIM with each eta, on Gaussian data, where it is a closed form."""
+    """Measure the joint law of noise and data by DDIM with each eta. The data are Gaussian: it has a closed form."""
 
     etas: list[float] = field(default_factory=lambda: [0.0, 0.2, 0.5, 1.0])
 
 
 @dataclass
 class CompareTask(Task):
-    """Rank the solver against all others on exact problems, by default those that methods may be chosen on."""
+    """Rank the solver against all others on exact problems; default: those that methods may be chosen on."""
 
     problems: list[str] | None = None
     nfe: list[int] = field(default_factory=lambda: [6, 10, 20, 40])
@@ -98,7 +102,7 @@ class CompareTask(Task):
 
 @dataclass
 class EditTask(Task):
-    """Move real images to the class ``shift`` further on, by ``method``; see `odediff.tasks.edit.run`."""
+    """Move real images to another class. For ``method`` and ``shift`` see `odediff.tasks.edit.run`."""
 
     method: str = "null_text"
     shift: int = 1
@@ -106,7 +110,7 @@ class EditTask(Task):
 
 @dataclass
 class InversionTableTask(Task):
-    """Compare ways to the noise and back: ``methods`` are solvers by name."""
+    """Compare ways to the noise and back. ``methods`` are solvers by name."""
 
     methods: dict[str, Any] = MISSING
     reference_steps: int = 100
@@ -114,7 +118,7 @@ class InversionTableTask(Task):
 
 @dataclass
 class DoctorTask(Task):
-    """Test a network against its declaration, on ``samples`` images."""
+    """Test a network against its declaration. ``samples`` images are used."""
 
     images: str | None = None
 
@@ -126,7 +130,7 @@ class SolversTask(Task):
 
 @dataclass
 class Data:
-    """Where the IDX files of Fashion-MNIST lie."""
+    """Where the IDX files of Fashion-MNIST are."""
 
     root: str = "/usr/share/datasets/fashion-mnist"
 
@@ -140,66 +144,91 @@ class TrainTask(Task):
 
 @dataclass
 class EvaluateTask(Task):
-    """Score class-conditional samples of the embedded network at each of these guidance scales."""
+    """Score class-conditional samples of the embedded network at several guidance scales."""
 
     guidance: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 2.5, 3.0])
+
+
+TASKS: dict[str, type[Task]] = {
+    "compare": CompareTask,
+    "demo": DemoTask,
+    "doctor": DoctorTask,
+    "edit": EditTask,
+    "evaluate": EvaluateTask,
+    "inversion_table": InversionTableTask,
+    "invert": InvertTask,
+    "joint": JointTask,
+    "sample": SampleTask,
+    "solvers": SolversTask,
+    "train": TrainTask,
+}
+"""Name -> the schema of the task."""
+
+
+def explained(default: T, phrase: str) -> T:
+    """A field with what `--help` says about it."""
+    return field(default=default, metadata={"phrase": phrase})
 
 
 @dataclass
 class Config:
     """The whole configuration. ``steps``, ``nfe`` and ``rtol`` exclude each other.
 
-    Without any of them there are 20 steps, or those that an adaptive solver's own tolerance asks for. ``resume`` keeps
-    the jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, network and versions;
-    what files hold that are named there, such as a folder of images, is not looked at.
+    Without any of them there are 20 steps, or as many as an adaptive solver's own tolerance needs. ``resume`` keeps the
+    finished jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, network and
+    versions; the contents of files that are named there, such as a folder of images, are not compared.
     """
 
-    model: Any = MISSING
-    solver: Any = MISSING
-    grid: Any = None
-    schedule: Any = None
-    task: Any = MISSING
-    steps: int | None = None
-    nfe: int | None = None
-    rtol: float | None = None
-    samples: int = 16
-    seed: int = 0
-    closing: Closing | None = Closing.auto
-    remap: Remap | None = None
-    device: str = "cpu"
-    dtype: Dtype = Dtype.float32
-    progress: bool = True
-    resume: bool = False
-    data: Data = field(default_factory=Data)
+    model: Any = explained(MISSING, "the network, its condition and its guidance scale")
+    solver: Any = explained(MISSING, "the method")
+    grid: Any = explained(None, "where the steps lie; default: the solver's own grid")
+    schedule: Any = explained(None, "another schedule than the model's own; needs remap=snr")
+    task: Any = explained(MISSING, "what to do with the model")
+    steps: int | None = explained(None, "the number of steps, the closing one included; default: 20")
+    nfe: int | None = explained(None, "at most so many evaluations, instead of steps")
+    rtol: float | None = explained(
+        None, "the relative error allowed to each step, instead of steps; needs an adaptive solver"
+    )
+    samples: int = explained(16, "the number of samples")
+    seed: int = explained(0, "fixes the noise of every sample")
+    closing: Closing | None = explained(Closing.auto, "the last step, to the data: auto, denoise, extrapolate or null")
+    remap: Remap | None = explained(
+        None, "snr evaluates the network at equal signal-to-noise ratio on another schedule"
+    )
+    device: str = explained("cpu", "where to compute, such as cpu or cuda")
+    dtype: Dtype = explained(Dtype.float32, "the precision of the state: float32 or float64")
+    progress: bool = explained(True, "whether to draw progress bars")
+    resume: bool = explained(False, "whether a sweep that was stopped keeps its finished jobs")
+    data: Data = field(default_factory=Data, metadata={"phrase": "data.root is the folder of Fashion-MNIST's files"})
 
 
 def register() -> None:
     """Put the schemas where Hydra's defaults lists find them."""
     store = ConfigStore.instance()
     store.store("schema", Config)
-    for name, schema in (
-        ("demo", DemoTask),
-        ("sample", SampleTask),
-        ("invert", InvertTask),
-        ("joint", JointTask),
-        ("compare", CompareTask),
-        ("edit", EditTask),
-        ("inversion_table", InversionTableTask),
-        ("doctor", DoctorTask),
-        ("solvers", SolversTask),
-        ("train", TrainTask),
-        ("evaluate", EvaluateTask),
-    ):
+    for name, schema in TASKS.items():
         store.store(f"schema_{name}", schema)
-    OmegaConf.register_new_resolver("odediff.groups", groups, replace=True)
+    for part in (groups, tasks, keys):
+        OmegaConf.register_new_resolver(f"odediff.{part.__name__}", part, replace=True)
 
 
 def groups() -> str:
-    """What `--help` shows of the tree: a line of names for each group, by the word that chooses one."""
+    """The part of `--help` on the tree: a line of names for each group, after the word that chooses one."""
     with _tree():
         loader = GlobalHydra.instance().config_loader()
         found = [name for name in sorted(loader.get_group_options("", ObjectType.GROUP)) if name != "hydra"]
     return "\n".join(f"{CHOSEN_BY.get(name, name)}: {', '.join(known(name))}" for name in found)
+
+
+def tasks() -> str:
+    """The part of `--help` on the tasks: the first sentence of each schema's docstring."""
+    first = {name: re.split(r"[.;](?:\s|$)", inspect.getdoc(schema) or "")[0] for name, schema in TASKS.items()}
+    return "\n".join(f"{name}: {text[0].lower()}{text[1:]}".replace("``", "") for name, text in first.items())
+
+
+def keys() -> str:
+    """The part of `--help` on the keys of the top level: a phrase for each."""
+    return "\n".join(f"{one.name}: {one.metadata['phrase']}" for one in fields(Config))
 
 
 def conf_folder() -> Path:
@@ -210,9 +239,9 @@ def conf_folder() -> Path:
 
 
 def configured_solvers(chosen: Iterable[str] | None = None) -> dict[str, Solver]:
-    """The chosen solvers of the tree by the names of their files, those of the user's ``--config-dir`` among them.
+    """The chosen solvers of the tree by the names of their files, including those of the user's ``--config-dir``.
 
-    All of them unless given, which takes a second or two.
+    Default: all of them, which takes a second or two.
 
     Raises:
         ValueError: a name is unknown; the message lists the known ones.
@@ -221,12 +250,12 @@ def configured_solvers(chosen: Iterable[str] | None = None) -> dict[str, Solver]
 
 
 def configured_grids(chosen: Iterable[str] | None = None) -> dict[str, Callable[..., Any]]:
-    """The same for the grids."""
+    """The chosen grids of the tree, likewise."""
     return _members("grid", chosen)
 
 
 def known(group: str) -> list[str]:
-    """The names of a group of the tree, those of the user's ``--config-dir`` among them."""
+    """The names of a group of the tree, including those of the user's ``--config-dir``."""
     with _tree():
         return sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
 
@@ -245,7 +274,7 @@ def _members(group: str, chosen: Iterable[str] | None) -> dict[str, Any]:
 
 @contextmanager
 def _tree() -> Iterator[None]:
-    """The running application's configuration tree; the packaged one where none is running."""
+    """The running application's configuration tree; the packaged one if no application is running."""
     if GlobalHydra.instance().is_initialized():
         yield
         return

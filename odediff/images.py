@@ -1,4 +1,4 @@
-"""Real images for inversion: the embedded ones, or a folder of the user's."""
+"""Real images for inversion: the embedded ones, or those of the user's folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def embedded_shape() -> tuple[int, ...]:
 
 
 def embedded_images(count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The first ``count`` embedded images, for a model of samples of that shape, and their labels.
+    """The first ``count`` embedded images and their labels, for a model whose samples have that shape.
 
     Raises:
-        ValueError: the model's samples are of another shape, or there are too few images.
+        ValueError: the model's samples have another shape, or there are too few images.
     """
     images, labels = zoo.test_images()
     if tuple(images.shape[1:]) != shape:
@@ -40,7 +40,7 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
     """The first ``count`` images in [-1, 1], ``(count, C, H, W)``, and their labels if they are the embedded ones.
 
     Raises:
-        ValueError: the folder is missing or empty, holds too few pictures, or one of another size.
+        ValueError: the folder is missing or empty, or holds too few pictures or one of another size.
     """
     if folder is None:
         if shape != embedded_shape():
@@ -51,20 +51,18 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
         return embedded_images(count, shape)
     directory = Path(folder)
     if not directory.is_dir():
-        raise ValueError(f"task.images={folder} is no folder; give one that holds {', '.join(SUFFIXES)} files")
+        raise ValueError(f"task.images={folder} is not a folder; give one that holds {', '.join(SUFFIXES)} files")
     files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if len(files) < count:
-        raise ValueError(
-            f"task.images={folder} holds {len(files)} pictures, samples={count} asks for more; lower samples"
-        )
+        raise ValueError(f"task.images={folder} holds {len(files)} pictures, fewer than samples={count}; lower samples")
     return torch.stack([_read(file, shape) for file in files[:count]]), None
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         pixels = imread(file)
-    except (SyntaxError, OSError) as error:  # what pillow raises for a damaged picture
-        raise ValueError(f"{file} is no picture ({error}); leave it out") from error
+    except (SyntaxError, OSError) as error:  # what pillow raises on a damaged picture
+        raise ValueError(f"{file} is not a readable picture ({error}); leave it out") from error
     if pixels.dtype == np.uint8:
         pixels = pixels / 255.0
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, :3]
@@ -74,5 +72,5 @@ def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
         pixels = pixels.repeat(3, axis=2)
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() * 2 - 1
     if tuple(image.shape) != shape:
-        raise ValueError(f"{file} is {tuple(image.shape)} and the model has shape {shape}; resize it first")
+        raise ValueError(f"{file} has shape {tuple(image.shape)} and the model has shape {shape}; resize it first")
     return image

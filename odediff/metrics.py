@@ -1,7 +1,7 @@
 """Distances between samples and data, and errors of reconstructions.
 
-Every function takes torch tensors whose first axis counts samples, computes in float64 and raises ValueError for
-shapes that do not fit and for values that are not finite.
+Every function takes torch tensors whose first axis counts samples, computes in float64, and raises ValueError for
+shapes that do not match and values that are not finite.
 """
 
 import math
@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odediff.points import as_points, distances, finite
+
 FEW = 16
-"""Dimensions up to which distances are computed difference by difference."""
+"""The largest dimension in which distances are computed difference by difference."""
 STRIP = 256
-"""Rows of distances that `energy_test` forms at once."""
+"""The number of rows of distances that `energy_test` forms at once."""
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean ``(D,)`` and unbiased covariance ``(D, D)`` of features ``(N, D)``, in float64."""
-    features = _samples("features", features)
+    features = finite("features", features)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features has shape {tuple(features.shape)}; pass (N, D) with N >= 2")
     return features.mean(0), torch.cov(features.T).reshape(features.shape[1], features.shape[1])
@@ -30,10 +32,10 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
 
     ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^(1/2) C2 C1^(1/2))^(1/2))``. The matrix under the last root is ``A A^T`` for
     ``A = C1^(1/2) C2^(1/2)``, so the trace of its root is the sum of the singular values of A. Covariances of fewer
-    samples than features are singular; with A their zero directions cost round-off, with ``A A^T`` its square root.
+    samples than features are singular; their zero directions cost round-off with A, and its square root with ``A A^T``.
     """
-    mean1, mean2 = _samples("mean1", mean1), _samples("mean2", mean2)
-    covariance1, covariance2 = _samples("covariance1", covariance1), _samples("covariance2", covariance2)
+    mean1, mean2 = finite("mean1", mean1), finite("mean2", mean2)
+    covariance1, covariance2 = finite("covariance1", covariance1), finite("covariance2", covariance2)
     shapes = [tuple(tensor.shape) for tensor in (mean1, covariance1, mean2, covariance2)]
     if mean1.ndim != 1 or shapes != [mean1.shape, mean1.shape * 2] * 2:
         raise ValueError(f"means and covariances have shapes {shapes}; pass (D,), (D, D), (D,), (D, D)")
@@ -46,17 +48,19 @@ def class_accuracy(images: Tensor, labels: Tensor, classifier: Callable[[Tensor]
     """Share of images ``(N, ...)`` whose largest logit is that of their label ``(N,)``."""
     if labels.shape != images.shape[:1] or len(labels) == 0:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; pass one label for each of {len(images)} images")
-    _samples("images", images)
+    finite("images", images)
     with torch.no_grad():
         predicted = torch.cat([classifier(part).argmax(1) for part in images.split(batch)])
     return (predicted == labels).double().mean().item()
 
 
 def round_trip_error(images: Tensor, again: Tensor) -> Tensor:
-    """Root-mean-square difference of each sample, ``(N,)``: of images in [-1, 1], so 2 is black against white."""
+    """Root-mean-square difference of each sample, ``(N,)``, for images in [-1, 1]: 2 is black against white."""
     if images.shape != again.shape or images.ndim < 2:
-        raise ValueError(f"again has shape {tuple(again.shape)}; pass that of images, {tuple(images.shape)}, (N, ...)")
-    difference = _samples("images", images) - _samples("again", again)
+        raise ValueError(
+            f"again has shape {tuple(again.shape)}; pass the shape of images, {tuple(images.shape)}, (N, ...)"
+        )
+    difference = finite("images", images) - finite("again", again)
     return difference.flatten(1).square().mean(1).sqrt()
 
 
@@ -66,13 +70,13 @@ def psnr(images: Tensor, again: Tensor) -> Tensor:
 
 
 def gaussianity(noise: Tensor) -> dict[str, float]:
-    """How much a latent ``(N, C, H, W)`` is like white noise: 0, 1 and 0 are its mean, deviation and autocorrelation.
+    """How close a latent ``(N, C, H, W)`` is to white noise, whose mean, deviation and autocorrelation are 0, 1 and 0.
 
     The autocorrelation is between neighbours in the last two axes, over all samples.
     """
     if noise.ndim != 4:
         raise ValueError(f"noise has shape {tuple(noise.shape)}; pass (N, C, H, W)")
-    noise = _samples("noise", noise)
+    noise = finite("noise", noise)
     centred = noise - noise.mean()
     pairs = (centred[..., 1:] * centred[..., :-1]).mean() + (centred[..., 1:, :] * centred[..., :-1, :]).mean()
     variance = centred.square().mean()
@@ -87,7 +91,7 @@ def convergence_slope(steps: Sequence[int], errors: Sequence[float], floor: floa
     """Least-squares slope of log(error) over log(steps), on the longest run of doublings above 10 times ``floor``.
 
     Raises:
-        ValueError: that run has fewer than three doublings: there is no slope to speak of.
+        ValueError: that run has fewer than three doublings, too few for a slope.
     """
     runs: list[list[tuple[float, float]]] = [[]]
     for n, error in zip(steps, errors, strict=True):
@@ -98,7 +102,7 @@ def convergence_slope(steps: Sequence[int], errors: Sequence[float], floor: floa
     longest = np.array(max(runs, key=len))
     if len(longest) < 4:
         raise ValueError(
-            f"errors={list(errors)} stay above 10 times floor={floor} for less than three doublings; take fewer steps"
+            f"errors={list(errors)} stay above 10 times floor={floor} for fewer than three doublings; take fewer steps"
         )
     return float(np.polynomial.Polynomial.fit(longest[:, 0], longest[:, 1], deg=1).convert().coef[1])
 
@@ -107,10 +111,10 @@ def energy_distance(x: Tensor, y: Tensor, within: float | None = None) -> float:
     """Root of ``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Székely & Rizzo 2013) between two empirical laws.
 
     ``x`` is ``(N, D)`` and ``y`` ``(M, D)``, or ``(N,)`` and ``(M,)``, where it equals scipy.stats.energy_distance. It
-    is zero exactly when the two laws are equal. ``within`` is ``mean_distance(y, y)`` where it is known, as of data
-    that many sets of samples are compared with.
+    is zero exactly when the two laws are equal. ``within`` is ``mean_distance(y, y)`` if it is known already, as for
+    data that many sets of samples are compared with.
     """
-    x, y = _points(x, y)
+    x, y = as_points(x, y)
     squared = 2 * mean_distance(x, y) - mean_distance(x, x) - (mean_distance(y, y) if within is None else within)
     return math.sqrt(max(0.0, squared))
 
@@ -118,12 +122,12 @@ def energy_distance(x: Tensor, y: Tensor, within: float | None = None) -> float:
 def mean_distance(x: Tensor, y: Tensor) -> float:
     """The mean Euclidean distance between the points of ``x`` ``(N, D)`` and those of ``y`` ``(M, D)``.
 
-    In more than `FEW` dimensions by matrix products, several times faster: they lose 1e-8 of the spread of the points
-    where two coincide, which a mean does not show.
+    In more than `FEW` dimensions it uses matrix products, which are several times faster and lose 1e-8 of the spread
+    of the points where two coincide, too little to show in a mean.
     """
-    x, y = _points(x, y)
+    x, y = as_points(x, y)
     if x.shape[1] <= FEW:
-        total = sum(_distances(rows, y).sum().item() for rows in x.split(1024))
+        total = sum(distances(rows, y).sum().item() for rows in x.split(1024))
     else:
         centre = y.mean(0)
         x, y = x - centre, y - centre
@@ -136,7 +140,7 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 500, seed: int = 0, bl
     """p-value of "x and y, ``(N, D)`` each, are independent samples of one law".
 
     The statistic is the squared energy distance within blocks of ``block`` rows of x and as many of y, averaged over
-    the blocks (Zaremba, Gretton & Blaschko 2013 do this to kernel tests): the cost is linear in N, and the deviation
+    the blocks (Zaremba, Gretton & Blaschko 2013 do so for kernel tests): the cost is linear in N, and the deviation
     under the null falls with the number of blocks. For the 2 n points z of a block and signs s, +1 for x and -1 for y,
     the statistic is ``-s^T D s / n^2`` with ``D_ij = |z_i - z_j|``.
 
@@ -144,15 +148,15 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 500, seed: int = 0, bl
     the conditional null law of its statistic, for large n a weighted sum of chi-squares (Székely & Rizzo 2013). Blocks
     are independent, so the cumulants of the average follow from those of the blocks, each estimated from
     ``permutations`` shuffles, and their errors average out as well. A shifted gamma law with these first three
-    cumulants (Pearson's type III) gives the p-value, below ``1 / permutations`` too. Without the third the gamma law
-    (Gretton et al. 2009) is anti-conservative: for ten blocks it calls 4e-5 what is 1e-4, and this one 1.3e-4.
+    cumulants (Pearson's type III) gives the p-value, even below ``1 / permutations``. Without the third the gamma law
+    (Gretton et al. 2009) is anti-conservative: for ten blocks it gives 4e-5 for 1e-4, and this one 1.3e-4.
 
-    x and y must be independent of each other and row by row: samples that start from one set of noises are not.
+    x and y must be independent of each other and row by row; samples that start from the same noises are not.
 
     Raises:
         ValueError: x and y differ in shape, or ``block`` does not divide their number of rows.
     """
-    x, y = _points(x, y)
+    x, y = as_points(x, y)
     if x.shape != y.shape or block < 2 or len(x) % block or permutations < 2:
         raise ValueError(
             f"x {tuple(x.shape)}, y {tuple(y.shape)}, block={block}, permutations={permutations}: pass x and y of one "
@@ -173,64 +177,27 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 500, seed: int = 0, bl
         variance += null.var(ddof=1)
         third += ((null - null.mean()) ** 3).mean()
     if variance == 0:
-        raise ValueError("x and y put all rows of every block on one point, where nothing can be tested; pass samples")
-    from scipy.stats import pearson3  # a third of a second that nothing else is to wait for
+        raise ValueError("in every block all rows of x and y are one point, so nothing can be tested; pass samples")
+    from scipy.stats import pearson3  # importing it takes a third of a second; only this function needs it
 
     return float(pearson3.sf(observed, third / variance**1.5, loc=mean, scale=math.sqrt(variance)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values of m tests at once, in the order given (Holm 1979).
-
-    The i-th smallest, i = 0, 1, ..., is multiplied by m - i, then made at least as large as those before it and at most
-    1. Rejecting where the result is below a level keeps the chance of any false rejection below that level, whatever
-    the dependence between the tests.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p_values={p_values!r} are not a list of numbers in [0, 1]")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return adjusted.tolist()
-
-
-def _samples(name: str, values: Tensor) -> Tensor:
-    values = values.detach().to("cpu", torch.float64)
-    if not values.isfinite().all():
-        raise ValueError(f"{name} holds {int((~values.isfinite()).sum())} values that are not finite; drop their rows")
-    return values
-
-
-def _points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as ``(rows, D)``."""
-    x, y = (_samples(name, points) for name, points in (("x", x), ("y", y)))
-    x, y = (points[:, None] if points.ndim == 1 else points for points in (x, y))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in (*x.shape, *y.shape):
-        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)}: pass (N, D) and (M, D), none of them empty")
-    return x, y
-
-
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    # The default mode forms |x|^2 + |y|^2 - 2 x y, which loses half of the digits of small distances.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _quadratic_forms(z: Tensor, signs: Tensor) -> Tensor:
     """``s^T D s`` for every column s of ``signs`` ``(N, S)``, with ``D_ij = |z_i - z_j|``.
 
-    All columns go through one product, strip by strip of D. It is symmetric: of each strip, what lies right of the
-    diagonal is never formed, and what lies left of it counts twice.
+    All columns share one product for each strip of D. As D is symmetric, the part of a strip to the right of the
+    diagonal is never formed, and the part to its left counts twice.
     """
     found = torch.zeros(signs.shape[1], dtype=torch.float64, device="cpu")
     for first in range(0, len(z), STRIP):
-        strip = _distances(z[first : first + STRIP], z[: first + STRIP])
+        strip = distances(z[first : first + STRIP], z[: first + STRIP])
         strip[:, :first] *= 2
         found += (signs[first : first + STRIP] * (strip @ signs[: first + STRIP])).sum(0)
     return found
 
 
 def _square_root(covariance: Tensor) -> Tensor:
-    """Symmetric square root; eigenvalues that round-off made negative count as zero."""
+    """The symmetric square root; eigenvalues that round-off made negative count as zero."""
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

@@ -20,11 +20,11 @@ INK, FAINT = "#22262b", "#7a828c"
 COLOURS = ("#2f6db5", "#d1662b", "#3a8f5c", "#9056a5", "#b8860b", "#4aa3a2", "#c0405a", "#6b7280")
 MARKERS = "osD^vP*X"
 LEAST_RATIO = 1.25
-"""Between labelled ticks of a logarithmic axis."""
+"""The least ratio between labelled ticks of a logarithmic axis."""
 NARROW = 50.0
-"""Below this ratio of its ends a logarithmic axis has too few powers of ten to be read by."""
+"""The ratio of its ends below which a logarithmic axis shows too few powers of ten to be readable."""
 CLOUD = 2500
-"""Points of a cloud that are drawn: more would hide their density."""
+"""The number of points of a cloud that are drawn: more would hide their density."""
 
 
 def is_picture(shape: Sequence[int]) -> bool:
@@ -33,7 +33,7 @@ def is_picture(shape: Sequence[int]) -> bool:
 
 
 def montage(images: Tensor, columns: int) -> np.ndarray:
-    """Tile images ``(B, C, H, W)`` in [-1, 1] into one array ``(rows H, columns W[, 3])`` in [0, 1], white between."""
+    """Tile images ``(B, C, H, W)`` in [-1, 1] into one array ``(rows H, columns W[, 3])`` in [0, 1], gaps white."""
     pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     count, height, width, channels = pixels.shape
     rows = math.ceil(count / columns)
@@ -55,8 +55,8 @@ def labelled_grid(
 ) -> None:
     """Draw a table of pictures with a label for every row and column, and a note under each cell.
 
-    ``inches`` is the height of a cell; its width follows from the pictures, and the way from one cell to the next from
-    its texts too.
+    ``inches`` is the height of a cell. Its width follows from the pictures; the distance between cells also leaves room
+    for their texts.
     """
     height, width = cells[0][0].shape[:2]
     note_space = 0.2 if notes else 0.06
@@ -121,9 +121,9 @@ def joint_laws(
     normals: Sequence[tuple[float, float]],
     title: str,
 ) -> None:
-    """Draw a cloud of ``(x, y)``, each ``(N,)``, in each panel, between the histograms of x and of y.
+    """Draw in each panel a cloud of points ``(x, y)``, each ``(N,)``, beside the histograms of x and y.
 
-    ``normals`` are the mean and deviation of the laws that x and y should have: curves over the histograms.
+    ``normals`` are the mean and deviation of the laws that x and y should have, drawn as curves over the histograms.
     """
     figure = Figure(figsize=(2.6 * len(pairs), 3.4), dpi=160, layout="constrained")
     figure.suptitle(title, fontsize=10, color=INK, weight="bold", x=0.01, ha="left")
@@ -159,7 +159,7 @@ def _log_axes(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_yscale("log")
     apart: list[float] = []
     for tick in reversed(ticks):
-        # Solvers that share a ceiling differ by a call or two; their labels would overlap.
+        # Solvers with the same ceiling differ by a call or two; their labels would overlap.
         if not apart or apart[-1] / tick > LEAST_RATIO:
             apart.append(tick)
     axes.set_xticks(apart)
@@ -177,7 +177,7 @@ def _log_axes(axes: Axes, ticks: Sequence[float]) -> None:
 
 
 def _text_width(text: str, size: float, weight: str = "normal") -> float:
-    """In inches."""
+    """The width of a text in inches."""
     if not text:
         return 0.0
     return float(TextPath((0, 0), text, size, prop=FontProperties(weight=weight)).get_extents().width) / 72

@@ -1,4 +1,4 @@
-"""How good a set of samples is beside a set of data: distances, precision and recall, memorisation.
+"""How good a set of samples is, compared with a set of data: distances, precision and recall, memorisation.
 
 Samples are ``(N, D)`` and data ``(M, D)``: states, or features of images. Everything is computed in float64; wrong
 shapes and values that are not finite raise ValueError.
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odediff.metrics import _distances, _points
+from odediff.points import as_points, distances
 
 PROJECTIONS = 128
 NEIGHBOURS = 3
 BLOCK = 1024
+"""The number of rows of distances that are formed at once."""
 
 
 class PrecisionRecall(NamedTuple):
@@ -36,7 +37,7 @@ class SlicedWasserstein:
     """
 
     def __init__(self, y: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> None:
-        self.y, _ = _points(y, y)
+        self.y, _ = as_points(y, y)
         if projections < 1:
             raise ValueError(f"projections={projections} must be at least 1")
         generator = torch.Generator().manual_seed(seed)
@@ -46,7 +47,7 @@ class SlicedWasserstein:
 
     def __call__(self, x: Tensor) -> float:
         """The distance of ``x`` ``(N, D)``."""
-        x, y = _points(x, self.y)
+        x, y = as_points(x, self.y)
         # Both quantile functions are constant between these levels.
         levels = np.union1d(np.arange(1, len(x) + 1) / len(x), np.arange(1, len(y) + 1) / len(y))
         widths = np.diff(levels, prepend=0.0)
@@ -65,16 +66,16 @@ class SlicedWasserstein:
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = PROJECTIONS, seed: int = 0) -> float:
     """`SlicedWasserstein` between two empirical laws, ``(N, D)`` and ``(M, D)``."""
-    x, y = _points(x, y)
+    x, y = as_points(x, y)
     return SlicedWasserstein(y, projections, seed)(x)
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel ``(x.y / D + 1)^3`` (Binkowski et al. 2018, "KID").
 
-    It can be negative; for two sets of one law its expectation is 0, whatever N and M.
+    It can be negative; for two sets of samples of one law its expectation is 0, whatever N and M.
     """
-    x, y = _points(x, y)
+    x, y = as_points(x, y)
     if len(x) < 2 or len(y) < 2:
         raise ValueError(f"x has {len(x)} rows and y {len(y)}; an unbiased estimate needs at least 2 of each")
 
@@ -90,7 +91,7 @@ def precision_recall(samples: Tensor, data: Tensor, neighbours: int = NEIGHBOURS
 
     A set's manifold is the union of balls around its points, each as large as the distance to its k-th neighbour.
     """
-    samples, data = _points(samples, data)
+    samples, data = as_points(samples, data)
     if not 1 <= neighbours < min(len(samples), len(data)):
         raise ValueError(
             f"neighbours={neighbours} must be at least 1 and less than both {len(samples)} samples and {len(data)} data"
@@ -99,15 +100,15 @@ def precision_recall(samples: Tensor, data: Tensor, neighbours: int = NEIGHBOURS
 
 
 def memorised(samples: Tensor, training: Tensor) -> float:
-    """Share of samples that lie nearer to a training point than that point lies to any other training point.
+    """Share of samples that are nearer to a training point than that point is to any other training point.
 
-    The complement of authenticity (Alaa, van Breugel, Saveliev & van der Schaar 2022). Fresh samples of the training
-    law score by their dimension, Gaussians 2/3 in one, 0.3 in 16 and 0.2 in 64: compare with held-out data. Copies
-    score 1.
+    The complement of authenticity (Alaa, van Breugel, Saveliev & van der Schaar 2022). The score of fresh samples of
+    the training law depends on their dimension, for Gaussians 2/3 in 1, 0.3 in 16 and 0.2 in 64: compare with held-out
+    data. Copies score 1.
     """
-    samples, training = _points(samples, training)
+    samples, training = as_points(samples, training)
     if len(training) < 2:
-        raise ValueError(f"training has {len(training)} rows; a point's nearest other needs at least 2")
+        raise ValueError(f"training has {len(training)} rows; the nearest other point needs at least 2")
     found = [_nearest(rows, training) for rows in _blocks(samples)]
     distance, nearest = (torch.cat(part) for part in zip(*found, strict=True))
     chosen, inverse = nearest.unique(return_inverse=True)
@@ -122,17 +123,17 @@ def _cubic(x: Tensor, y: Tensor) -> Tensor:
 def _covered(points: Tensor, centres: Tensor, neighbours: int) -> float:
     """Share of the points inside a ball around any centre."""
     radii = torch.cat([_kth(rows, centres, neighbours + 1) for rows in _blocks(centres)])
-    inside = [(_distances(rows, centres) <= radii).any(1) for rows in _blocks(points)]
+    inside = [(distances(rows, centres) <= radii).any(1) for rows in _blocks(points)]
     return float(torch.cat(inside).double().mean())
 
 
 def _kth(rows: Tensor, points: Tensor, k: int) -> Tensor:
     """The k-th smallest distance from each row to the points; a row that is one of them counts itself first."""
-    return _distances(rows, points).kthvalue(k, dim=1).values
+    return distances(rows, points).kthvalue(k, dim=1).values
 
 
 def _nearest(rows: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    found = _distances(rows, points).min(1)
+    found = distances(rows, points).min(1)
     return found.values, found.indices
 
 

@@ -1,4 +1,4 @@
-"""Who is better, and is it more than chance: paired bootstrap, and ranks that methods share."""
+"""Which method is better, and whether by more than chance: a paired bootstrap, and shared ranks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 SAME = 1e-6
-"""Relative differences below this are round-off, not rank: one method written in two ways stays one method."""
+"""The relative difference below which medians count as equal: one method written in two ways keeps one rank."""
 
 
 class Ranked(NamedTuple):
     """One method's place.
 
-    ``low`` and ``high`` enclose its statistic; ``ratio_low`` and ``ratio_high`` its ratio to the best method that it
-    shares the rank with, the one that stands first there.
+    ``low`` and ``high`` enclose its statistic, ``ratio_low`` and ``ratio_high`` its ratio to the best method of the
+    same rank, which is listed first.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Ranked(NamedTuple):
 def rank(
     errors: Mapping[str, np.ndarray], resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> list[Ranked]:
-    """Rank methods by the median of their samples' errors, best first; who cannot be told apart shares a rank.
+    """Rank methods by the median of their samples' errors, best first; methods that cannot be told apart share a rank.
 
     ``errors`` holds one array ``(B,)`` for each method, of the same B samples: sample i started from the same noise
     everywhere. The bootstrap (Efron & Tibshirani 1993, chapter 13: percentile intervals) draws the same samples for all
     methods, so that the difficulty of a sample cancels in a comparison.
 
     The best method leads rank 1. In the order of the medians, a method shares the rank of the leader if the interval of
-    the ratio of their medians holds 1; otherwise it leads the next rank, numbered by its place (1, 1, 3, ...).
+    the ratio of their medians contains 1; otherwise it leads the next rank, numbered by its place (1, 1, 3, ...).
 
     Raises:
         ValueError: no method, no samples, arrays of different lengths, or a NaN.
@@ -52,12 +52,12 @@ def rank(
         shapes = {name: np.shape(errors[name]) for name in names}
         raise ValueError(f"errors have shapes {shapes}; pass one error for each of the same samples, for every method")
     if any(np.isnan(row).any() for row in table):
-        raise ValueError("errors hold a NaN; give a sample that failed an infinite error")
-    medians = _median(np.stack(table))
+        raise ValueError("errors contain a NaN; give a failed sample an infinite error")
+    medians = lower_median(np.stack(table))
     drawn = np.random.default_rng(seed).integers(len(table[0]), size=(resamples, len(table[0])))
-    # One buffer for all methods: fresh memory of this size costs more than what is done in it.
+    # One buffer for all methods: allocating this much memory takes longer than the work done in it.
     buffer = np.empty(drawn.shape)
-    samples = np.stack([_median(np.take(row, drawn, out=buffer, mode="clip")) for row in table])
+    samples = np.stack([lower_median(np.take(row, drawn, out=buffer, mode="clip")) for row in table])
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     order = np.argsort(medians, kind="stable")
     places: list[Ranked] = []
@@ -72,15 +72,15 @@ def rank(
     return places
 
 
-def _median(rows: np.ndarray) -> np.ndarray:
-    """The lower median of each row, no mean of a finite and an infinite error; reorders the rows."""
+def lower_median(rows: np.ndarray) -> np.ndarray:
+    """The lower median of each row, never the mean of a finite and an infinite error; reorders the rows."""
     middle = (rows.shape[-1] - 1) // 2
     rows.partition(middle, axis=-1)
     return rows[..., middle].copy()
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """The ratio of two lists of medians; 1 where both are infinite or both zero."""
+    """The ratio of two lists of medians; 1 where both are infinite or both are zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = above / below
     return np.where(above == below, 1.0, ratio)

@@ -1,4 +1,4 @@
-"""One run of the application: what its configuration describes, and the record it leaves."""
+"""One run of the application: what its configuration describes, and the record that it leaves."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ from odediff.version import __version__
 from solvers import Solver
 
 OWN_KEYS = ("shape", "condition", "guidance", "chunk")
-"""Keys of a model's configuration that are the application's; the others are arguments of its ``_target_``."""
+"""Keys of a model's configuration that the application reads; the others are arguments of its ``_target_``."""
 RECORD = "run.json"
+"""The name of the file that describes a run."""
 PASSING = ("progress", "resume")
-"""Keys that change nothing in what a run leaves."""
+"""Keys that do not change what a run leaves."""
 WRITTEN = (".json", ".png", ".safetensors")
 """Suffixes of the files that tasks write."""
 DEFAULT_SOLVER = "gp_multistep"
-"""The name in conf/config.yaml."""
+"""The solver that conf/config.yaml names."""
 SOLVER_WORD = r"solver\b|line@solver\b"
-"""What a command line that chooses a solver, or sets something of it, has words of."""
+"""Matches an override that chooses a solver or sets one of its fields."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The model, the method and the settings of one run, and the folder that receives its files."""
+    """The model, the method and the settings of one run, and the folder for its files."""
 
     config: DictConfig
     model: Model
@@ -63,7 +64,7 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of states."""
+        """The dtype of the states."""
         return getattr(torch, self.config.dtype.value)
 
     @property
@@ -77,7 +78,7 @@ class Run:
         return HydraConfig.get().mode == RunMode.MULTIRUN
 
     def conditioned(self, count: int, guidance: float | None = None, **conditions: Any) -> Model:
-        """The model under the configured condition for ``count`` samples; a list of the condition cycles over them."""
+        """The model under the configured condition for ``count`` samples; a list in the condition cycles over them."""
         require_room(count, self.shape, self.dtype, self.config.device)
         given = {**self.condition, **conditions}
         for name, value in given.items():
@@ -91,13 +92,13 @@ class Run:
         return self.model.condition(guidance=guidance, **rows)
 
     def labelled(self, labels: Tensor | None) -> dict[str, Any]:
-        """The condition of images of these classes, for a model that takes one."""
+        """The condition for images of these classes, if the model takes labels."""
         return {} if labels is None or "label" not in self.model.null else {"label": labels.tolist()}
 
     def record(self, results: Mapping[str, Any]) -> None:
         """Write run.json, the last file of a run: what it `describes`, what was measured, and the seconds.
 
-        These are of the whole run, unless they are among the ``results``.
+        The seconds are those of the whole run, unless the ``results`` have their own.
         """
         write_json(
             self.folder / RECORD,
@@ -111,7 +112,7 @@ class Run:
 
     @property
     def describes(self) -> dict[str, Any]:
-        """The resolved configuration, what it made, the weights' hash, and versions."""
+        """The resolved configuration, what was made from it, the hash of the weights, and versions."""
         return {
             "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
             "solver": str(self.solver),
@@ -127,30 +128,50 @@ class Run:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the folder holds the record of the same run, which has ended."""
+        """Whether the folder holds the record of the same run, finished."""
         try:
             before = json.loads((self.folder / RECORD).read_text())
             now = json.loads(json.dumps(self.describes))
             for one in (before["config"], now["config"]):
                 for key in PASSING:
                     one.pop(key, None)
-            # Tasks of many solvers record others in the place of the one that is configured.
+            # Tasks with many solvers record those instead of the configured one.
             return "failed" not in before and all(before[key] == now[key] for key in now if key != "solver")
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
 class AlreadyRecordedError(Exception):
-    """A job of a sweep that is resumed has nothing left to do."""
+    """A job of a resumed sweep has nothing left to do."""
 
 
 def build(config: DictConfig) -> Run:
-    """Make a `Run` of a configuration; whatever is wrong with it shows here, before anything is computed.
+    """Make a `Run` of a configuration; whatever is wrong with it is found here, before anything is computed.
 
     Raises:
         TypeError, ValueError: the configuration cannot be used.
-        AlreadyRecordedError: it is one of a sweep that is resumed, and this job has ended before.
+        AlreadyRecordedError: it belongs to a resumed sweep, and this job has already finished.
     """
+    _check_counts(config)
+    _check_resume(config)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
+    run = Run(
+        config=config,
+        folder=_usable_folder(),
+        condition=_condition(config.model),
+        model=_model(config),
+        solver=_solver(config),
+        grid=None if config.grid is None else _grid(config.grid),
+        shape=_checked_shape(config.model.get("shape")),
+    )
+    if config.resume and run.is_recorded:
+        raise AlreadyRecordedError
+    return run
+
+
+def _check_counts(config: DictConfig) -> None:
     if config.samples < 1:
         raise ValueError(f"samples={config.samples} must be at least 1")
     if config.steps is not None and config.nfe is not None:
@@ -159,68 +180,76 @@ def build(config: DictConfig) -> Run:
         raise ValueError(
             f"rtol={config.rtol} steps={config.steps} nfe={config.nfe}: give one of them, they exclude each other"
         )
+
+
+def _check_resume(config: DictConfig) -> None:
     job = HydraConfig.get()
     names_folder = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in job.overrides.hydra)
     if config.resume and (job.mode != RunMode.MULTIRUN or not names_folder):
-        raise ValueError("resume=true is of a sweep: give -m and its folder, hydra.sweep.dir=FOLDER")
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
-    device = available(config.device)
+        raise ValueError("resume=true needs a sweep: give -m and its folder, hydra.sweep.dir=FOLDER")
+
+
+def _usable_folder() -> Path:
+    """The folder of the run, without folders in the place of its files."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if in_the_way := [path for path in folder.glob("*.*") if path.suffix in WRITTEN and path.is_dir()]:
         raise ValueError(f"{in_the_way[0]} is a folder; choose another place with hydra.run.dir=FOLDER")
-    shape, condition, guidance, chunk = (config.model.get(key) for key in OWN_KEYS)
-    arguments = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in OWN_KEYS])
+    return folder
+
+
+def _condition(config: DictConfig) -> dict[str, Any]:
+    condition = config.get("condition")
     if not isinstance(condition, Mapping | None):
-        raise TypeError(f"model.condition={condition!r} must name what it sets, as in model.condition.label=3")
+        raise TypeError(f"model.condition={condition!r} must name what to set, as in model.condition.label=3")
+    return _plain(condition or {})
+
+
+def _model(config: DictConfig) -> Model:
+    """The model on the requested schedule, with the configured guidance and chunk."""
+    device = available(config.device)
+    arguments = OmegaConf.masked_copy(config.model, [key for key in config.model if key not in OWN_KEYS])
     model = instantiate(arguments, device=device)
     if not isinstance(model, Model):
-        raise TypeError(f"model._target_={config.model._target_} returned {type(model).__name__}, no odediff.Model")
-    model = replace(model, chunk=chunk)
+        name = type(model).__name__
+        raise TypeError(f"model._target_={config.model._target_} must return an odediff.Model, not a {name}")
+    if "chunk" in config.model:
+        model = replace(model, chunk=config.model.chunk)
+    guidance = config.model.get("guidance")
     if guidance is not None:
         if isinstance(guidance, bool) or not isinstance(guidance, int | float):
             raise TypeError(f"model.guidance={guidance!r} must be a number; 1 is the conditional prediction")
         model = model.condition(guidance=float(guidance))
+    return _on_schedule(model, config)
+
+
+def _solver(config: DictConfig) -> Solver:
     line = config.solver.get("line")
     if isinstance(line, str):
-        raise TypeError(f"solver.line={line} is no line; choose one by its name with line@solver.line={line}")
+        raise TypeError(f"solver.line={line} is not a line; choose one by its name with line@solver.line={line}")
     solver = instantiate(config.solver)
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver._target_={config.solver._target_} made {type(solver).__name__}, no solvers.Solver")
-    if config.rtol is not None:
-        solver = at_tolerance(solver if _solver_is_chosen() else None, config.rtol)
-    if config.grid is not None and (placed := [key for key in ("path", "steps") if key in config.grid]):
-        raise ValueError(f"grid.{placed[0]}={config.grid[placed[0]]} belongs to the run; give steps=N or nfe=N")
-    run = Run(
-        config=config,
-        model=_on_schedule(model, config),
-        shape=_checked_shape(shape),
-        condition=_plain(condition or {}),
-        solver=solver,
-        grid=None if config.grid is None else _grid(config.grid),
-        folder=folder,
-    )
-    if config.resume and run.is_recorded:
-        raise AlreadyRecordedError
-    return run
+        name = type(solver).__name__
+        raise TypeError(f"solver._target_={config.solver._target_} must make a solvers.Solver, not a {name}")
+    return solver if config.rtol is None else at_tolerance(solver if _solver_is_chosen() else None, config.rtol)
 
 
 def _grid(config: DictConfig) -> Grid:
-    """The grid that is described: a function of path and steps, which are those of the run, or what makes one."""
+    """The grid that is described: a function of the run's path and steps, or the result of a call that makes one."""
+    if placed := [key for key in ("path", "steps") if key in config]:
+        raise ValueError(f"grid.{placed[0]}={config[placed[0]]} belongs to the run; give steps=N or nfe=N")
     try:
         target = get_object(config._target_)
         is_grid = not isinstance(target, type) and "steps" in inspect.signature(target).parameters
-    except Exception:  # instantiating it says what is wrong, in Hydra's words
+    except Exception:  # instantiating it reports what is wrong, in Hydra's words
         is_grid = False
     grid: Grid = instantiate(config, _partial_=True) if is_grid else instantiate(config)
     return grid
 
 
 def refuse_unused(unused: Iterable[str], remedy: str) -> None:
-    """Refuse words of the command line that set one of the ``unused`` keys, or something below it.
+    """Refuse words of the command line that set one of the ``unused`` keys, or a key below one.
 
-    A task that takes them and goes its own way answers another question than the one that was asked.
+    A task that accepted and ignored them would answer another question than the one that was asked.
     """
     for word in HydraConfig.get().overrides.task:
         key = re.split(r"[.:]", word.lstrip("+~").partition("=")[0].rpartition("@")[2])
@@ -229,7 +258,7 @@ def refuse_unused(unused: Iterable[str], remedy: str) -> None:
 
 
 def require_room(count: int, shape: Sequence[int], dtype: torch.dtype, device: str) -> None:
-    """Refuse more samples than the memory has room for, before anything is computed."""
+    """Refuse more samples than fit into the memory, before anything is computed."""
     try:
         torch.empty(count, *shape, dtype=dtype, device=device)
     except (RuntimeError, TypeError) as error:
@@ -241,19 +270,19 @@ def require_room(count: int, shape: Sequence[int], dtype: torch.dtype, device: s
 def _checked_shape(shape: Any) -> tuple[int, ...]:
     sizes = tuple(shape) if isinstance(shape, list | tuple | ListConfig) else ()
     if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"model.shape={shape} must be that of one sample, such as model.shape=[1,28,28]")
+        raise ValueError(f"model.shape={shape} must be the shape of one sample, such as model.shape=[1,28,28]")
     return sizes
 
 
 def _solver_is_chosen() -> bool:
-    """Whether the command line says anything of the solver, or an experiment puts another in the default's place."""
+    """Whether the command line says anything about the solver, or an experiment replaces the default one."""
     job = HydraConfig.get()
     words = (word.lstrip("+~").partition("=")[0] for word in job.overrides.task)
     return job.runtime.choices["solver"] != DEFAULT_SOLVER or any(re.match(SOLVER_WORD, word) for word in words)
 
 
 def _on_schedule(model: Model, config: DictConfig) -> Model:
-    """The model on the schedule asked for: its own, or another one by an explicit remapping."""
+    """The model on the requested schedule: its own, or another one by an explicit remapping."""
     if config.schedule is None:
         return model
     path: Schedule = instantiate(config.schedule)
@@ -262,8 +291,8 @@ def _on_schedule(model: Model, config: DictConfig) -> Model:
     if config.remap is None:
         raise ValueError(
             f"schedule={path} is not the one that the network was trained on, {model.path}; the schedule belongs to "
-            "the model: leave schedule out, or add remap=snr to ask the network at equal signal-to-noise ratio; what a "
-            "model=custom was trained on is schedule@model.schedule=NAME"
+            "the model: leave schedule out, or add remap=snr to evaluate the network at equal signal-to-noise ratio; "
+            "for model=custom, schedule@model.schedule=NAME declares the schedule that it was trained on"
         )
     return model.remap(path)
 

@@ -150,7 +150,7 @@ def _start(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype={dtype!r} is not a floating-point dtype; use torch.float32 or torch.float64")
     place = model.device if device is None else available(device)
-    state = torch.empty(_checked_shape(shape), dtype=dtype, device=place)  # type: ignore[arg-type]
+    state = torch.empty(checked_shape(shape), dtype=dtype, device=place)  # type: ignore[arg-type]
     return initial_noise(model.path.node(time), state, stream)
 
 
@@ -270,11 +270,10 @@ def steps_within(solver: Solver, nfe: int, closing: Closing = "denoise") -> int:
     return steps
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def checked_shape(shape: Sequence[int], form: str = "(B, ...)", example: str = "(64, 1, 28, 28)") -> tuple[int, ...]:
+    """``shape`` as a tuple; TypeError or ValueError unless it is a sequence of whole numbers of at least 1."""
     if not isinstance(shape, Sequence):
-        raise TypeError(f"shape={shape!r} must be (B, ...), such as (64, 1, 28, 28)")
+        raise TypeError(f"shape={shape!r} must be {form}, such as {example}")
     if not shape or any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in shape):
-        raise ValueError(
-            f"shape={tuple(shape)} must be (B, ...) with whole numbers of at least 1, such as (64, 1, 28, 28)"
-        )
+        raise ValueError(f"shape={tuple(shape)} must be {form} with whole numbers of at least 1, such as {example}")
     return tuple(map(int, shape))

@@ -1,4 +1,4 @@
-"""The end of a sweep: one table and one picture of all its jobs."""
+"""What ends a sweep: one table and one picture of all its jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from odediff.files import replacing, write_json
 from odediff.pictures import curves, labelled_grid, montage
-from odediff.run import PASSING
+from odediff.run import PASSING, RECORD
 from odediff.table import text_table
 
 COLUMNS = ("solver", "nfe", "network_evaluations", "error", "seconds")
@@ -31,24 +31,24 @@ LABELS = {
     "accuracy": "share classified as asked",
 }
 EXCLUSIVE = {"steps", "nfe", "rtol"}
-"""Keys of which a job has one: whoever gives it takes the place of what an experiment sweeps over."""
+"""Keys of which a job has one: giving any of them replaces what an experiment sweeps over."""
 ALONG = EXCLUSIVE | {"solver.rtol"}
-"""Keys that move a job along its curve; all others make another curve."""
+"""Keys that move a job along its curve; any other key starts another curve."""
 CLOCK = 2.0
-"""Seconds by which the clock of a file system may lag."""
+"""Seconds by which the clock of a file system may lag behind."""
 SHOWN = 8
-"""Samples in each cell of a gallery, in two rows."""
+"""The number of samples in each cell of a gallery, in two rows."""
 
 
 class SweepSummary(Callback):
     """Collect every job's run.json into sweep.csv, sweep.png, run.json and a table on the terminal.
 
-    ``columns`` are keys of the jobs' run.json, in the order of the table, which has what the jobs differ in beside
-    them; those that no job has are left out. The picture has a curve of ``y`` over ``x`` for whatever the jobs differ
-    in but steps, calls and tolerances. With a ``note``, such as "rms {error:.2f}", it shows instead each job's first
-    samples above that note, a row in place of each curve, a column for each ``x``.
+    ``columns`` are keys of the jobs' run.json, in the order of the table, which also has what the jobs differ in; keys
+    that no job has are left out. The picture has one curve of ``y`` over ``x`` for each set of jobs that differ only in
+    steps, calls and tolerances. With a ``note``, such as "rms {error:.2f}", it shows instead each job's first samples
+    above that note, one row for each curve and one column for each ``x``.
 
-    Jobs that failed are in neither; they are named at the end, and the exit code is 1.
+    Failed jobs appear in neither; they are named at the end, and the exit code is 1.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class SweepSummary(Callback):
         self.started = 0.0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before the first job: what the command line gives, an experiment does not sweep over.
+        """Called by Hydra before the first job: an experiment does not sweep over what the command line gives.
 
-        Hydra itself would run the product of both, every job several times. And it takes no null for a group, whose
-        word for "none of them" is [].
+        Hydra itself would run the product of both, every job several times. Also, it does not accept null for a group,
+        for which "none of them" is written [].
         """
         self.started = time.time()
         given = {one.key_or_group for one in OverridesParser.create().parse_overrides(config.hydra.overrides.task)}
@@ -81,18 +81,18 @@ class SweepSummary(Callback):
             ]
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before every job: say which it is."""
+        """Called by Hydra before every job: print which one it is."""
         if config.hydra.mode == RunMode.MULTIRUN:
             chosen = (word for word in config.hydra.overrides.task if not word.startswith("+experiment="))
             print(f"job {config.hydra.job.num}: {' '.join(chosen)}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra when all jobs have ended."""
+        """Called by Hydra after the last job."""
         folder = Path(config.hydra.sweep.dir)
-        # As it is written: what it refers to, such as the number of the job, is known within a job alone.
+        # Unresolved: what it refers to, such as the number of the job, is known only within a job.
         subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
         depth = len(Path(subdir).parts)
-        found = (file for file in folder.glob("/".join(["*"] * depth + ["run.json"])) if file.is_file())
+        found = (file for file in folder.glob("/".join(["*"] * depth + [RECORD])) if file.is_file())
         # An earlier sweep may have left jobs in the same folder.
         files = sorted((file for file in found if file.stat().st_mtime >= self.started - CLOCK), key=_job_number)
         jobs = [{"folder": str(file.parent.relative_to(folder)), **json.loads(file.read_text())} for file in files]
@@ -107,7 +107,7 @@ class SweepSummary(Callback):
             sys.exit(1)
 
     def _summarise(self, folder: Path, config: DictConfig, jobs: Sequence[dict[str, Any]]) -> None:
-        """Write the table and the picture of jobs that have finished."""
+        """Write the table and the picture of the finished jobs."""
         given = dict.fromkeys(key for job in jobs for key in job["given"])
         others = [key for key in given if key.rpartition("@")[2].partition(".")[0] not in self.columns]
         records = [{**job["given"], **job} for job in jobs]
@@ -117,7 +117,7 @@ class SweepSummary(Callback):
         with replacing(folder / "sweep.csv") as partial, partial.open("w", newline="") as file:
             csv.writer(file).writerows((header, *rows))
         write_json(
-            folder / "run.json",
+            folder / RECORD,
             {
                 "overrides": list(config.hydra.overrides.task),
                 "versions": jobs[0]["versions"],
@@ -160,7 +160,7 @@ class SweepSummary(Callback):
         return True
 
     def _noted(self, record: dict[str, Any]) -> str:
-        """The note of a job; nothing where what it names was not measured."""
+        """The note of a job; empty if a value that it names was not measured."""
         try:
             return str(self.note).format(**record)
         except (KeyError, TypeError):
@@ -173,7 +173,7 @@ class SweepSummary(Callback):
 
 
 def differences(jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """What each job was given, by its key, of what not all of them were given alike; in words of the command line."""
+    """For each job, the overrides (key to value) that are not the same in all jobs."""
     given = [dict(word.lstrip("+").split("=", 1) for word in words if "=" in word) for words in jobs]
     for words in given:
         for key in PASSING:
@@ -188,7 +188,7 @@ def _words(given: dict[str, str]) -> list[str]:
 
 
 def _series(job: dict[str, Any]) -> str:
-    """The name of a job's curve: what sets it apart from the others; the class of its solver where nothing does."""
+    """The name of a job's curve: what sets it apart from the others, or the class of its solver if nothing does."""
     apart = {key: value for key, value in job["given"].items() if key not in ALONG}
     return " ".join(_words(apart)) or job["solver"].partition("(")[0]
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,9 @@ import odediff
 import solvers
 from odediff import app, sweep
 from odediff.catalogue import solver_table
+from odediff.config import TASKS, Config
 from odediff.images import load_images
+from odediff.run import build
 from odediff.tasks import demo
 from odediff.tasks import sample as sample_task
 from odediff.zoo.unet import UNet
@@ -46,7 +49,24 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["solver=foo"], ["solver/foo", "ddim", "heun"]),
+        (["solver=foo"], ["solver=foo is unknown (one of: ", "ddim", "heun"]),
+        (["solver=heum"], ["solver=heum is unknown; did you mean heun? (one of: adams, "]),
+        (["task=samples"], ["task=samples is unknown; did you mean sample? (one of: compare, "]),
+        (["-m", "solver=ddim,heum", "steps=2"], ["solver=heum is unknown; did you mean heun?"]),
+        (
+            ["task=sample", "+eta=1", "solver=ddim"],
+            ["eta is not a key of the configuration; did you mean solver.eta? ("],
+        ),
+        (["task=sample", "+eta=1"], ["did you mean solver.eta of solver=ddim?"]),
+        (["+nonsense=5"], ["nonsense is not a key of the configuration (the keys: model, "]),
+        (["task=solvers", "++nonsense.of.mine=5"], ["nonsense is not a key of the configuration (the keys: model, "]),
+        (["task=sample", "+step=7"], ["step is not a key of the configuration; did you mean steps?"]),
+        (["solver=ddim", "solver.order=3"], ["solver.order: DDIM has no such setting (its settings: eta)"]),
+        (["solver=ddim", "+solver.order=3"], ["solver.order: DDIM has no such setting (its settings: eta)"]),
+        (["solver=euler_maruyama", "solver.etta=3"], ["solver.etta: EulerMaruyama has no such setting (it has none)"]),
+        (["solver.points=3"], ["solver.points is not a key", "+solver.points=... would add it"]),
+        (["task=sample", "+task.scoer=true"], ["task.scoer: ", "no such setting; did you mean score?"]),
+        (["task=sample", "+model.size=3"], ["model.size: ", "no such setting"]),
         (["stepz=3"], ["stepz", "did you mean steps", "nfe"]),
         (["solver=ddim", "solver.etaa=1"], ["solver.etaa", "did you mean eta"]),
         (["steps=abc"], ["steps=abc", "Integer"]),
@@ -66,7 +86,10 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "device=nonsense"], ["device=nonsense", "cpu"]),
         (["task=sample", "schedule=vp_cosine"], ["schedule=VPCosine", "remap=snr"]),
         (["task=sample", "solver._target_=mine.Nope"], ["mine.Nope", "No module named 'mine'"]),
-        (["task=sample", "solver=heun", "solver._target_=odediff.Model"], ["solver", "unexpected keyword argument"]),
+        (
+            ["task=sample", "solver=heun", "solver._target_=odediff.Model"],
+            ["solver.line: Model has no such setting"],
+        ),
         (["task=sample", "hydra.run.dir=/proc/nowhere"], ["/proc/nowhere", "hydra.run.dir"]),
         (["task=sample", "grid=karras", "grid.rho=-1"], ["rho", "-1"]),
         (["task=invert", "solver=ddpm"], ["DDPM", "stochastic", "DDIM"]),
@@ -77,7 +100,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=edit", "task.method=null_text", "solver=adams", "rtol=1e-2"], ["rtol=0.01", "null_text", "steps="]),
         (["task=train", "data.root=nowhere"], ["data.root", "nowhere"]),
         (["task=sample", "model=custom"], ["model.factory"]),
-        (["+experiment=foo"], ["experiment/foo", "ddim_vs_ddpm", "eta_sweep", "skip_steps"]),
+        (["+experiment=foo"], ["+experiment=foo is unknown", "ddim_vs_ddpm", "eta_sweep", "skip_steps"]),
         (["+experiment=eta_sweep", "task.scoer=true"], ["task.scoer", "did you mean score"]),
         (["task=sample", "task.score=true", "samples=1"], ["samples=1", "at least 2"]),
         (["task=sample", "task.score=true", "model.shape=[3,32,32]"], ["task.score", "(3, 32, 32)", "(1, 28, 28)"]),
@@ -94,7 +117,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "model.shape=28"], ["model.shape=28", "[1,28,28]"]),
         (["task=sample", "model.guidance=[1,2]"], ["model.guidance=[1, 2]", "a number"]),
         (["task=inversion_table", "task.methods=5"], ["task.methods=5"]),
-        (["task=inversion_table", "task.methods={a:1}"], ["task.methods.a is no key", "DDIM", "+task.methods.a="]),
+        (["task=inversion_table", "task.methods={a:1}"], ["task.methods.a is not a key", "DDIM", "+task.methods.a="]),
         (["task=inversion_table", "+task.methods.a.b=1"], ["task.methods.a: ", "no solvers.Solver"]),
         (["task=inversion_table", "+task.methods.a._target_=solvers.DDPM"], ["task.methods.a: ", "stochastic"]),
         (["task=inversion_table", "+task.methods.a._target_=solvers.Nope"], ["task.methods.a: ", "solvers.Nope"]),
@@ -124,7 +147,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=invert", "seed=7"], ["seed=7", "no effect"]),
         (["task=invert", "model.condition.label=3"], ["model.condition.label=3", "own labels"]),
         (["task=edit", "model.condition.label=3"], ["model.condition.label=3", "task.shift"]),
-        (["task=edit", "task.method=bridge", "seed=7"], ["seed=7", "draws nothing"]),
+        (["task=edit", "task.method=bridge", "seed=7"], ["seed=7", "draws no random numbers"]),
         (["task=inversion_table", "rtol=1e-3"], ["rtol=1e-3", "no effect", "+task.methods.NAME"]),
         (["task=train", "seed=3"], ["seed=3", "no effect", "one recipe"]),
         (["steps=5", "line@solver.line=noise"], ["line@solver.line", "solver=rk4"]),
@@ -199,6 +222,8 @@ def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_computed
         (["task=compare", "-cd", "own", "seed=3"], ["-cd", "own", "task=compare", "seed=3"]),
         (["--config-name=mine", "steps=5"], ["--config-name=mine", "steps=5"]),
         (["--help"], ["--help"]),
+        (["task=sample", "--help", "hydra.run.dir=x"], ["--help", "task=sample", "hydra.run.dir=x"]),
+        (["task=sample", "-c", "job", "seed=3"], ["-c", "job", "task=sample", "seed=3"]),
     ],
 )
 def test_words_that_describe_a_sampling_mean_the_task_of_sampling(given, completed):
@@ -232,6 +257,22 @@ def test_a_grid_of_ones_own_is_a_function_or_what_makes_one(monkeypatch, tmp_pat
     words = ["grid=mine", f"--config-dir={tmp_path / 'own'}", "steps=3", "hydra.run.dir=out", *QUICK]
     assert run(monkeypatch, tmp_path, *words) == (2 if said else 0)
     assert said is None or said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("described", "expected"), [("", 3), ("chunk: 5", 5), ("chunk: null", None)])
+def test_a_model_keeps_its_own_chunk_unless_one_is_given(monkeypatch, tmp_path, described, expected):
+    (tmp_path / "chunked.py").write_text(
+        "import odediff\n\n\ndef build(device):\n"
+        "    return odediff.Model(lambda x, time: x, odediff.VPTable.linear(), chunk=3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text(f"_target_: chunked.build\nshape: [2]\n{described}\n")
+    built = []
+    monkeypatch.setattr(sample_task, "build", lambda config: built.append(build(config)) or built[0])
+    words = [f"--config-dir={tmp_path / 'own'}", "model=mine", "task=sample", "steps=2", "samples=3", "progress=false"]
+    assert run(monkeypatch, tmp_path, *words) == 0
+    assert built[0].model.chunk == expected
 
 
 def test_a_folder_among_the_pictures_is_none_of_them(tmp_path):
@@ -423,7 +464,7 @@ def test_a_resumed_sweep_keeps_the_jobs_of_every_task_and_their_columns(monkeypa
 
 def test_a_single_run_has_nothing_to_resume(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, tmp_path, "solver=ddim", "resume=true", "hydra.sweep.dir=out", *QUICK) == 2
-    assert "resume=true is of a sweep: give -m and its folder" in capsys.readouterr().err
+    assert "resume=true needs a sweep: give -m and its folder" in capsys.readouterr().err
 
 
 def test_a_failed_job_is_named_and_leaves_the_others_their_table(monkeypatch, tmp_path, capsys):
@@ -649,6 +690,14 @@ def test_help_shows_groups_and_examples(monkeypatch, tmp_path, capsys):
     assert "solver: adams, " in out and "odediff task=invert" in out
     assert "\nline@solver.line: data, noise, rotation\n" in out
     assert "\nline: " not in out and "schema" not in out and "hydra" not in out
+    assert "\ninvert: encode real images and decode them\n" in out and "\nnfe: at most so many evaluations" in out
+    for explained in (*TASKS, *(one.name for one in fields(Config))):
+        assert re.search(rf"^{explained}: \w.*\w$", out, flags=re.MULTILINE), explained
+
+
+def test_help_may_be_anywhere_on_the_command_line(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "task=invert", "--help", "hydra.run.dir=x") == 0
+    assert "_target_: odediff.tasks.invert.run" in capsys.readouterr().out and not (tmp_path / "x").exists()
 
 
 def test_the_version_is_odediffs(monkeypatch, tmp_path, capsys):

@@ -137,3 +137,10 @@ def test_a_folder_of_the_users_own_adds_configs(tmp_path: Path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"hydra.searchpath=[file://{tmp_path}]", "solver=mine"])
     assert instantiate(config.solver) == solvers.DDIM(0.25)
+
+
+@pytest.mark.parametrize("group", ["grid", "line", "schedule"])
+def test_every_grid_line_and_schedule_says_what_it_is(group):
+    for name in names(group):
+        first = (CONF / group / f"{name}.yaml").read_text().partition("\n")[0]
+        assert first.startswith("# ") and first.endswith("."), name

@@ -304,6 +304,12 @@ def test_without_images_pure_noise_tells_some_forms_apart(path, true, declared, 
     assert report["image range, schedule and time"].status == "cannot tell"
 
 
+@pytest.mark.parametrize(("shape", "error"), [(4, TypeError), ((3, 0), ValueError), ((), ValueError)])
+def test_a_shape_that_is_not_one_is_refused_by_its_name(shape, error):
+    with pytest.raises(error, match=r"^shape=.* must be that of one sample.* such as \(1, 28, 28\)"):
+        diagnose(exact_model(DATA, odediff.VPLinear()), shape=shape)
+
+
 def test_the_report_is_a_table_with_one_remedy_below_each_mistake(data):
     report = diagnose(replace(exact_model(DATA, odediff.VPLinear()), prediction="v"), data)
     lines = str(report).splitlines()

@@ -403,28 +403,28 @@ def test_what_is_no_table_is_refused_with_the_remedy(table, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VPLinear(beta_min=0.0), "beta_min = 0.0"),
-        (lambda: VPLinear(beta_min=20.0, beta_max=0.1), "beta_min = 20.0 is not below beta_max"),
-        (lambda: VPScaledLinear(beta_max=math.nan), "beta_max = nan"),
-        (lambda: SubVP(beta_min=-1.0), "beta_min = -1.0"),
-        (lambda: VPCosine(s=0.0), "s = 0.0"),
-        (lambda: VPCosine(start=1.5), "start = 1.5"),
-        (lambda: VPCosine(start=0.0), "start = 0.0"),
-        (lambda: VPSigmoid(tau=0.0), "tau = 0.0"),
-        (lambda: VPSigmoid(tau=0.004), "tau = 0.004 is too small for low = -3.0 and high = 3.0: .* give a larger tau"),
-        (lambda: VPSigmoid(high=2000.0), "tau = 1.0 is too small for low = -3.0 and high = 2000.0"),
-        (lambda: VPSigmoid(low=3.0, high=-3.0), "low = 3.0 is not below high"),
-        (lambda: VE(sigma_min=100.0), "sigma_min = 100.0 is not below sigma_max"),
-        (lambda: VE(sigma_min=80.0), "sigma_min = 80.0 is not below sigma_max"),
-        (lambda: RectifiedFlow(shift=0.0), "shift = 0.0"),
-        (lambda: RectifiedFlow(time_scale=math.inf), "time_scale = inf"),
-        (lambda: VE(sigma_max="a"), "sigma_min = 0.002 is not below sigma_max = 'a'"),
-        (lambda: RectifiedFlow(shift="a"), "shift = 'a' is not a positive finite number"),
-        (lambda: VPLinear(beta_min="a"), "beta_min = 'a' is not a positive finite number"),
-        (lambda: VPLinear(beta_max=None), "beta_max = None: give finite beta_min < beta_max"),
-        (lambda: VPTable.linear(1), "T = 1"),
-        (lambda: VPTable.linear(beta_end=1.0), "beta_end = 1.0"),
-        (lambda: VPTable.cosine(max_beta=0.0), "max_beta = 0.0"),
+        (lambda: VPLinear(beta_min=0.0), "beta_min=0.0"),
+        (lambda: VPLinear(beta_min=20.0, beta_max=0.1), "beta_min=20.0 must be below beta_max"),
+        (lambda: VPScaledLinear(beta_max=math.nan), "beta_max=nan"),
+        (lambda: SubVP(beta_min=-1.0), "beta_min=-1.0"),
+        (lambda: VPCosine(s=0.0), "s=0.0"),
+        (lambda: VPCosine(start=1.5), "start=1.5"),
+        (lambda: VPCosine(start=0.0), "start=0.0"),
+        (lambda: VPSigmoid(tau=0.0), "tau=0.0"),
+        (lambda: VPSigmoid(tau=0.004), "tau=0.004 is too small for low=-3.0 and high=3.0: .* give a larger tau"),
+        (lambda: VPSigmoid(high=2000.0), "tau=1.0 is too small for low=-3.0 and high=2000.0"),
+        (lambda: VPSigmoid(low=3.0, high=-3.0), "low=3.0 must be below high"),
+        (lambda: VE(sigma_min=100.0), "sigma_min=100.0 must be below sigma_max"),
+        (lambda: VE(sigma_min=80.0), "sigma_min=80.0 must be below sigma_max"),
+        (lambda: RectifiedFlow(shift=0.0), "shift=0.0"),
+        (lambda: RectifiedFlow(time_scale=math.inf), "time_scale=inf"),
+        (lambda: VE(sigma_max="a"), "sigma_min=0.002 must be below sigma_max='a'"),
+        (lambda: RectifiedFlow(shift="a"), "shift='a' must be a positive, finite number"),
+        (lambda: VPLinear(beta_min="a"), "beta_min='a' must be a positive, finite number"),
+        (lambda: VPLinear(beta_max=None), "beta_min=0.1 must be below beta_max=None; give finite numbers"),
+        (lambda: VPTable.linear(1), "T=1"),
+        (lambda: VPTable.linear(beta_end=1.0), "beta_end=1.0"),
+        (lambda: VPTable.cosine(max_beta=0.0), "max_beta=0.0"),
     ],
 )
 def test_bad_parameters_are_named(make, message):
@@ -504,3 +504,17 @@ def test_a_section_has_the_closer_of_both_ends():
     assert (wide.start, wide.end) == (whole.start, whole.end)
     assert narrow.start == narrow.latest == pytest.approx(whole.time(-math.log(10.0)))
     assert narrow.end == pytest.approx(whole.time(-math.log(0.1)))
+
+
+def test_the_ends_of_a_section_are_computed_once(monkeypatch):
+    section = Section(VPCosine(), VPTable.linear())
+    ends = section.latest, section.start, section.end, section.first_defined
+    section.node(0.5)
+
+    def again(*arguments):
+        raise AssertionError("an end was computed again")
+
+    monkeypatch.setattr(Section, "_time_of", again)
+    assert (section.latest, section.start, section.end, section.first_defined) == ends
+    section.node(0.4)
+    assert section == Section(VPCosine(), VPTable.linear()) and pickle.loads(pickle.dumps(section)) == section

@@ -158,3 +158,20 @@ def test_an_unknown_problem_is_answered_by_the_names():
 def test_memory_must_be_positive():
     with pytest.raises(ValueError, match="memory=0"):
         KernelDensity(torch.zeros(2, 3), 0.1, 0)
+
+
+def test_a_solve_to_a_tolerance_closes_as_it_is_told():
+    one, adams = standard("gaussian"), solvers.AdaptiveAdams()
+    own, extrapolated, denoised = (
+        one.solve(adams, 0, range(2), grid=None, rtol=1e-3, closing=rule) for rule in ("auto", "extrapolate", "denoise")
+    )
+    assert [len(found.nodes) for found in (own, extrapolated, denoised)] == [2, 3, 3]
+    assert not torch.equal(extrapolated.x, denoised.x)
+    with pytest.raises(ValueError, match="closing='nonsense' is unknown"):
+        one.solve(adams, 0, range(2), grid=None, rtol=1e-3, closing="nonsense")
+
+
+def test_a_kernel_density_in_chunks_computes_where_its_images_are():
+    density = KernelDensity(torch.rand(9, 1, 2, 2, dtype=torch.float64, device="meta"), 0.1, 2**10)
+    found = density.predict(standard("mixture_2").path.node(0.4), torch.rand(3, 1, 2, 2, device="meta"))
+    assert found.x0.device.type == found.eps.device.type == "meta" and found.x0.shape == (3, 1, 2, 2)

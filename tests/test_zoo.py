@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from odediff import metrics, zoo
-from odediff.zoo import dataset, export, train_classifier, train_network
+from odediff.zoo import dataset, export, train_classifier, train_network, training
 from odediff.zoo.assets import MANIFEST, WEIGHTS, load_network, read
 from odediff.zoo.convnet import Classifier
 from odediff.zoo.unet import NULL_LABEL, UNet
@@ -170,17 +170,17 @@ def synthetic() -> tuple[torch.Tensor, torch.Tensor]:
     return 2 * torch.rand(10, 1, 28, 28, generator=generator) - 1, torch.arange(10)
 
 
-@pytest.mark.parametrize(("module", "run"), [(train_network, network_run), (train_classifier, classifier_run)])
-def test_training_that_was_interrupted_ends_with_the_same_bits(module, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("run", [network_run, classifier_run])
+def test_training_that_was_interrupted_ends_with_the_same_bits(run, tmp_path, monkeypatch):
     unbroken = run(tmp_path / "unbroken.safetensors")
 
     def save_and_stop(*arguments, **modules):
         save_checkpoint(*arguments, **modules)
         raise KeyboardInterrupt
 
-    save_checkpoint = module.save_checkpoint
+    save_checkpoint = training.save_checkpoint
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "save_checkpoint", save_and_stop)
+        patch.setattr(training, "save_checkpoint", save_and_stop)
         run(tmp_path / "broken.safetensors")
     assert load_file(tmp_path / "broken.safetensors")["step"] == 2
     torch.rand(7)  # a resumed run must not depend on the global generator

@@ -1,7 +1,7 @@
 """Test a network against its declaration, by forward calls alone: what fits, what does not, and what to declare.
 
-`odediff.doctor.evidence` says how possibilities are weighed. One mistake beside a wrong form is found at a time: mend
-it, and ask again.
+`odediff.doctor.evidence` says how hypotheses are weighed. Besides a wrong form, one mistake is found at a time: fix it
+and test again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from odediff.doctor.report import Finding, Report
 from odediff.doctor.verdict import check_against, check_form, check_noise_variance, check_skill, compare
 from odediff.model import Model
 from odediff.prediction import network_output
+from odediff.sampling import checked_shape
 from odediff.schedule import VPTable
 from solvers import Prediction, combine
 from solvers.arguments import require_whole
@@ -37,19 +38,19 @@ def diagnose(
 ) -> Report:
     """Test ``model`` against its declaration.
 
-    It costs about 120 calls of ``samples`` rows, 70 with ``integer_time=True``, as a network that looks times up in an
-    embedding has to be declared: other conventions are then tried inside its table only.
+    It costs about 120 calls of ``samples`` rows, or 70 with ``integer_time=True``, which declares a network that looks
+    times up in an embedding: other conventions are then tried only inside its table.
 
     Args:
-        model: the network as it is declared. Conditions with a row for each image are taken along.
+        model: the network as it is declared. Conditions may have a row for each image.
         images: real data of the kind that the network was trained on, ``(N, ...)`` in [-1, 1]; ``samples`` of them are
-            used, evenly spaced. Without them only pure noise can be shown to the network, which tells little.
-        shape: of one sample, ``(C, H, W)``, where there are no images.
+            used, evenly spaced. Without them the network can only be tested on pure noise, which tells little.
+        shape: the shape of one sample, ``(C, H, W)``, if there are no images.
         seed: fixes the noise.
         samples: the number of images to use, at least 4.
 
     Raises:
-        TypeError, ValueError: an argument cannot be used. What the network does is never an error, but a finding.
+        TypeError, ValueError: an argument cannot be used. What the network does is a finding, never an error.
     """
     if not isinstance(model, Model):
         raise TypeError(
@@ -62,10 +63,11 @@ def diagnose(
     if images is None:
         if shape is None:
             raise ValueError("images, shape: give images to test on, or at least the shape of one, such as (1, 28, 28)")
+        sizes = checked_shape(shape, "that of one sample, (C, H, W),", "(1, 28, 28)")
         model.require_batch(samples)
-        return Report(tuple(_without_images(model, torch.zeros(samples, *shape, device=model.device), seed)))
+        return Report(tuple(_without_images(model, torch.zeros(samples, *sizes, device=model.device), seed)))
     if not isinstance(images, Tensor):
-        raise TypeError(f"images is a {type(images).__name__}; give a tensor (N, ...) in [-1, 1]")
+        raise TypeError(f"images must be a tensor (N, ...) in [-1, 1], not a {type(images).__name__}")
     if images.ndim < 2 or len(images) < 4:
         raise ValueError(f"images of shape {tuple(images.shape)}: give at least 4 of them, (N, ...)")
     model.require_batch(len(images))
@@ -73,7 +75,7 @@ def diagnose(
     chosen = images[index.to(images.device)].to(model.device)
     data = chosen if chosen.dtype == torch.float64 else chosen.float()
     if not torch.isfinite(data).all():
-        raise ValueError("images hold values that are not finite; remove them")
+        raise ValueError("images contain values that are not finite; remove them")
     return Report(tuple(_with_images(model.rows(index), data, seed)))
 
 
@@ -83,7 +85,7 @@ def _with_images(model: Model, images: Tensor, seed: int) -> Iterator[Finding]:
     declared = Hypothesis("declared", model)
     kept = yield from check_contract(declared, probe)
     if not kept:
-        yield Finding("the rest", "cannot tell", "not tested", "mend what is wrong above, and ask again")
+        yield Finding("the rest", "cannot tell", "not tested", "fix what is wrong above, and test again")
         return
     answers = [answer for answer in declared.answers(probe) if answer]
     verdict = compare(declared, alternatives(model, images), probe)
@@ -92,7 +94,7 @@ def _with_images(model: Model, images: Tensor, seed: int) -> Iterator[Finding]:
     yield skill
     if skill.status == "wrong":
         yield range_finding or Finding(RANGE, "cannot tell", spread)
-        yield Finding("the rest", "cannot tell", "no skill to tell by", "mend what is wrong above, and ask again")
+        yield Finding("the rest", "cannot tell", "no skill to tell by", "fix what is wrong above, and test again")
         return
     yield range_finding or check_against(verdict, RANGE, spread)
     yield check_noise_variance(answers, Reading(model.prediction))
@@ -113,11 +115,13 @@ def _without_images(model: Model, nothing: Tensor, seed: int) -> Iterator[Findin
     x = combine((node.sigma, noise))
     yield _check_noise_end(model, Answer(node, x, ask(model, node, x), noise))
     yield from check_condition(model, declared.answers(probe)[-1])
-    yield Finding(f"{RANGE}, {TIME}", "cannot tell", "no images", "give images: they show which times fit which noise")
+    yield Finding(
+        f"{RANGE}, {TIME}", "cannot tell", "no images", "give images: they show which times match which noise"
+    )
 
 
 def _in_range(images: Tensor) -> tuple[Tensor, Finding | None]:
-    """Images that are plainly bytes are scaled for the other checks."""
+    """The images, scaled for the other checks if they are plainly bytes."""
     low, high = float(images.min()), float(images.max())
     if low < 0 or not 1.5 < high <= 255:
         return images, None
@@ -126,7 +130,7 @@ def _in_range(images: Tensor) -> tuple[Tensor, Finding | None]:
 
 
 def _check_noise_end(model: Model, answer: Answer) -> Finding:
-    """How much of the noise is in the output, and in each form; x0 looks like v there, and epsilon like flow."""
+    """Compare the share of the noise in the output with that in each form; there x0 looks like v, epsilon like flow."""
     share = float((answer.output * answer.noise).double().sum() / answer.noise.double().square().sum())
     noise = Prediction(
         torch.zeros(1, dtype=torch.float64, device="cpu"), torch.ones(1, dtype=torch.float64, device="cpu")

@@ -1,9 +1,9 @@
-"""Ask a network about known data and noise, and weigh what it answers.
+"""Evaluate a network on known data and noise, and weigh its outputs.
 
-A state ``alpha x0 + sigma eps`` is made of known data and noise, and the network is asked about it. Read in its own
-form, told the time in its own way, on its own schedule, a trained network returns the posterior mean of eps, and **no
-function of the state has a smaller mean-square error**. So at every noise level the right hypothesis has the least
-error, and hypotheses are compared on the same data and noise at equal signal-to-noise ratios by
+The network is evaluated at a state ``alpha x0 + sigma eps`` of known data and noise. Read in its own form, told the
+time in its own way, on its own schedule, a trained network returns the posterior mean of eps, and **no function of the
+state has a smaller mean-square error**. So the right hypothesis has the least error at every noise level, and
+hypotheses are compared on the same data and noise at equal signal-to-noise ratios by
 
     advantage = mean over levels of log(E_declared / E_other),    E = mean over samples of |eps_hat - eps|^2,
 
@@ -27,18 +27,19 @@ from odediff.schedule import Schedule, VPTable
 from solvers import Node, NoiseStream
 
 Errors = NDArray[np.float64]
-"""``(levels, samples)``: the mean square of eps_hat - eps over a sample's components; NaN where no answer came."""
+"""The mean square of eps_hat - eps over a sample's components, ``(levels, samples)``; NaN where there is no output."""
 
 NOISE_TO_SIGNAL = (0.05, 5.0)
-"""The sigma/alpha between which hypotheses are compared: beyond, data or noise is visible to any network."""
+"""The range of sigma/alpha in which hypotheses are compared: beyond it, any network can see the data or the noise."""
 LEVELS = 5
+"""The number of noise levels at which hypotheses are compared."""
 
 _LEAST_ERROR = 1e-10
-"""Round-off of a float32 network: below it, errors do not differ."""
+"""The round-off of a float32 network: smaller differences between errors do not count."""
 
 
 class Reading(NamedTuple):
-    """A form in which a network's output is read, and its sign: some networks return x0 - eps, or minus the noise."""
+    """The form in which a network's output is read, and its sign: some networks return x0 - eps, or minus the noise."""
 
     form: Form
     sign: int = 1
@@ -68,30 +69,30 @@ class Answer(NamedTuple):
     noise: Tensor
 
     def implied_noise(self, reading: Reading) -> Tensor:
-        """The noise that the network means if its output is read like this."""
+        """The noise that the network predicts if its output is read in this way."""
         return predict(reading.form, self.node, self.x, reading.sign * self.output).eps
 
 
 def ask(model: Model, node: Node, x: Tensor) -> Tensor:
-    """The output of the conditional network itself, in whatever form it has; without guidance and thresholding."""
+    """The output of the conditional network itself, in its own form, without guidance and thresholding."""
     bare = replace(model, prediction="flow", guidance=1.0, threshold=None)  # flow is defined at both ends of time
     with torch.no_grad():
         return cast(NetworkPrediction, bare.predict(node, x)).output
 
 
 def make_probe(path: Schedule, images: Tensor, seed: int) -> Probe:
-    """Noise from ``seed``, and levels evenly spaced in log(sigma/alpha), where the path has `NOISE_TO_SIGNAL`."""
+    """Noise from ``seed``, and levels evenly spaced in log(sigma/alpha), in `NOISE_TO_SIGNAL` and on the path."""
     least = math.exp(-path.log_snr(max(path.first_defined, 1e-6 * path.latest)))
     most = math.exp(-path.log_snr(path.start))
     bounds = max(NOISE_TO_SIGNAL[0], least), min(NOISE_TO_SIGNAL[1], most)
     nodes = [nearest_entry(path, path.node_at(-math.log(s))) for s in np.geomspace(*bounds, LEVELS).tolist()]
-    # Not torch's generator: images that it drew from the same seed would be the noise itself.
+    # Not by torch's generator: images that it drew from the same seed would equal the noise.
     noise = torch.stack([NoiseStream(seed, counter=level).draw(images)[0] for level in range(LEVELS)])
     return Probe(images, noise, tuple(float(node.log_snr) for node in nodes))
 
 
 def errors(answers: list[Answer | None], reading: Reading) -> Errors:
-    """The error of the noise that the answers mean in this reading."""
+    """The errors of the noise that the outputs predict in this reading."""
     samples = next((len(answer.x) for answer in answers if answer), 0)
     return np.array(
         [
@@ -102,19 +103,22 @@ def errors(answers: list[Answer | None], reading: Reading) -> Errors:
 
 
 def mean_square(difference: Tensor) -> NDArray[np.float64]:
-    """Over all components of each sample, ``(B,)``."""
+    """The mean square over all components of each sample, ``(B,)``."""
     return difference.double().square().flatten(1).mean(1).cpu().numpy()
 
 
 class Advantage(NamedTuple):
-    """How much smaller the other hypothesis's errors are: the mean log ratio, and its standard error."""
+    """How much smaller the errors of the other hypothesis are: the mean log ratio, and its standard error."""
 
     log_ratio: float
     error: float
 
     @property
     def clear(self) -> bool:
-        """Whether the errors are 5 % smaller at least, by five standard errors: one of up to 260 possibilities is."""
+        """Whether the errors are at least 5 % smaller, at five standard errors.
+
+        So strict because up to 260 alternatives are compared.
+        """
         return self.log_ratio > 0.05 and self.log_ratio > 5 * self.error
 
 
@@ -122,7 +126,7 @@ NO_ADVANTAGE = Advantage(-math.inf, 0.0)
 
 
 def advantage(declared: Errors, other: Errors) -> Advantage:
-    """Compare over the levels that both answered, at least three; the standard error is that of paired differences."""
+    """Compare over the levels that both have, at least three; the standard error is that of paired differences."""
     if declared.shape != other.shape:
         return NO_ADVANTAGE
     known = np.isfinite(declared).all(1) & np.isfinite(other).all(1)
@@ -137,7 +141,7 @@ def advantage(declared: Errors, other: Errors) -> Advantage:
 
 
 def nearest_entry(path: Schedule, node: Node) -> Node:
-    """Of a table, the trained entry next to ``node``."""
+    """The trained entry nearest to ``node`` if ``path`` is a table, else ``node`` itself."""
     if not isinstance(path, VPTable):
         return node
     return path.node(max(1.0, round(float(node.t) * path.T)) / path.T)

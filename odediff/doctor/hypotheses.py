@@ -1,4 +1,4 @@
-"""What a network might be, instead of what it is declared to be: other clocks, other schedules, another image range."""
+"""What a network might be instead of what it is declared to be: other clocks, schedules or image ranges."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from solvers import Node, combine
 from solvers.real import Real
 
 Clock = Callable[[float], float]
-"""What a network is told at a time of its path."""
+"""A function from a time of the path to what the network is told."""
 
 RANGE = "image range"
 TIME = "schedule and time"
@@ -35,9 +35,9 @@ TIME = "schedule and time"
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One way in which the network could be meant: a model, and images as ``gain x0 + offset``.
+    """One alternative to the declaration: a model, and images as ``gain x0 + offset``.
 
-    ``check`` is the part of the declaration that it contradicts, ``remedy`` what to declare if it is true.
+    ``check`` is the part of the declaration that it contradicts; ``remedy`` is what to declare if it is true.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Hypothesis:
     offset: float = 0.0
 
     def node(self, level: float) -> Node:
-        """The node of this half log-SNR, where scaled images stand out from the noise as much as the given ones."""
+        """The node at which the scaled images have the same half log-SNR as the given ones at ``level``."""
         node = self.model.path.node_at(level - math.log(self.gain))
         return nearest_entry(self.model.path, node) if self.model.integer_time else node
 
     def answers(self, probe: Probe) -> list[Answer | None]:
-        """What the network returns at each level; None where the hypothesis does not reach or the network refuses."""
+        """The network's output at each level; None where the hypothesis has no such level or the network raises."""
         return [self._answer(probe, index) for index in range(len(probe.levels))]
 
     def _answer(self, probe: Probe, index: int) -> Answer | None:
@@ -62,12 +62,12 @@ class Hypothesis:
             data = probe.images * self.gain + self.offset
             x = combine((node.alpha, data), (node.sigma, probe.noise[index]))
             return Answer(node, x, ask(self.model, node, x), probe.noise[index])
-        except Exception:  # a network asked at a wrong time may break in any way
+        except Exception:  # a network told a wrong time may fail in any way
             return None
 
 
 def told(model: Model) -> Clock:
-    """The clock of a model: its own, or that of its path."""
+    """The clock of a model: its own, or its path's."""
     return cast(Clock, model.network_time or model.path.network_time)
 
 
@@ -77,7 +77,7 @@ def telling(model: Model, clock: Clock) -> Model:
 
 
 def alternatives(model: Model, images: Tensor) -> list[Hypothesis]:
-    """Everything that a declaration is commonly confused with, one change at a time, each once."""
+    """Everything that a declaration is commonly confused with, one change at a time, without duplicates."""
     distinct = [Hypothesis("declared", model)]
     for other in (*_clocks(model), *_schedules(model)):
         if not any(_same(other.model, known.model) for known in distinct):
@@ -91,7 +91,7 @@ def _ranges(model: Model, images: Tensor) -> Iterator[Hypothesis]:
         remedy = "give images in [-1, 1]: 2 * images - 1"
         yield Hypothesis("images in [0, 1]", model, remedy, RANGE, 2.0, -1.0)
     elif low >= -1 and high <= 1:
-        remedy = "this network wants images in [0, 1]: wrap it, or train it on [-1, 1]"
+        remedy = "this network expects images in [0, 1]: wrap it, or train it on [-1, 1]"
         yield Hypothesis("a network of images in [0, 1]", model, remedy, RANGE, 0.5, 0.5)
 
 
@@ -100,7 +100,7 @@ def _clocks(model: Model) -> Iterator[Hypothesis]:
     path = model.path
     conventions: dict[str, Clock] = {
         **_of_time("t", lambda t: t / path.latest),
-        # On a shifted rectified flow most networks are told the noise level tau, and t is another time.
+        # On a shifted rectified flow most networks are told the noise level tau, which is not t.
         **(_of_time("tau", path.sigma) if isinstance(path, RectifiedFlow) else {}),
         "sigma": path.sigma,
         "sigma / alpha": lambda t: math.exp(-path.log_snr(t)),
@@ -119,13 +119,13 @@ def _clocks(model: Model) -> Iterator[Hypothesis]:
             remedy = f"tell the network {name}: network_time of odediff.Model{_by_custom(path, name)}"
             yield Hypothesis(f"told {name}", telling(model, clock), remedy, TIME)
     for factor, word in ((1.4, "less"), (1 / 1.4, "more")):
-        remedy = f"at the times it is told, the network expects {word} noise: check the table, its betas and its length"
+        remedy = f"at its times the network expects {word} noise: check the table, its betas and its length"
         name = f"told {factor:.2g} times the noise-to-signal ratio"
         yield Hypothesis(name, telling(model, _at_noise(model, factor)), remedy, TIME)
 
 
 def _by_custom(path: Schedule, name: str) -> str:
-    """What declares it on the command line, whose clock is linear in t, and in the noise level on a rectified flow."""
+    """How the command line declares it, if it can: its clocks are linear in t, or in a rectified flow's noise level."""
     other = isinstance(path, RectifiedFlow) and path.shift != 1 and "tau" not in name
     bent = "log" in name or ("/" in name and not isinstance(path, VE))
     bent |= name == "sigma" and not isinstance(path, VE | RectifiedFlow)
@@ -133,7 +133,7 @@ def _by_custom(path: Schedule, name: str) -> str:
 
 
 def _of_time(name: str, time: Clock) -> dict[str, Clock]:
-    """The conventions for a time between 0 and 1: forwards and backwards, as it is and in thousandths."""
+    """The conventions for a time between 0 and 1: forwards and backwards, as it is and times 1000."""
     return {
         f"{name}, from 0 to 1": time,
         f"1 - {name}": lambda t: 1 - time(t),
@@ -143,7 +143,7 @@ def _of_time(name: str, time: Clock) -> dict[str, Clock]:
 
 
 def _schedules(model: Model) -> Iterator[Hypothesis]:
-    """Another schedule: in the declared convention where it is of the declared kind, else in its own."""
+    """Other schedules: those of the declared kind with the declared convention, the others with their own."""
     discrete = isinstance(model.path, VPTable)
     length = model.path.T if isinstance(model.path, VPTable) else 1000
     known: dict[str, Schedule] = {
@@ -164,7 +164,7 @@ def _schedules(model: Model) -> Iterator[Hypothesis]:
 
 
 def _at_noise(model: Model, factor: float) -> Clock:
-    """The clock of a network told ``factor`` times the state's noise-to-signal ratio."""
+    """The clock of a network that is told ``factor`` times the state's noise-to-signal ratio."""
     path, clock = model.path, told(model)
 
     def shifted(t: float) -> float:
@@ -176,7 +176,7 @@ def _at_noise(model: Model, factor: float) -> Clock:
 
 
 def _safe(model: Model, clock: Clock) -> bool:
-    """Whether a network of whole times has all these; an index outside an embedding would take a GPU down."""
+    """Whether a network of whole times has all of these; an index outside an embedding would crash a GPU."""
     ends = model.path.first_defined, model.path.start
     if not model.integer_time:
         return True
@@ -185,7 +185,7 @@ def _safe(model: Model, clock: Clock) -> bool:
 
 
 def _same(one: Model, other: Model) -> bool:
-    """Whether two models tell the network times that differ by less than 0.5 % of their range, on one path."""
+    """Whether two models have one path and tell the network times that differ by less than 0.5 % of their range."""
     if one.path != other.path:
         return False
     times = np.linspace(max(0.1 * one.path.latest, one.path.first_defined), 0.9 * one.path.latest, 7)

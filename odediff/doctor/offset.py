@@ -1,4 +1,4 @@
-"""The index of a table, to a fraction of an entry: is the network told one too many or too few?"""
+"""The index of a table, to a fraction of an entry: is the network told one too many or one too few?"""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from odediff.schedule import VPTable
 from solvers import Node, NoiseStream, combine
 
 STEPS = (0.11, 0.097, 0.087, 0.08, 0.073)
-"""What one entry changes in log sigma at the entries to test (6 to 10 of DDPM's table).
+"""The changes in log sigma from one entry to the next at the entries to test (6 to 10 of DDPM's table).
 
-Further from the data one entry hardly matters; nearer, networks have seen too little to be right about it.
+Further from the data one entry hardly matters; nearer to it, networks are not trained well enough.
 """
 LEAST_ROWS = 32
+"""The least number of rows to test on; fewer images are repeated."""
 
 
 def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Finding]:
-    """Where between the entries of a table the network does best: the vertex of a parabola through three times.
+    """Find where between the entries of a table the network does best: the vertex of a parabola through three times.
 
     ``E(d) = E(0) + slope d + curvature d^2 / 2`` for a network told d = -1, 0, 1 entries more, in units of E(0) and
     summed over a few entries; the vertex is at -slope / curvature, its standard error from the samples' influences.
@@ -36,13 +37,13 @@ def check_offset(verdict: Verdict, images: Tensor, seed: int) -> Iterator[Findin
     if not isinstance(path, VPTable) or abs(clock(1.0) - clock(1.0 - 1 / path.T) - 1) > 1e-6:
         return
     if verdict.best != verdict.declared:
-        yield Finding("time offset", "cannot tell", "not tested", "mend what is wrong above, and ask again")
+        yield Finding("time offset", "cannot tell", "not tested", "fix what is wrong above, and test again")
         return
     repeated = torch.arange(len(images), device="cpu").repeat(math.ceil(LEAST_ROWS / len(images)))
     data, rows = images[repeated.to(images.device)], model.rows(repeated)
     stream = NoiseStream(seed, counter=LEVELS)
     if not (entries := _sensitive_entries(path)):
-        yield Finding("time offset", "cannot tell", "not tested", "a table of two entries has none between others")
+        yield Finding("time offset", "cannot tell", "not tested", "a table of two entries has no entry between others")
         return
     slopes, curvatures = [], []
     for n in entries:
@@ -59,7 +60,7 @@ def _judge(slope: np.ndarray, curvature: np.ndarray, entries: str) -> Finding:
     """The finding from each sample's slope and curvature."""
     root = math.sqrt(len(slope))
     if curvature.mean() <= 3 * curvature.std(ddof=1) / root:
-        remedy = "the network hardly reads its time near the data, where one entry would show"
+        remedy = "the network hardly uses its time near the data, where one entry would matter"
         return Finding("time offset", "cannot tell", f"no best time at entries {entries}", remedy)
     best = -slope.mean() / curvature.mean()
     error = (slope + best * curvature).std(ddof=1) / (root * curvature.mean())

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""The doctor's findings and report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Status = Literal["ok", "suspicious", "wrong", "cannot tell"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its status, what was measured, and a sentence that says what to do (empty if nothing)."""
+    """One check: its status, what was measured, and what to do about it (empty if nothing)."""
 
     check: str
     status: Status

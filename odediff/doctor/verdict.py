@@ -1,4 +1,4 @@
-"""Which hypothesis explains the outputs best, and what that says about the declaration."""
+"""Which hypothesis explains the outputs best, and what this means for the declaration."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from odediff.doctor.hypotheses import Hypothesis
 from odediff.doctor.report import Finding, Status
 
 GROSS = math.log(1.25)
-"""Another time or range with 25 % less error is a wrong declaration; a smaller gain may be the network's weakness."""
+"""The log ratio of errors from which another time or range is "wrong"; less may be the network's weakness."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which hypothesis explains the outputs best, read in which form, and how everything else compares with it."""
+    """Which hypothesis explains the outputs best, read in which form, and how all others compare with it."""
 
     declared: Hypothesis
     best: Hypothesis
     reading: Reading
     gain: Advantage
-    """Over the declaration; `NO_ADVANTAGE` if that is the best."""
+    """The advantage over the declaration; `NO_ADVANTAGE` if the declaration is the best."""
     table: dict[tuple[Hypothesis, Reading], Errors]
 
     @property
     def fault(self) -> Status:
-        """What a departure from the declaration amounts to."""
+        """The status of a departure from the declaration."""
         return "wrong" if self.gain.log_ratio >= GROSS else "suspicious"
 
     @property
     def error(self) -> float:
-        """The mean square of the noise's error, as a geometric mean over the levels."""
+        """The mean-square error of the noise, averaged geometrically over the levels."""
         return _level_mean(self.table[self.best, self.reading])
 
     def next_best(self, hypotheses: Sequence[Hypothesis], readings: Sequence[Reading]) -> str:
-        """The error, and the closest of these other possibilities with its error in units of the best one's."""
+        """The error, and the closest of these alternatives with its error in units of the best one's."""
         best = self.table[self.best, self.reading]
         ratios = {
             name: math.exp(-advantage(best, other).log_ratio)
@@ -64,9 +64,9 @@ class Verdict:
 
 
 def compare(declared: Hypothesis, others: Sequence[Hypothesis], probe: Probe) -> Verdict:
-    """Read the answers of every hypothesis in every form; leave the declaration for clear advantages only.
+    """Read the outputs of every hypothesis in every form; depart from the declaration only for a clear advantage.
 
-    First one part of it may change, the form or the rest; both, if that is clearly better again.
+    First one part of it may change, the form or the rest; then both, if that is clearly better again.
     """
     table: dict[tuple[Hypothesis, Reading], Errors] = {}
     for hypothesis in (declared, *others):
@@ -82,7 +82,7 @@ def compare(declared: Hypothesis, others: Sequence[Hypothesis], probe: Probe) ->
 
 
 def check_form(verdict: Verdict) -> Finding:
-    """Whether the outputs are what they are declared to be: epsilon, x0, v, flow or score."""
+    """Check that the outputs are what they are declared to be: epsilon, x0, v, flow or score."""
     declared = Reading(verdict.declared.model.prediction)
     if verdict.reading == declared:
         return Finding("prediction form", "ok", f"{declared}; {verdict.next_best([verdict.best], READINGS)}")
@@ -93,7 +93,7 @@ def check_form(verdict: Verdict) -> Finding:
 
 
 def check_against(verdict: Verdict, check: str, expected: str) -> Finding:
-    """Whether the best hypothesis contradicts this part of the declaration."""
+    """Check that the best hypothesis does not contradict this part of the declaration."""
     if verdict.best.check == check:
         return Finding(check, verdict.fault, _departure(verdict, verdict.best.name), verdict.best.remedy)
     rivals = [h for h, reading in verdict.table if h.check == check and reading == verdict.reading]
@@ -106,7 +106,7 @@ def _departure(verdict: Verdict, what: str) -> str:
 
 
 def check_noise_variance(answers: Sequence[Answer], reading: Reading) -> Finding:
-    """A posterior mean is uncorrelated with its error: the mean squares of predicted noise and error add up to 1."""
+    """Check that the mean squares of predicted noise and error add up to 1, as those of a posterior mean do."""
     sums, errors_of_sums, squares = [], [], []
     for answer in answers:
         noise = answer.implied_noise(reading)
@@ -123,14 +123,14 @@ def check_noise_variance(answers: Sequence[Answer], reading: Reading) -> Finding
     worst = float((off * significant).max())
     if worst <= 0.1:
         return Finding("noise variance", "ok", measured)
-    remedy = "the predicted noise has another size than noise: see the other findings, or train the network longer"
+    remedy = "the predicted noise does not have the size of noise: see the other findings, or train the network longer"
     return Finding("noise variance", "wrong" if worst > 0.3 else "suspicious", measured, remedy)
 
 
 def check_skill(verdict: Verdict, probe: Probe) -> Finding:
-    """Whether the network finds more noise than scaling the state by the best number would, and than its form alone.
+    """Check that the network predicts noise better than the best scaling of the state, and better than its form alone.
 
-    An output near 0 read as v or flow is a good scaling of the state already: of a network that says nothing.
+    An output of 0, read as v or flow, already is a good scaling of the state, although the network predicts nothing.
     """
     answers = [answer for answer in verdict.best.answers(probe) if answer]
     silent = _level_mean(errors([answer._replace(output=0 * answer.output) for answer in answers], verdict.reading))

@@ -1,4 +1,4 @@
-"""Problems with known answers: distributions in place of a network, and the standard ones that rank solvers."""
+"""Problems with known answers: distributions in place of a network, and the standard problems that rank solvers."""
 
 from odediff.problems.base import Problem, Reference
 from odediff.problems.exact import Distribution, ExactNetwork, KernelDensity, exact_model

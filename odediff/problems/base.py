@@ -1,4 +1,4 @@
-"""What a solver is measured on: a model, its noise, its exact flow, and what can be told of an end state."""
+"""What a solver is measured on: a model, its noise, its exact flow, and the modes of its end states."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from solvers import Dopri5, NoiseStream, Rotation, Solution, Solver, solve
 from solvers.solve import Closing
 
 Purpose = Literal["choosing", "reporting"]
-"""Defaults are chosen on one half of the problems; the other half is left for the figures that are published."""
+"""Whether defaults may be chosen on a problem, or it is kept for the published figures."""
 
 
 class Reference(NamedTuple):
-    """Where the exact flow ends, and the rms difference to a solution of half the steps: a bound on its own error."""
+    """The end of the exact flow, and its rms difference to a solution in half the steps: a bound on its error."""
 
     x: Tensor
     error: float
@@ -44,25 +44,25 @@ class Problem(ABC):
     """A problem of the benchmarks. States are ``(B, *shape)`` in ``dtype``."""
 
     flow: Flow = Flow(Dopri5(Rotation()), grids.angle, 200)
-    """Analytic fields: order 5 on the line that is regular at both ends, uniform in its variable."""
+    """The exact flow of analytic fields: order 5, uniform steps on the line that is regular at both ends."""
 
     name: str
     purpose: Purpose
     family: str
-    """Problems of one family cost about as much, and take as many samples."""
+    """The kind of problem: one family has about one cost, and one number of samples."""
     shape: tuple[int, ...]
     dtype: torch.dtype
     most_data: int = 2**31
-    """How many samples of the data there are."""
+    """The number of samples of the data that exist."""
 
     @property
     @abstractmethod
     def deviation(self) -> float:
-        """The data's deviation, the root of the mean variance of the components: the unit of errors."""
+        """The data's standard deviation, the root of the mean variance of the components: the unit of errors."""
 
     @abstractmethod
     def model(self, rows: range) -> Model:
-        """The model, under the conditions of the samples ``rows``."""
+        """The model under the conditions of the samples ``rows``."""
 
     @abstractmethod
     def data(self, count: int) -> Tensor:
@@ -70,11 +70,11 @@ class Problem(ABC):
 
     @abstractmethod
     def modes(self, x: Tensor) -> Tensor:
-        """The mode that each end state belongs to, int64 ``(B,)``: where a path switched, the pictures differ."""
+        """The mode to which each end state belongs, int64 ``(B,)``: if a path switches modes, the pictures differ."""
 
     @abstractmethod
     def digest(self) -> str:
-        """A hash of everything that the flow depends on: parameters or weights."""
+        """A hash of everything on which the flow depends: parameters or weights."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,12 +87,12 @@ class Problem(ABC):
         return self.model(range(1)).path
 
     def noise(self, seed: int, rows: range) -> Tensor:
-        """The states from which the samples ``rows`` of a seed start, the same for every method."""
+        """The states at which the samples ``rows`` of a seed start, the same for every method."""
         like = torch.empty(len(rows), *self.shape, dtype=self.dtype)
         return initial_noise(self.path.node(self.path.start), like, NoiseStream(seed, rows))[0]
 
     def reference(self, noise: Tensor, steps: int | None = None) -> Reference:
-        """The exact flow of the samples 0 to B - 1, by two solutions, one in half of the ``steps``; in float64."""
+        """The exact flow of the samples 0 to B - 1 in float64, from two solutions, one in half the ``steps``."""
         model, steps = self.model(range(len(noise))), steps or self.flow.steps
         coarse, fine = (exact_end(model, noise.double(), self.flow._replace(steps=n)) for n in (steps // 2, steps))
         return Reference(fine, float((fine - coarse).square().mean().sqrt()))
@@ -110,26 +110,27 @@ class Problem(ABC):
     ) -> Solution:
         """Solve from the noise of the samples ``rows`` of a seed with at most ``nfe`` calls.
 
-        A method that chooses its own steps gets a tolerance instead, and goes and closes as in `odediff.sample`.
-        Samples that fail do not raise: the solution has their status.
+        A method that chooses its own steps gets a tolerance instead, with the times of `odediff.sample`. Failed samples
+        do not raise: the solution has their status.
         """
         model = self.model(rows)
         ode = probability_flow(model)
+        rule: Closing
         if rtol is None:
-            closing = fixed_closing(solver, closing)
-            times = self.times(solver, grid, nfe, closing)
+            rule = fixed_closing(solver, closing)
+            times = self.times(solver, grid, nfe, rule)
         else:
             solver = replace(solver, rtol=rtol)  # type: ignore[call-arg]
-            times, closing = tolerance_span(model, solver, "auto")
+            times, rule = tolerance_span(model, solver, closing)
         stream = NoiseStream(seed, rows, counter=1)
         with torch.no_grad():
-            return solve(ode, solver, self.noise(seed, rows), times, closing=closing, stream=stream, throw=False)
+            return solve(ode, solver, self.noise(seed, rows), times, closing=rule, stream=stream, throw=False)
 
     def times(self, solver: Solver, grid: Grid | None, nfe: int | None, closing: AutoClosing = "auto") -> Tensor:
         """The grid of `solve`.
 
         Raises:
-            ValueError: ``nfe`` does not pay for one step.
+            ValueError: ``nfe`` is too small for one step.
         """
         return make_times(
             probability_flow(self.model(range(1))), solver, grid, None, nfe, fixed_closing(solver, closing)
@@ -139,7 +140,7 @@ class Problem(ABC):
 def exact_end(model: Model, noise: Tensor, flow: Flow) -> Tensor:
     """The end of the probability flow.
 
-    A model that is not defined below the last time of its grid is denoised from there, as samplers do.
+    A model that is not defined below the last time of its grid is denoised from there, as in sampling.
     """
     closing: Closing = None if model.continuous else "denoise"
     with torch.no_grad():

@@ -18,23 +18,23 @@ from solvers.sums import per_row
 
 
 class Distribution(Protocol):
-    """Data whose posterior means given a noisy state are known; `solvers.testing` has Gaussian and Mixture."""
+    """A law of data with known posterior means, given a noisy state; `solvers.testing` has Gaussian and Mixture."""
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """``E[x0 | x]`` and ``E[eps | x]`` at ``node``."""
 
 
 class KernelDensity:
-    """A Gaussian kernel of one width around every image: the exact optimum of a network trained on them.
+    """A Gaussian kernel of one width around every image: the optimum of a network trained on these images.
 
     With ``w_k = softmax_k(-|x - alpha m_k|^2 / (2 v))`` and ``v = alpha^2 width^2 + sigma^2``, the posterior mean of
     the data is ``sum_k w_k m_k`` moved towards the state, ``m + alpha width^2 (x - alpha m) / v`` for ``m`` that mean.
 
-    ``images`` are ``(K, ...)``; ``width`` is the kernel's deviation in the units of the images. Samples are treated one
-    by one, in matrix-vector products: memory stays at one copy of the images, and a sample's bits do not depend on its
-    batch mates. With ``memory``, a bound in bytes on what a call needs beside the images, the whole batch meets one
-    chunk of images after another in matrix products, the softmax being carried on from chunk to chunk: many times
-    faster, and the bits of a sample depend on the size of its batch.
+    ``images`` are ``(K, ...)``; ``width`` is the kernel's deviation in the units of the images. Samples are computed
+    one by one, in matrix-vector products: memory stays at one copy of the images, and a sample's bits do not depend on
+    the rest of its batch. With ``memory``, a bound in bytes on what a call needs beside the images, matrix products
+    take the whole batch and one chunk of images after another, with a running softmax: this is many times faster, and
+    the bits of a sample depend on the size of its batch.
     """
 
     def __init__(self, images: Tensor, width: float, memory: int | None = None) -> None:
@@ -70,12 +70,12 @@ class KernelDensity:
         return (self.images.T @ weights.to(self.images.dtype)).reshape(x.shape)
 
     def _means(self, alphas: Tensor, sigmas: Tensor, x: Tensor, memory: int) -> Tensor:
-        """The means of all samples ``(B, D)``: softmax and weighted sum carried on over chunks of images."""
+        """The means of all samples ``(B, D)``, by a running softmax and weighted sum over chunks of images."""
         x = x.to(self.images.dtype)
         scale = -0.5 / ((alphas * self.width) ** 2 + sigmas**2)
-        highest = torch.full((len(x), 1), -math.inf, dtype=torch.float64)
-        total, weighted = torch.zeros_like(highest), torch.zeros(x.shape, dtype=torch.float64)
-        # Products, energies and weights live at the same time: 4 values of 8 bytes for each pair.
+        highest = torch.full((len(x), 1), -math.inf, dtype=torch.float64, device=x.device)
+        total, weighted = torch.zeros_like(highest), torch.zeros_like(x, dtype=torch.float64)
+        # Products, energies and weights exist at the same time: 4 values of 8 bytes for each pair.
         rows = max(1, memory // (32 * len(x)))
         for images, norms in zip(self.images.split(rows), self.square_norms.split(rows), strict=True):
             logits = scale * alphas * (alphas * norms - 2 * (x @ images.T).double())
@@ -88,13 +88,13 @@ class KernelDensity:
         return weighted / total
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The index of the image that is nearest to each sample, int64 ``(B,)``."""
+        """The index of the image nearest to each sample, int64 ``(B,)``."""
         return torch.cat([torch.cdist(rows, self.images).argmin(1) for rows in x.flatten(1).to(self.images).split(64)])
 
 
 @dataclass(frozen=True)
 class ExactNetwork:
-    """A perfect network for ``distribution`` on ``path``, told the time of the path itself."""
+    """A perfect network for ``distribution`` on ``path``, which is told the time of the path itself."""
 
     distribution: Distribution
     path: Schedule
@@ -102,14 +102,14 @@ class ExactNetwork:
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         """The output in the declared form."""
-        # The dtype of the state may have rounded the start past the end of the path.
+        # In the dtype of the state, the start may be rounded past the end of the path.
         times = np.minimum(time.double().cpu().numpy(), self.path.latest)
         node = self.path.node(float(times[0]) if (times == times[0]).all() else times)
         return network_output(self.prediction, node, self.distribution.predict(node, x))
 
 
 def exact_model(distribution: Distribution, path: Schedule, prediction: Form = "epsilon") -> Model:
-    """A `Model` without error: defined at all times, for states of any floating-point dtype."""
+    """A `Model` without error, defined at all times and for states of any floating-point dtype."""
     return Model(
         ExactNetwork(distribution, path, prediction), path, prediction, continuous=True, network_time=lambda t: t
     )

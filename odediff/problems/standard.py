@@ -18,16 +18,16 @@ from odediff.schedule import VPTable
 from solvers.testing import Gaussian, Mixture
 
 MIXTURE_SEEDS = {2: 2001, 16: 2016, 64: 2064, 256: 2256}
-"""Dimension -> seed of the parameters of the mixture that methods may be chosen on."""
+"""Dimension -> seed of the parameters of a mixture on which methods may be chosen."""
 HELD_OUT_SEEDS = {2: 3001, 16: 3016, 64: 3064, 256: 3256}
-"""Dimension -> seed of another mixture, for reporting only."""
+"""Dimension -> seed of the parameters of another mixture, for reporting only."""
 COMPONENTS = 8
 GAUSSIAN_DIMENSION = 16
 DATA_SEED = 7
 
 
 def gaussian() -> Gaussian:
-    """One Gaussian per component of the state; its flow is a closed form."""
+    """One Gaussian per component of the state; its flow has a closed form."""
     return Gaussian(mean=0.5, deviation=0.6)
 
 
@@ -48,7 +48,7 @@ def mixture(dimension: int, held_out: bool = False) -> Mixture:
 
 @dataclass(frozen=True, eq=False)
 class ExactProblem(Problem):
-    """A closed-form distribution on the schedule that most networks were trained on; all in float64."""
+    """A closed-form distribution on the schedule on which most networks were trained; all in float64."""
 
     name: str
     purpose: Purpose
@@ -64,7 +64,7 @@ class ExactProblem(Problem):
 
     @property
     def deviation(self) -> float:
-        """In closed form."""
+        """The data's standard deviation, in closed form."""
         if isinstance(self.distribution, Gaussian):
             return self.distribution.deviation
         weights, means = self.distribution.weights[:, None], self.distribution.means
@@ -96,7 +96,7 @@ class ExactProblem(Problem):
         return (weights.log() - self.dimension * deviations.log() - 0.5 * squares / deviations.square()).argmax(1)
 
     def reference(self, noise: Tensor, steps: int | None = None) -> Reference:
-        """The closed form where there is one."""
+        """The closed form if there is one, else two solutions."""
         if isinstance(self.distribution, Mixture):
             return super().reference(noise, steps)
         start, end = (self.path.node(t) for t in (self.path.start, 0.0))
@@ -130,7 +130,7 @@ def standard(name: str) -> ExactProblem:
     """The standard problem of that name.
 
     Raises:
-        ValueError: there is none; the message lists the names.
+        ValueError: the name is unknown; the message lists the names.
     """
     if name not in STANDARD:
         raise ValueError(f"problem={name} is unknown; use one of {', '.join(STANDARD)}")

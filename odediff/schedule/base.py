@@ -1,4 +1,4 @@
-"""What a noise schedule is: alpha, sigma, their rates, and the log-SNR with its inverse."""
+"""The contract of a noise schedule: alpha, sigma, their rates, and the log-SNR with its inverse."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.arguments import as_number
 from solvers.ode import Node
 from solvers.real import Real, anywhere
 
 Array = NDArray[np.float64]
 Times = TypeVar("Times", float, NDArray[np.float64], float | NDArray[np.float64])
 
-# A stage time a + (b - a) can miss b by an ulp, and a time recovered from a log-SNR by those of a float32.
+# A stage time a + (b - a) can miss b by an ulp, and a time recovered from a log-SNR by an ulp of float32.
 _TIME_SLACK = 1e-12
 _INVERSE_SLACK = 1e-6
 
@@ -24,23 +25,23 @@ _INVERSE_SLACK = 1e-6
 class Schedule(ABC):
     """A path x_t = alpha(t) x0 + sigma(t) eps from the data, t = 0, to the noise.
 
-    At t = 0 alpha = 1 and sigma = 0 exactly. Going up, the half log-SNR lambda = log(alpha / sigma) falls strictly from
-    +inf. Every method takes a Python float and returns Python floats, or takes a float64 array of any shape (one time
-    per sample) and returns arrays of that shape. Everything is float64 on the CPU.
+    At t = 0 alpha = 1 and sigma = 0 exactly. As t grows, the half log-SNR lambda = log(alpha / sigma) falls strictly
+    from +inf. Every method takes a Python float and returns Python floats, or takes a float64 array of any shape (one
+    time per sample) and returns arrays of that shape. Everything is float64 on the CPU.
 
     To write a schedule of your own:
 
-    1. Subclass `Schedule`, or `VP` where alpha^2 + sigma^2 = 1 (it has `_path_at` already); a frozen dataclass makes
-       two schedules with equal parameters equal.
+    1. Subclass `Schedule`, or `VP` if alpha^2 + sigma^2 = 1 (it already has `_path_at`); a frozen dataclass makes two
+       schedules with equal parameters equal.
     2. `_path(t)` returns (alpha, sigma). Both must be accurate *relative* to their size: a sigma written as
-       sqrt(1 - alpha^2) has no digits left near the data, so reach for `expm1`.
-    3. `_rates(t)` returns (alpha', sigma'); infinite is a legal value at t = 0, and where alpha is 0.
-    4. `_time(log_snr)` inverts the log-SNR, +inf giving 0. For a log-SNR beyond the noise end return a time above
+       sqrt(1 - alpha^2) has no digits left near the data, so use `expm1`.
+    3. `_rates(t)` returns (alpha', sigma'); infinity is allowed at t = 0 and where alpha is 0.
+    4. `_time(log_snr)` inverts the log-SNR; +inf gives 0. For a log-SNR beyond the noise end return a time above
        `latest`; the caller turns it into an error.
-    5. `_path_at(log_snr)` returns the (alpha, sigma) that have this ratio, without a detour through t.
+    5. `_path_at(log_snr)` returns the (alpha, sigma) with this ratio, without computing t.
 
-    These four see float64 arrays or NumPy's float64 scalars, never Python floats, and need not validate. Division by
-    zero is silent in the last three.
+    These four methods get float64 arrays or NumPy's float64 scalars, never Python floats, and need not validate them.
+    Division by zero is silent in the last three.
     """
 
     @property
@@ -114,14 +115,14 @@ class Schedule(ABC):
         return like(log_snr, np.minimum(t, self.latest))
 
     def node_at(self, log_snr: Times) -> Node:
-        """Return the node of this half log-SNR; alpha and sigma come from it directly, the inverse only defines t."""
+        """Return the node at this half log-SNR, which gives alpha and sigma directly; the inverse only defines t."""
         t = self.time(log_snr)
         with np.errstate(divide="ignore", over="ignore", under="ignore"):
             alpha, sigma = self._path_at(_float64("log_snr", log_snr))
         return Node(t, like(log_snr, alpha), like(log_snr, sigma))
 
     def network_time(self, t: Times) -> Times:
-        """Return what the network is told at time t: t itself, unless the schedule says otherwise."""
+        """Return what the network is told at time t; default: t itself."""
         return like(t, self._inside(t))
 
     @abstractmethod
@@ -146,7 +147,7 @@ class Schedule(ABC):
 
     def _inside(self, t: float | Array) -> Array:
         latest = self.latest
-        if isinstance(t, float) and 0.0 <= t <= latest:  # the usual case, once for every call of the network
+        if isinstance(t, float) and 0.0 <= t <= latest:  # the usual case, needed at every call of the network
             return cast(Array, np.float64(t))
         times = _float64("t", t)
         off_path = ~((times >= 0.0) & (times <= latest * (1 + _TIME_SLACK)))  # true for NaN
@@ -165,31 +166,22 @@ def _float64(name: str, value: float | Array) -> Array:
         raise TypeError(
             f"{name} is a {type(value).__name__}: give a float or a float64 numpy array (of a tensor, .numpy())"
         )
-    # Not a 0-d array: arithmetic on NumPy's scalars is ten times faster, and every planned node passes here.
+    # Not a 0-d array: arithmetic on NumPy's scalars is ten times faster, and every planned node comes through here.
     return cast(Array, np.float64(value))
 
 
 def like(argument: Times, value: Real) -> Times:
-    """Return value as the argument came: an array for an array, else a Python float."""
+    """Return value in the form of the argument: an array for an array, else a Python float."""
     return np.asarray(value) if isinstance(argument, np.ndarray) else float(value)
 
 
 def is_finite(value: object) -> bool:
     """Whether value is a finite number, of Python or of NumPy."""
-    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
-
-
-def require_positive(**values: float) -> None:
-    """Raise ValueError for the first of the named values that is not a positive finite number."""
-    for name, value in values.items():
-        if not (is_finite(value) and value > 0):
-            raise ValueError(f"{name} = {value!r} is not a positive finite number: give {name} > 0")
+    return math.isfinite(as_number(value))
 
 
 def require_increasing(**values: float) -> None:
     """Raise ValueError unless the two named values are finite and the first is below the second."""
     (low_name, low), (high_name, high) = values.items()
     if not (is_finite(low) and is_finite(high) and low < high):
-        raise ValueError(
-            f"{low_name} = {low!r} is not below {high_name} = {high!r}: give finite {low_name} < {high_name}"
-        )
+        raise ValueError(f"{low_name}={low!r} must be below {high_name}={high!r}; give finite numbers")

@@ -14,16 +14,16 @@ from odediff.schedule.base import Array
 Number = TypeVar("Number", float, Array)
 
 _ITERATIONS = 60  # bisection alone needs 53; Newton about 3
-_SETTLED = 4e-9  # relative length of a last step of Newton's method that leaves round-off
-_CLOSE = 4e-16  # relative change at which Newton's method has ended
-_SEVERAL = 32  # values from which on arrays take less time than numbers; the bits are the same
+_SETTLED = 4e-9  # relative length of a last step of Newton's method that leaves only round-off
+_CLOSE = 4e-16  # relative change at which Newton's method has converged
+_SEVERAL = 32  # number of values from which arrays are faster than Python floats; the bits are the same
 
 
 class MonotoneSpline:
     """The C2 cubic spline (not-a-knot) through strictly increasing values, if it increases; else PCHIP, which is C1.
 
-    The values themselves are reproduced exactly: an integer argument is the left end of its own piece, the last one
-    included.
+    The values themselves are reproduced exactly: an integer argument is the left end of its own piece, even the last
+    one.
     """
 
     def __init__(self, values: Array) -> None:
@@ -34,7 +34,7 @@ class MonotoneSpline:
         self.is_c2 = _increases(spline)
         if not self.is_c2:
             slopes = PchipInterpolator(knots, values)(knots, 1)
-            # PCHIP's rule at the ends may answer 0, where the inverse would have infinite slope.
+            # PCHIP's rule at the ends may give 0, where the inverse would have infinite slope.
             for end, rise in ((0, values[1] - values[0]), (-1, values[-1] - values[-2])):
                 slopes[end] = slopes[end] if slopes[end] > 0 else 0.5 * rise
             spline = CubicHermiteSpline(knots, values, slopes)
@@ -54,7 +54,7 @@ class MonotoneSpline:
     def inverse(self, value: Array) -> Array:
         """Return the n that has this value.
 
-        Above the last value it continues proportionally, so that round-off stays round-off and the rest stays visible.
+        Above the last value it continues proportionally, so that round-off stays small and the rest stays visible.
         """
         if value.size >= _SEVERAL:
             return self._invert_all(value)
@@ -79,7 +79,7 @@ class MonotoneSpline:
 
 
 def _usual_root(c1: float, c2: float, c3: float, target: float) -> float:
-    """`_unit_roots` of one, in Python's numbers: the same bits, and for few of them less time."""
+    """`_unit_roots` for one value, in Python's floats: the same bits, and faster for a few values."""
     try:
         f, last = _newton(c1, c2, c3, target)
     except ZeroDivisionError:
@@ -88,7 +88,7 @@ def _usual_root(c1: float, c2: float, c3: float, target: float) -> float:
 
 
 def _unit_root(c1: float, c2: float, c3: float, target: float) -> float:
-    """Solve c1 f + c2 f^2 + c3 f^3 = target, increasing on [0, 1], for f: Newton's method, kept in a bracket."""
+    """Solve c1 f + c2 f^2 + c3 f^3 = target, increasing on [0, 1], for f, by bracketed Newton's method."""
     low, high = 0.0, 1.0
     f = target / (c1 + c2 + c3)
     for _ in range(_ITERATIONS):
@@ -102,7 +102,7 @@ def _unit_root(c1: float, c2: float, c3: float, target: float) -> float:
 
 
 def _unit_roots(c1: Array, c2: Array, c3: Array, target: Array) -> Array:
-    """The root of each: Newton's method without a bracket, and `_unit_root` for the few that it does not settle."""
+    """The root of each, by Newton's method without a bracket, or by `_unit_root` where that does not converge."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         f, last = _newton(c1, c2, c3, target)
         settled = np.abs(last) <= _SETTLED * f
@@ -113,7 +113,7 @@ def _unit_roots(c1: Array, c2: Array, c3: Array, target: Array) -> Array:
 
 
 def _newton(c1: Number, c2: Number, c3: Number, target: Number) -> tuple[Number, Number]:
-    """Three steps of Newton's method, from the chord's root, and the last of them."""
+    """The result of three steps of Newton's method from the chord's root, and the last step."""
     f = target / (c1 + c2 + c3)
     for _ in range(3):
         excess, slope = _excess(c1, c2, c3, target, f)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odediff.schedule.base import Array, Schedule, Times, require_increasing, require_positive
+from odediff.schedule.base import Array, Schedule, Times, require_increasing
 from odediff.schedule.vp import LinearBeta
+from solvers.arguments import require_positive
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ class SubVP(LinearBeta):
 class VE(Schedule):
     """Variance exploding with time = noise level (Karras et al. 2022, "EDM", table 1): alpha = 1, sigma = t.
 
-    The network is told sigma itself; EDM's log(sigma)/4 is part of its preconditioning, hence of the network.
+    The network is told sigma itself; EDM's log(sigma)/4 belongs to its preconditioning, and so to the network.
 
     Args:
         sigma_min: the smallest noise level above 0 that a sampler visits.
-        sigma_max: the noise level at which sampling starts, from sigma_max times a standard normal.
+        sigma_max: the noise level at which sampling starts, from sigma_max times standard normal noise.
     """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        require_positive(sigma_min=self.sigma_min)
+        require_positive("sigma_min", self.sigma_min, "0.002")
         require_increasing(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
     @property
@@ -80,19 +81,20 @@ class RectifiedFlow(Schedule):
     """Straight paths (Liu et al. 2022; Lipman et al. 2022): alpha = 1 - tau, sigma = tau.
 
     tau = shift t / (1 + (shift - 1) t) is the time shift for high resolutions (Esser et al. 2024, "Stable Diffusion 3",
-    eq. 23). The shift re-times the path and nothing else: the network is told its noise level, `time_scale` tau, as
-    Stable Diffusion 3 and Flux are (they with time_scale = 1000).
+    eq. 23). The shift only re-times the path: the network is told its noise level, `time_scale` tau, as Stable
+    Diffusion 3 and Flux are (with time_scale = 1000).
 
     Args:
-        shift: above 1 spends more of a uniform grid at high noise.
-        time_scale: what the network's clock shows at pure noise.
+        shift: a value above 1 puts more of a uniform grid at high noise.
+        time_scale: what the network is told at pure noise.
     """
 
     shift: float = 1.0
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive(shift=self.shift, time_scale=self.time_scale)
+        require_positive("shift", self.shift, "3")
+        require_positive("time_scale", self.time_scale, "1000")
 
     def network_time(self, t: Times) -> Times:
         """Return time_scale times the noise level tau."""

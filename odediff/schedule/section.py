@@ -1,41 +1,42 @@
-"""A part of a path: the noise levels that a network trained on another path knows."""
+"""A part of a path: the noise levels known to a network that was trained on another path."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from odediff.schedule.base import Array, Schedule
 
 
 @dataclass(frozen=True)
 class Section(Schedule):
-    """``whole``, sampled between the noise levels of ``known``: the same times, closer ends.
+    """``whole``, sampled between the noise levels of ``known``: the same times, between closer ends.
 
-    States of equal signal-to-noise ratio differ by a factor alone, so a network knows another path just as far as its
-    own levels reach (Karras et al. 2022, section 2 and appendix B).
+    States of equal signal-to-noise ratio differ only by a factor, so a network knows another path as far as its own
+    levels reach (Karras et al. 2022, section 2 and appendix B).
     """
 
     whole: Schedule
     known: Schedule
 
-    @property
+    @cached_property
     def latest(self) -> float:
-        """The whole path's, or the time of the network's noisiest level if that comes first."""
+        """The largest time: the whole path's, or that of the network's noisiest level if it is smaller."""
         return min(self.whole.latest, self._time_of(self.known.latest))
 
-    @property
+    @cached_property
     def start(self) -> float:
-        """Where both paths have begun."""
+        """The largest time at which both paths have started."""
         return min(self.whole.start, self._time_of(self.known.start))
 
-    @property
+    @cached_property
     def end(self) -> float:
-        """Where neither path has ended."""
+        """The smallest time at which neither path has ended."""
         return max(self.whole.end, self._time_of(self.known.end))
 
-    @property
+    @cached_property
     def first_defined(self) -> float:
-        """The time of the least noisy level that the network knows."""
+        """The time of the least noisy level known to the network."""
         return self._time_of(self.known.first_defined)
 
     def _time_of(self, known_time: float) -> float:

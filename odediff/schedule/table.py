@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from odediff.schedule.base import Array, Times, like, require_increasing, require_positive
+from odediff.schedule.base import Array, Times, like, require_increasing
 from odediff.schedule.monotone import MonotoneSpline
 from odediff.schedule.vp import VP, VPCosine, VPSigmoid
+from solvers.arguments import require_positive
 from solvers.real import Real, anywhere
 
 _SNAP = 1e-6
@@ -22,19 +23,19 @@ class VPTable(VP):
     """The chain of DDPM (Ho et al. 2020) with its table of T alpha-bars, alpha^2 = alpha-bar, as a continuous path.
 
     Entry i sits at n = i + 1 on [0, T], t = n/T, with the data at n = 0, so alpha-bar_0 := 1 (Song, Meng & Ermon 2021).
-    Between entries log alpha-bar is a C2 cubic spline; it is checked to be monotone, else PCHIP (C1) takes its place. A
-    table whose last entry is 0 (zero terminal SNR) interpolates the squared angle atan2(sigma, alpha)^2 instead, which
-    is smooth at both ends where log 0 is not. The network is told n - 1, and knows nothing below t = 1/T.
+    Between entries log alpha-bar is a C2 cubic spline, or PCHIP (C1) if the spline is not monotone. A table whose last
+    entry is 0 (zero terminal SNR) interpolates the squared angle atan2(sigma, alpha)^2 instead, which is smooth at both
+    ends, where log 0 is not. The network is told n - 1, and is undefined below t = 1/T.
 
     Two tables of one class are equal when their entries are.
 
     Args:
-        alphas_cumprod: T >= 2 numbers in (0, 1), strictly decreasing, the last one possibly 0; a tensor, an array or a
+        alphas_cumprod: T >= 2 numbers in (0, 1), strictly decreasing; the last one may be 0. A tensor, an array or a
             sequence. They are copied to float64.
 
     Raises:
-        TypeError: these are no numbers.
-        ValueError: the entries break one of these rules; the message names the first that does.
+        TypeError: these are not numbers.
+        ValueError: the entries break one of these rules; the message names the first one that does.
     """
 
     alphas_cumprod: Array
@@ -62,8 +63,7 @@ class VPTable(VP):
                 else ("its logarithm", "let alpha-bar fall more steeply")
             )
             raise ValueError(
-                f"alphas_cumprod[{i}] = {table[i]:g}: float64 does not tell {variable} from that of the entry before; "
-                f"{remedy}"
+                f"alphas_cumprod[{i}] = {table[i]:g}: in float64 {variable} equals that of the entry before; {remedy}"
             )
 
     @classmethod
@@ -89,12 +89,12 @@ class VPTable(VP):
     ) -> VPTable:
         """Return the table of the sigmoid schedule of Jabri et al. 2022, its betas cut at max_beta.
 
-        Another table goes by this name: betas (not alpha-bars) along a sigmoid, from GeoDiff; diffusers has that one.
+        Another table has this name: betas (not alpha-bars) along a sigmoid, from GeoDiff; diffusers has that one.
         """
         return cls(_entries(VPSigmoid(low, high, tau), T, max_beta))
 
     def zero_terminal_snr(self) -> VPTable:
-        """Return this table with alpha shifted to end at 0 and scaled to keep its start (Lin et al. 2023, alg. 1)."""
+        """Return this table with alpha shifted to end at 0 and scaled to keep its first (Lin et al. 2023, alg. 1)."""
         alphas = np.sqrt(self.alphas_cumprod)
         rescaled = (alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))
         return VPTable(rescaled**2)
@@ -178,7 +178,7 @@ class VPTable(VP):
 
 def _snapped(index: Real) -> Real:
     """The whole number within `_SNAP` of each index, or the index itself."""
-    if isinstance(index, float):  # once for every call of the network: Python's numbers are faster than NumPy's
+    if isinstance(index, float):  # at every call of the network: Python's floats are faster than NumPy's
         whole = float(round(number := float(index)))
         return whole if abs(whole - number) <= _SNAP else number
     miss = np.rint(index) - index
@@ -206,16 +206,16 @@ def _validate(table: Array) -> None:
 
 
 def _require_betas(T: int, beta_start: float, beta_end: float) -> None:
-    require_positive(beta_start=beta_start)
+    require_positive("beta_start", beta_start, "1e-4")
     require_increasing(beta_start=beta_start, beta_end=beta_end)
     if T < 2 or beta_end >= 1.0:
-        raise ValueError(f"T = {T}, beta_end = {beta_end}: give at least 2 entries and betas below 1")
+        raise ValueError(f"T={T}, beta_end={beta_end}: T must be at least 2 and beta_end below 1")
 
 
 def _entries(schedule: VP, T: int, max_beta: float) -> Array:
     """Return the table of a continuous schedule, from betas 1 - alpha-bar(n/T) / alpha-bar((n-1)/T) cut at max_beta."""
     if T < 2 or not 0.0 < max_beta <= 1.0:
-        raise ValueError(f"T = {T}, max_beta = {max_beta}: give at least 2 entries and max_beta in (0, 1]")
+        raise ValueError(f"T={T}, max_beta={max_beta}: T must be at least 2 and max_beta in (0, 1]")
     alphas_cumprod = schedule.alpha(np.arange(T + 1) / T) ** 2
     kept = np.maximum(alphas_cumprod[1:] / alphas_cumprod[:-1], 1.0 - max_beta)
     return np.asarray(np.cumprod(kept), dtype=np.float64)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odediff.schedule.base import Array, Schedule, require_increasing, require_positive
-from solvers.arguments import as_number
+from odediff.schedule.base import Array, Schedule, require_increasing
+from solvers.arguments import as_number, require_positive
 
 
 class VP(Schedule):
@@ -23,7 +23,7 @@ class VP(Schedule):
 class IntegratedBeta(Schedule):
     """A schedule given by its noise rate beta(t), through B(t), the integral of beta from 0 to t.
 
-    The process behind it is dx = -beta/2 x dt + noise, so alpha = exp(-B/2) whatever the noise (Song et al. 2021,
+    The underlying process is dx = -beta/2 x dt + noise, so alpha = exp(-B/2) whatever the noise (Song et al. 2021,
     "Score-based generative modeling through SDEs", appendix B).
     """
 
@@ -69,7 +69,7 @@ class LinearBeta(IntegratedBeta):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        require_positive(beta_min=self.beta_min)
+        require_positive("beta_min", self.beta_min, "0.1")
         require_increasing(beta_min=self.beta_min, beta_max=self.beta_max)
 
     def _beta(self, t: Array) -> Array:
@@ -79,7 +79,7 @@ class LinearBeta(IntegratedBeta):
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def _time_of_integral(self, integral: Array) -> Array:
-        # The root written with the sum in the denominator: no cancellation as B -> 0.
+        # The root with the sum in the denominator: no cancellation as B -> 0.
         slope = self.beta_max - self.beta_min
         return 2.0 * integral / (self.beta_min + np.sqrt(self.beta_min**2 + 2.0 * slope * integral))
 
@@ -105,7 +105,7 @@ class VPScaledLinear(VPFromBeta):
     beta_max: float = 12.0
 
     def __post_init__(self) -> None:
-        require_positive(beta_min=self.beta_min)
+        require_positive("beta_min", self.beta_min, "0.85")
         require_increasing(beta_min=self.beta_min, beta_max=self.beta_max)
 
     @property
@@ -123,7 +123,7 @@ class VPScaledLinear(VPFromBeta):
         return t * (root * (root + rise) + rise**2 / 3.0)
 
     def _time_of_integral(self, integral: Array) -> Array:
-        # (r + t d)^3 = r^3 + 3 d B; the difference of two cubes takes out the cancellation.
+        # (r + t d)^3 = r^3 + 3 d B; factoring the difference of two cubes avoids the cancellation.
         root, slope = self._root
         end = np.cbrt(root**3 + 3.0 * slope * integral)
         return 3.0 * integral / (end * (end + root) + root**2)
@@ -136,7 +136,7 @@ class VPCosine(VP):
     u = (t + s) / (1 + s) * pi/2 and u_0 = u(0), so alpha(0) = 1. With w = u - u_0,
     sigma = sqrt(sin(w) sin(w + 2 u_0)) / cos(u_0).
 
-    alpha reaches 0 at t = 1, where epsilon carries no information about the data. The path is defined up to there
+    alpha reaches 0 at t = 1, where epsilon has no information about the data. The path is defined up to there
     (alpha(1) is exactly 0), but sampling starts at `start`, by default 0.9946 as in dpm-solver: alpha = 0.0084,
     sigma/alpha = 119. A network with x0- or v-prediction may use start = 1.
 
@@ -149,7 +149,7 @@ class VPCosine(VP):
     start: float = 0.9946
 
     def __post_init__(self) -> None:
-        require_positive(s=self.s)
+        require_positive("s", self.s, "0.008")
         require_start(self.start)
 
     @property
@@ -159,7 +159,7 @@ class VPCosine(VP):
         return speed, self.s * speed
 
     def _path(self, t: Array) -> tuple[Array, Array]:
-        # cos(u) as the sine of what is left to pi/2: exact where it vanishes.
+        # cos(u) as the sine of pi/2 - u, which is exact where it vanishes.
         speed, offset = self._angles
         w = speed * t
         cosine = math.cos(offset)
@@ -182,7 +182,7 @@ class VPCosine(VP):
 
 
 MOST_LOGITS = 340.0
-"""Of a logistic's argument: the fourth power of its odds' root is still a number."""
+"""The largest |argument| x of the logistic at which exp(2 x) does not overflow float64."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,14 @@ class VPSigmoid(VP):
     start: float = 0.9998
 
     def __post_init__(self) -> None:
-        require_positive(tau=self.tau)
+        require_positive("tau", self.tau, "1")
         require_increasing(low=self.low, high=self.high)
         require_start(self.start)
         widest = max(self.high - self.low, abs(self.low), abs(self.high)) / self.tau
         if widest > MOST_LOGITS:
             raise ValueError(
-                f"tau = {self.tau!r} is too small for low = {self.low!r} and high = {self.high!r}: their quotient "
-                f"{widest:.4g} leaves float64 above {MOST_LOGITS:g}; give a larger tau"
+                f"tau={self.tau!r} is too small for low={self.low!r} and high={self.high!r}: their quotient "
+                f"{widest:.4g} must be at most {MOST_LOGITS:g} in float64; give a larger tau"
             )
 
     @property
@@ -256,4 +256,4 @@ class VPSigmoid(VP):
 def require_start(start: float) -> None:
     """Raise ValueError unless 0 < start <= 1."""
     if not 0.0 < as_number(start) <= 1.0:
-        raise ValueError(f"start = {start!r} is not a time in (0, 1]: give the largest time that a sampler may visit")
+        raise ValueError(f"start={start!r} must be in (0, 1]; give the largest time that a sampler may visit")

@@ -1,4 +1,4 @@
-"""``task=compare``: a solver against all others, on problems with known answers."""
+"""``task=compare``: rank a solver against all others, on problems with known answers."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from odediff.accuracy import sample_errors
 from odediff.config import configured_solvers
 from odediff.pictures import curves
 from odediff.problems import STANDARD, ExactProblem, standard
-from odediff.ranking import rank
+from odediff.ranking import lower_median, rank
 from odediff.run import Run, build, refuse_unused
 from odediff.table import text_table
 from solvers import Solver
 
 TOLERANCES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
-"""What methods that choose their own steps are run at: a ceiling on calls is met by the tightest that does."""
+"""The tolerances for methods that choose their own steps; the tightest one within a ceiling on calls counts."""
 DRAWN = 8
+"""The number of solvers in the picture."""
 
 
 class Result(NamedTuple):
-    """The errors of one solver's samples, and the calls that it made for one of them."""
+    """The errors of one solver's samples, and its mean calls per sample."""
 
     errors: np.ndarray
     calls: float
 
 
 def run(config: DictConfig, problems: Sequence[str] | None, nfe: Sequence[int], samples: int) -> None:
-    """Rank the configured solver; write compare.png and run.json and print the table."""
+    """Rank the configured solver; write compare.png and run.json, and print the table."""
     refuse_unused(
         ("steps", "nfe", "rtol"), "solvers are compared at task.nfe=[6,10,...] calls, on task.samples=N samples"
     )
@@ -60,16 +61,23 @@ def run(config: DictConfig, problems: Sequence[str] | None, nfe: Sequence[int], 
         references = {problem.name: problem.reference(noise[problem.name]).x for problem in chosen}
         for problem, name in tqdm(jobs, desc="compare", unit="solver", disable=not run.progress):
             exact = references[problem.name]
-            for ceiling, result in _ladder(run, problem, field[name], nfe, exact).items():
+            try:
+                ladder = _ladder(run, problem, field[name], nfe, exact)
+            except ValueError:
+                # Not every other solver can close in the way that was asked for.
+                if name == mine or run.closing == "auto":
+                    raise
+                continue
+            for ceiling, result in ladder.items():
                 results.setdefault((problem.name, ceiling), {})[name] = result
     if not any(mine in found for found in results.values()):
-        raise ValueError(f"task.nfe={list(nfe)} does not pay for one step of {run.solver}; give more calls")
-    _report(run, mine, field, nfe, results)
+        raise ValueError(f"task.nfe={list(nfe)} is too small for one step of {run.solver}; give more calls")
+    _report(run, mine, nfe, results)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing by threads, and wait for them wherever other work has the cores."""
+    """Compute in one thread: with tensors this small, more threads gain nothing and wait while the cores are busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -79,8 +87,12 @@ def one_thread() -> Iterator[None]:
 
 
 def _field(run: Run) -> tuple[str, dict[str, Solver]]:
-    """The name of the user's solver, and everyone who takes part."""
-    others = {name: solver for name, solver in configured_solvers().items() if solver.deterministic}
+    """The name of the user's solver, and all solvers that take part, equal ones once, under their first name."""
+    others: dict[str, Solver] = {}
+    for name, solver in configured_solvers().items():
+        # Some solvers are configured under two names, such as dpm_solver_2 and kdpm2.
+        if solver.deterministic and solver not in others.values():
+            others[name] = solver
     for name, solver in others.items():
         if solver == run.solver:
             return name, others
@@ -89,7 +101,7 @@ def _field(run: Run) -> tuple[str, dict[str, Solver]]:
 
 
 def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int], exact: Any) -> dict[int, Result]:
-    """The result at each ceiling that pays for a solve."""
+    """The result at each ceiling that is large enough for a solve."""
     rows = range(len(exact))
     adaptive = solver.law == "tolerance"
 
@@ -99,12 +111,12 @@ def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int],
         return Result(errors, float(solution.stats.evaluations.double().mean()))
 
     if adaptive:
-        # A library's method solves sample by sample unless it is told otherwise: minutes instead of seconds.
+        # By default a library's method solves sample by sample, which takes minutes instead of seconds.
         solver = replace(solver, batched=True) if hasattr(solver, "batched") else solver  # type: ignore[call-arg]
         tried: list[Result] = []
         for rtol in TOLERANCES:
             tried.append(result(rtol=rtol))
-            # A tighter one takes more calls still.
+            # A tighter tolerance takes even more calls.
             if tried[-1].calls > max(nfe):
                 break
         within = {n: [r for r in tried if r.calls <= n] for n in nfe}
@@ -119,10 +131,8 @@ def _ladder(run: Run, problem: ExactProblem, solver: Solver, nfe: Sequence[int],
     return ladder
 
 
-def _report(
-    run: Run, mine: str, field: dict[str, Solver], nfe: Sequence[int], results: dict[tuple[str, int], dict[str, Result]]
-) -> None:
-    """Ranks are taken within every problem and ceiling, with ties, and averaged; errors are geometric means."""
+def _report(run: Run, mine: str, nfe: Sequence[int], results: dict[tuple[str, int], dict[str, Result]]) -> None:
+    """Average the ranks, with ties, over problems and ceilings, and the errors geometrically over problems."""
     places: dict[str, list[int]] = {}
     for found in results.values():
         for place in rank({name: result.errors for name, result in found.items()}):
@@ -152,9 +162,10 @@ def _report(
     header = ("solver", "mean rank", *(f"error at {n}" for n in nfe))
     run.record({"yours": mine, "table": [dict(zip(header, row, strict=True)) for row in rows]})
     print(text_table(header, [(f"* {name}" if name == mine else f"  {name}", *cells) for name, *cells in rows]))
-    print(f"* yours; ranks are means over problems and numbers of calls. Picture in {run.folder}")
+    print("* yours; ranks are means over problems and numbers of calls; equal solvers share the first of their names")
+    print(f"picture in {run.folder}")
 
 
 def _median(errors: np.ndarray) -> float:
-    """The median, kept above zero for its logarithm."""
-    return float(max(np.quantile(errors, 0.5, method="lower"), 1e-300))
+    """The lower median, kept above zero for its logarithm."""
+    return max(float(lower_median(errors.copy())), 1e-300)

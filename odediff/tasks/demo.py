@@ -35,9 +35,9 @@ SHOWN = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0.0)
 
 
 def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int]) -> None:
-    """Samples by several solvers, one noise by the ODE and by DDPM, and real images there and back.
+    """Draw samples by several solvers, one noise by the ODE and by DDPM, and real images there and back.
 
-    The way there and back is for models of the embedded images' shape; others are sampled alone.
+    Only models of the embedded images' shape make the round trip; others are just sampled.
     """
     refuse_unused(
         ("solver", "grid", "closing", "steps", "nfe", "rtol", "samples"),
@@ -50,14 +50,14 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
             raise ValueError(f"task.{name}={images if name == 'images' else counts} must be of at least 1")
     if not is_picture(run.shape):
         raise ValueError(
-            f"model.shape={list(run.shape)} is of no picture, which the demonstration draws; use task=sample"
+            f"model.shape={list(run.shape)} is not that of a picture, which the demonstration draws; use task=sample"
         )
     real = embedded_images(images, run.shape) if run.shape == embedded_shape() else None
     for ceiling, solver in itertools.product(inversion_nfe if real else (), INVERTERS.values()):
         encoding_times(run.model, solver, None, None, ceiling)
     results: dict[str, Any] = {"solver": list(SAMPLERS), "samples": _samples(run, images, nfe), "paths": _paths(run)}
     if real is None:
-        print("\nNo round trip: there are no embedded images of this shape; task=invert task.images=FOLDER takes yours")
+        print("\nNo round trip: no embedded images have this shape; task=invert task.images=FOLDER takes yours")
     else:
         results["inversion"] = _inversion(run, *real, inversion_nfe)
     run.record(results)

@@ -12,17 +12,19 @@ FAULTS = "the network does not do what its declaration says"
 
 
 def run(config: DictConfig, images: str | None) -> int:
-    """Print the report and write run.json; the exit code is 1 when something is wrong.
+    """Print the report and write run.json; the exit code is 1 if something is wrong.
 
-    A model of another shape than the embedded images' is tested on noise alone where no folder of images is given.
+    Without a folder of images, a model whose shape is not the embedded images' is tested on noise alone.
     """
-    refuse_unused(("solver", "grid", "closing", "steps", "nfe", "rtol"), "the network is tested, and no solver of it")
+    refuse_unused(
+        ("solver", "grid", "closing", "steps", "nfe", "rtol"), "it is the network that is tested, not a solver"
+    )
     run = build(config)
     if config.samples < 4:
         raise ValueError(f"samples={config.samples} must be at least 4: differences are tested across samples")
     if images is None and run.shape != embedded_shape():
         pictures, labels = None, None
-        print("no images: the network is asked about noise alone; task.images=FOLDER would tell more")
+        print("no images: the network is tested on noise alone; task.images=FOLDER would tell more")
     else:
         pictures, labels = load_images(images, config.samples, run.shape)
     model = run.conditioned(config.samples, **run.labelled(labels))

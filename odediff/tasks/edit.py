@@ -1,4 +1,4 @@
-"""``task=edit``: real images of one class, moved to another; between them, on the great circle of their codes."""
+"""``task=edit``: move real images of one class to another, or along the great circle between their codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +15,7 @@ from odediff.code import Code
 from odediff.files import replacing
 from odediff.images import embedded_images
 from odediff.inversion import decode, encode, mix_codes
-from odediff.metrics import psnr
+from odediff.metrics import class_accuracy, psnr
 from odediff.model import Model
 from odediff.null_text import negative_prompt, null_text, shared_null
 from odediff.pictures import labelled_grid, montage
@@ -42,36 +41,18 @@ WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 def run(config: DictConfig, method: str, shift: int) -> None:
     """Encode, reconstruct and edit ``samples`` images by ``method``; write four files.
 
-    They are edit.png, edit.safetensors (image, reconstruction, edit), code.safetensors and run.json. The edit asks for
-    the class ``shift`` further on. ``bridge`` is a dual diffusion implicit bridge (Su et al. 2023): encode under one
-    class, decode under the other, by the configured solver. ``slerp`` interpolates between each image and the next one
-    of its class. The other methods are functions of `odediff` that record what guidance needs.
+    They are edit.png, edit.safetensors (image, reconstruction, edit), code.safetensors and run.json. The edit moves to
+    the class ``shift`` places further on. ``bridge`` is a dual diffusion implicit bridge (Su et al. 2023): encode under
+    one class, decode under the other, by the configured solver. ``slerp`` interpolates between each image and the next
+    one of its class. The other methods are functions of `odediff`, which record what guidance needs.
     """
-    if method not in (*RECORDERS, "bridge", "slerp"):
-        raise ValueError(f"task.method={method} is unknown; use bridge, slerp or one of {', '.join(RECORDERS)}")
-    refuse_unused(("closing",), "an inversion ends at the grid's last time above the data, which no step can leave")
-    refuse_unused(("model.condition.label",), "the images have their own labels, and task.shift asks for others")
-    if method not in STOCHASTIC:
-        refuse_unused(("seed",), f"task.method={method} draws nothing")
-    if method == "slerp":
-        refuse_unused(("task.shift",), "task.method=slerp stays within the class")
+    _refuse_settings(method)
     run, begun = build(config), time.perf_counter()
-    if config.nfe is not None:
-        raise ValueError(f"nfe={config.nfe}: task=edit counts steps; give steps=...")
-    if method in OF_GUIDANCE and not run.model.guided:
-        raise ValueError(
-            f"model.guidance={run.model.guidance}: what task.method={method} finds matters under guidance only; give "
-            "model.guidance=7.5"
-        )
-    if config.rtol is not None and method not in ("bridge", "slerp"):
-        raise ValueError(f"rtol={config.rtol}: task.method={method} records steps; give steps=...")
-    if method in RECORDERS and run.solver != DDIM():
-        refuse_unused(("solver",), f"task.method={method} records steps of DDIM; bridge and slerp take a solver")
+    _check_settings(run, method)
     if method == "slerp":
         _interpolate(run)
         return
     pictures, labels = embedded_images(config.samples, run.shape)
-    assert labels is not None
     given = pictures.to(device=config.device, dtype=run.dtype)
     targets = (labels + shift) % len(zoo.LABELS)
     model = run.conditioned(config.samples, label=labels.tolist())
@@ -109,6 +90,35 @@ def run(config: DictConfig, method: str, shift: int) -> None:
     print(f"table and picture of {config.samples} edits in {run.folder}")
 
 
+def _refuse_settings(method: str) -> None:
+    """Refuse a method that does not exist, and words of the command line that it would not use."""
+    if method not in (*RECORDERS, "bridge", "slerp"):
+        raise ValueError(f"task.method={method} is unknown; use bridge, slerp or one of {', '.join(RECORDERS)}")
+    refuse_unused(
+        ("closing",), "an inversion has no closing step: it uses the grid down to its last time above the data"
+    )
+    refuse_unused(("model.condition.label",), "the images have their own labels, and task.shift asks for others")
+    if method not in STOCHASTIC:
+        refuse_unused(("seed",), f"task.method={method} draws no random numbers")
+    if method == "slerp":
+        refuse_unused(("task.shift",), "task.method=slerp stays within the class")
+
+
+def _check_settings(run: Run, method: str) -> None:
+    """Refuse settings that the method cannot work with."""
+    if run.config.nfe is not None:
+        raise ValueError(f"nfe={run.config.nfe}: task=edit counts steps; give steps=...")
+    if method in OF_GUIDANCE and not run.model.guided:
+        raise ValueError(
+            f"model.guidance={run.model.guidance}: what task.method={method} finds has an effect under guidance only; "
+            "give model.guidance=7.5"
+        )
+    if run.config.rtol is not None and method not in ("bridge", "slerp"):
+        raise ValueError(f"rtol={run.config.rtol}: task.method={method} records steps; give steps=...")
+    if method in RECORDERS and run.solver != DDIM():
+        refuse_unused(("solver",), f"task.method={method} records steps of DDIM; bridge and slerp take a solver")
+
+
 def _encode(run: Run, model: Model, images: Tensor, method: str) -> Code:
     settings: dict[str, Any] = {"grid": run.grid, "steps": run.config.steps}
     if method == "bridge":
@@ -123,16 +133,14 @@ def _interpolate(run: Run) -> None:
     implicit = isinstance(run.solver, ImplicitInverse | TrajectoryInverse)
     if isinstance(run.solver, ReversibleSolver) and not implicit:
         raise ValueError(
-            f"solver={run.solver} has a code of two states, without a mean; use a plain solver such as rk4"
+            f"solver={run.solver} has a code of two states, which cannot be averaged; use a plain solver such as rk4"
         )
     pairs, most = run.config.samples, len(zoo.test_images()[0]) - 10
     if pairs > most:
         raise ValueError(
-            f"samples={pairs} exceeds the {most} embedded images that have a next one of their class; ask for at most "
-            f"{most}"
+            f"samples={pairs} exceeds the {most} embedded images with a next one of their class; ask for at most {most}"
         )
     pictures, labels = embedded_images(10 * (-(-pairs // 10) + 1), run.shape)
-    assert labels is not None
     labels = labels[:pairs]
     model = run.conditioned(pairs, label=labels.tolist())
     first, second = (
@@ -144,7 +152,7 @@ def _interpolate(run: Run) -> None:
             steps=run.config.steps,
             progress=run.progress,
         )
-        # Ten rows further on lies the next image of the same class.
+        # The next image of the same class is ten rows further on.
         for some in (pictures[:pairs], pictures[10 : 10 + pairs])
     )
     between = [decode(model, mix_codes(first, second, weight), progress=run.progress) for weight in WEIGHTS]
@@ -168,7 +176,5 @@ def _interpolate(run: Run) -> None:
 
 
 def _hits(images: Tensor, labels: Tensor) -> float:
-    """The share of images that the embedded classifier takes for ``labels``."""
-    with torch.no_grad():
-        found = zoo.classifier()(images.float().cpu().clamp(-1, 1)).argmax(1)
-    return float((found == labels).double().mean())
+    """The share of images that the embedded classifier assigns to ``labels``."""
+    return class_accuracy(images.float().cpu().clamp(-1, 1), labels, zoo.classifier())

@@ -11,7 +11,7 @@ from odediff.zoo.evaluate import evaluate
 from solvers import DDIM
 
 SAMPLES = 2048
-"""The Frechet distance depends on the number of samples; this is the number that every figure is stated at."""
+"""The number of samples behind every figure: the Frechet distance depends on it."""
 STEPS = 50
 
 
@@ -19,7 +19,7 @@ def run(config: DictConfig, guidance: list[float]) -> None:
     """Print accuracy and Frechet distance of 2,048 samples by 50-step DDIM at each guidance; write run.json."""
     refuse_unused(
         ("solver", "grid", "closing", "steps", "nfe", "rtol", "samples", "dtype", "model.guidance", "model.condition"),
-        f"the figures are of {SAMPLES} samples by {STEPS} steps of DDIM, of all classes, at task.guidance=[1,2,...]; "
+        f"the figures are for {SAMPLES} samples of all classes by {STEPS} steps of DDIM at task.guidance=[1,2,...]; "
         "task=sample task.score=true scores others",
     )
     if not guidance:
@@ -28,7 +28,7 @@ def run(config: DictConfig, guidance: list[float]) -> None:
     if run.shape != embedded_shape() or "label" not in run.model.null:
         raise ValueError(
             f"model._target_={config.model._target_}: the embedded classifier knows images of shape {embedded_shape()} "
-            "and their labels; leave model out for the network that has both"
+            "and their labels; leave model out to score the embedded network"
         )
     scores = [evaluate(run.model, scale, SAMPLES, STEPS, config.seed, config.device) for scale in guidance]
     header = ("guidance", "classified as asked", "Frechet distance", "real against real")

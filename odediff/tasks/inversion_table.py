@@ -1,4 +1,4 @@
-"""``task=inversion_table``: how well each way to the noise and back returns, and what its noise is like."""
+"""``task=inversion_table``: how closely each way to the noise and back returns, and what its noise is like."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
 
     The columns are those of `odediff.round_trip.measure`.
     """
-    refuse_unused(("solver", "closing", "rtol"), "the table is of task.methods; +task.methods.NAME._target_= adds one")
+    refuse_unused(
+        ("solver", "closing", "rtol"), "the table is about task.methods; +task.methods.NAME._target_= adds one"
+    )
     run, count = build(config), config.samples
     pictures, labels = embedded_images(count, run.shape)
     model = run.conditioned(count, **run.labelled(labels))
@@ -54,7 +56,7 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
 
 
 def _way(name: str, described: Any, model: Model, settings: Mapping[str, Any]) -> Solver:
-    """The solver of a method, which the model can be inverted by."""
+    """The solver of a method, after a check that it can invert the model."""
     try:
         solver = instantiate(described)
         encoding_times(model, solver, **settings)

@@ -10,14 +10,16 @@ from odediff.images import load_images
 from odediff.inversion import decode, encode
 from odediff.metrics import psnr, round_trip_error
 from odediff.pictures import labelled_grid, montage
-from odediff.run import build, refuse_unused
+from odediff.run import build, refuse_unused, rms
 from odediff.table import text_table
 
 
 def run(config: DictConfig, images: str | None) -> None:
     """Encode and decode ``samples`` images; write inversion.safetensors, inversion.png and run.json."""
-    refuse_unused(("closing",), "an inversion ends at the grid's last time above the data, which no step can leave")
-    refuse_unused(("seed",), "an inversion draws nothing")
+    refuse_unused(
+        ("closing",), "an inversion has no closing step: it uses the grid down to its last time above the data"
+    )
+    refuse_unused(("seed",), "an inversion draws no random numbers")
     run, count = build(config), config.samples
     pictures, labels = load_images(images, count, run.shape)
     if labels is not None and "label" in run.model.null:
@@ -36,6 +38,7 @@ def run(config: DictConfig, images: str | None) -> None:
     )
     again = decode(model, code, progress=run.progress)
     errors, quality = round_trip_error(given, again), psnr(given, again)
+    error = rms(errors)
     with replacing(run.folder / "inversion.safetensors") as partial:
         save_file({"image": given, "noise": code.x, "reconstruction": again}, partial)
     columns = min(count, 16)
@@ -43,7 +46,7 @@ def run(config: DictConfig, images: str | None) -> None:
         run.folder / "inversion.png",
         [[montage(v, columns)] for v in (given, code.x / 3, again, (again - given) * 4)],
         ["image", "noise", "reconstruction", "difference x 4"],
-        [f"{code.stats.nfe} calls each way, rms error {errors.double().square().mean().sqrt():.1e}"],
+        [f"{code.stats.nfe} calls each way, rms error {error:.1e}"],
         f"Inversion by {type(run.solver).__name__}",
         inches=0.5 * -(-count // columns),
     )
@@ -51,7 +54,7 @@ def run(config: DictConfig, images: str | None) -> None:
         {
             "nfe": code.stats.nfe,
             "network_evaluations": code.stats.network_evaluations,
-            "error": float(errors.double().square().mean().sqrt()),
+            "error": error,
             "errors": errors.tolist(),
             "psnr": quality.tolist(),
             "times": code.times.tolist(),

@@ -1,4 +1,4 @@
-"""``task=joint``: one marginal, many joint laws of the noise and the data."""
+"""``task=joint``: one marginal law, many joint laws of the noise and the data."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ DATA = Gaussian(mean=0.5, deviation=0.6)
 def run(config: DictConfig, etas: list[float]) -> None:
     """Take ``samples`` noises to Gaussian data by DDIM with each eta, on the schedule of the model.
 
-    Write joint.png, the clouds of (noise, data) with their marginals, and run.json, and print the moments beside their
+    Write joint.png, the clouds of (noise, data) with their marginals, and run.json; print the moments beside their
     closed forms.
     """
     refuse_unused(
         ("solver", "closing", "rtol", "dtype", "device", "model.guidance", "model.condition"),
-        "Gaussian data are drawn by DDIM with each of task.etas=[0,1,...]",
+        "the samples are Gaussian data, drawn by DDIM with each of task.etas=[0,1,...]",
     )
     run, count = build(config), config.samples
     if not etas:
         raise ValueError("task.etas=[] leaves nothing to draw; give one or more, such as task.etas=[0,1]")
     solvers = [DDIM(eta=eta) for eta in etas]
     if count < 2:
-        raise ValueError(f"samples={count} have no covariance; ask for at least 2, and for thousands to see it")
+        raise ValueError(f"samples={count} has no covariance; ask for at least 2, and for thousands to see it")
     require_room(count, (1,), torch.float64, "cpu")
-    model = exact_model(DATA, run.model.path, "v")  # which says what there is at either end of every path
+    model = exact_model(DATA, run.model.path, "v")  # v is informative at both ends of every path
     times = make_times(probability_flow(model), DDIM(), run.grid, config.steps, config.nfe, "denoise")
     start, end = (model.path.node(float(t)) for t in (times[0], times[-1]))
     drawn = NoiseStream(config.seed).draw(torch.empty(count, 1, dtype=torch.float64))[0]
@@ -70,7 +70,7 @@ def run(config: DictConfig, etas: list[float]) -> None:
 
 
 def spread(node: Node) -> float:
-    """The deviation of the noisy data at ``node``."""
+    """The standard deviation of the noisy data at ``node``."""
     return math.hypot(node.alpha * DATA.deviation, node.sigma)
 
 
@@ -78,7 +78,7 @@ def covariance(a: Node, b: Node, eta: float) -> float:
     """Cov(x_a, x_b) of Gaussian data, from noise at a to data at b, in the limit of many steps of DDIM(eta).
 
     In y = x/alpha and v = s^2 the method is, in that limit, the reverse diffusion ``dy = -(1 + eta^2)/2 (y - m)/(d^2 +
-    v) |dv| + eta dW(|dv|)`` as v falls from v_a to v_b: a linear equation, whose mean shrinks by ``((d^2 + v_b)/(d^2 +
+    v) |dv| + eta dW(|dv|)`` as v falls from v_a to v_b: a linear equation whose mean shrinks by ``((d^2 + v_b)/(d^2 +
     v_a))^p, p = (1 + eta^2)/2``, while y_a has the variance d^2 + v_a. The ODE (p = 1/2) makes the correlation 1, DDPM
     (p = 1) the one of the forward chain. Written with the deviations of x, alpha sqrt(d^2 + v), it is finite at alpha_a
     = 0: ``spread_a^(1 - eta^2) alpha_a^(eta^2) spread_b^(1 + eta^2) alpha_b^(-eta^2)``.
@@ -91,7 +91,7 @@ def covariance(a: Node, b: Node, eta: float) -> float:
 def moments(noise: Tensor, data: Tensor, closed_form: float) -> dict[str, float]:
     """The data's moments, the p-value of its law, and the covariance with its distance from the closed form.
 
-    The distance is counted in standard errors, ``sqrt((Var(x) Var(y) + Cov^2) / n)`` for Gaussian pairs.
+    The distance is in standard errors, ``sqrt((Var(x) Var(y) + Cov^2) / n)`` for Gaussian pairs.
     """
     found = float(torch.cov(torch.stack((noise, data)))[0, 1])
     error = math.sqrt((float(noise.var() * data.var()) + closed_form**2) / len(data))

@@ -87,15 +87,15 @@ def _require_scorable(shape: tuple[int, ...], count: int) -> None:
     embedded = tuple(zoo.test_images()[0].shape[1:])
     if shape != embedded:
         raise ValueError(
-            f"task.score=true asks the embedded classifier, which knows images of shape {embedded}, and the model has "
-            f"shape {shape}; leave task.score out"
+            f"task.score=true uses the embedded classifier of {embedded} images, and the model has shape {shape}; "
+            "leave task.score out"
         )
     if count < 2:
-        raise ValueError(f"task.score=true needs a covariance, and samples={count} have none; ask for at least 2")
+        raise ValueError(f"task.score=true needs a covariance, and samples={count} has none; ask for at least 2")
 
 
 def _scores(x: Tensor, label: Any) -> dict[str, float | None]:
-    """What the embedded classifier says: the Frechet distance to real images, the share classified as asked."""
+    """The embedded classifier's scores: the Frechet distance to real images, and the share classified as asked."""
     images = x.cpu().float().clamp(-1, 1)
     labels = torch.as_tensor(NULL_LABEL if label is None else label).cpu().expand(len(images))
     asked = not (labels == NULL_LABEL).any()
@@ -108,14 +108,14 @@ def _scores(x: Tensor, label: Any) -> dict[str, float | None]:
 def _error(run: Run, model: Model, solution: Solution, reference_steps: int) -> float:
     """The rms distance to the network's exact flow from the same noise.
 
-    The jobs of a sweep share one reference, kept beside their folders under a name that says what it belongs to.
+    The jobs of a sweep share one reference, kept beside their folders under a name that is a hash of what it is for.
     """
     noise, _ = initial_noise(solution.nodes[0], torch.empty_like(solution.x), NoiseStream(run.config.seed))
     return rms(solution.x - _shared_reference(run, model, noise, reference_steps))
 
 
 def _shared_reference(run: Run, model: Model, noise: Tensor, steps: int) -> Tensor:
-    """The end of the exact flow, computed once for the jobs of a sweep that declare their model alike."""
+    """The end of the exact flow, computed once for the jobs of a sweep that declare the same model."""
     declared = OmegaConf.to_container(run.config.model, resolve=True, enum_to_str=True)
     belongs_to = (
         fingerprint(model.network),

@@ -1,4 +1,4 @@
-"""``task=solvers``: the table of all solvers."""
+"""``task=solvers``: print the table of all solvers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``task=train``: make the embedded network and classifier again, from Fashion-MNIST's files."""
+"""``task=train``: train the embedded network and classifier anew, from Fashion-MNIST's files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from odediff.zoo.export import export
 
 
 def run(config: DictConfig, folder: str) -> None:
-    """Train both, or go on where their checkpoints in ``folder`` stop, and export the assets to ``folder``/weights."""
+    """Train both, or resume from their checkpoints in ``folder``, and export the assets to ``folder``/weights."""
     refuse_unused(
         {item.name for item in fields(Config)} - {"task", "data", "device", "progress"},
-        "the embedded network has one recipe, odediff.zoo.train_network.Recipe, and data.root and task.folder",
+        "the embedded network has one recipe, odediff.zoo.train_network.Recipe; only data.root and task.folder vary",
     )
     root, target = Path(config.data.root), Path(folder)
     images, labels = dataset.load(root, "train")

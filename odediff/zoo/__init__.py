@@ -1,4 +1,4 @@
-"""The embedded zoo: a trained network, a classifier and real images, so that nothing needs a download."""
+"""The embedded zoo: a trained network, a classifier and real images, so that no download is needed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,12 @@ __all__ = ["LABELS", "Classifier", "classifier", "fashion_mnist", "feature_stati
 def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
     """Return the embedded class-conditional epsilon model of Fashion-MNIST, ``(B, 1, 28, 28)`` in [-1, 1].
 
-    It is unconditional until ``model.condition(label=3, guidance=2.0)``, labels being indices into `LABELS`. The
+    It is unconditional until ``model.condition(label=3, guidance=2.0)``; labels are indices into `LABELS`. The
     weights were trained in float32 and rounded to float16; every ``dtype`` computes with those rounded values.
     """
     place = available(device)
     network: Any = load_network(UNet, "network.safetensors")
-    # Convolutions on a CPU take a sixth less time so, and on hundreds of images a third.
+    # In this format convolutions on a CPU take a sixth less time, and on hundreds of images a third less.
     network.to(place, dtype, memory_format=torch.channels_last)
     none = {"label": NULL_LABEL}
     return ClassConditional(network, VPTable.linear(), prediction="epsilon", conditions=none, null=none)
@@ -39,12 +39,12 @@ class ClassConditional(Model):
         """The same model under these conditions.
 
         Raises:
-            ValueError: a condition is unknown, or a label is none of the classes.
+            ValueError: a condition is unknown, or a label is not one of the classes.
         """
         given = conditions.get("label", NULL_LABEL)
         unusable = given is None or isinstance(given, bool | str)
         labels = torch.tensor(float("nan")) if unusable else torch.as_tensor(given)
-        # Outside the embedding's rows the CPU raises IndexError in the midst of a solve, and CUDA loses its context.
+        # A label outside the embedding raises IndexError in the middle of a solve on a CPU, and breaks CUDA's context.
         if labels.ndim > 1 or labels.is_floating_point() or not ((labels >= 0) & (labels <= NULL_LABEL)).all():
             raise ValueError(
                 f"label={conditions['label']!r} must be a whole number from 0 to {len(LABELS) - 1}, one of "
@@ -67,7 +67,7 @@ def classifier(device: str | torch.device = "cpu") -> Classifier:
 def test_images() -> tuple[Tensor, Tensor]:
     """Return 1,000 real test images ``(1000, 1, 28, 28)``, float32 in [-1, 1], and their labels ``(1000,)``.
 
-    Row ``10 k + c`` is the k-th image of class c in the test split, so that any 10 n leading rows hold n of each class.
+    Row ``10 k + c`` is the k-th image of class c in the test split, so the first 10 n rows hold n of each class.
     """
     tensors = read("test_images.safetensors")
     return to_network(tensors["images"]), tensors["labels"]

@@ -1,4 +1,4 @@
-"""Read the embedded assets: safetensors whose SHA-256 stands in ``weights/manifest.json``."""
+"""Read the embedded assets: safetensors whose SHA-256 is in ``weights/manifest.json``."""
 
 import hashlib
 import importlib.resources
@@ -21,7 +21,7 @@ def read(name: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
     """Return the tensors of one asset.
 
     Raises:
-        ValueError: the file or the manifest is missing, or the file is not the one that the manifest describes.
+        ValueError: the file or the manifest is missing, or the file differs from what the manifest describes.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def read(name: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
 def load_network(build: type[Network], name: str, folder: Path = WEIGHTS) -> Network:
     """Return ``build()`` with the weights of an asset, frozen, in eval mode and float32."""
     weights = read(name, folder)
-    with torch.random.fork_rng(devices=[]):  # the initial weights, soon overwritten, would advance the user's generator
-        network = build().float()  # whatever torch's default is: what it cannot hold would be lost
+    with torch.random.fork_rng(devices=[]):  # drawing the initial weights would advance the user's generator
+        network = build().float()  # whatever torch's default dtype is: a narrower one would round the weights
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)

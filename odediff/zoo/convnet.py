@@ -10,7 +10,7 @@ class Classifier(nn.Module):
     """Map grey images ``(B, 1, 28, 28)`` in [-1, 1] to logits ``(B, 10)``.
 
     The pixel-unshuffle stem is the U-Net's: at full resolution the first layers would cost most of the work. Garments
-    are centred, so a 3 x 3 grid of places is kept before one linear layer mixes them into features.
+    are centred, so a 3 x 3 grid of positions is kept before one linear layer mixes them into features.
     """
 
     def __init__(self, features: int = 96) -> None:
@@ -38,5 +38,5 @@ class Classifier(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    """3 x 3 convolution, batch normalisation (Ioffe & Szegedy 2015), ReLU; the normalisation brings the bias."""
+    """3 x 3 convolution, batch normalisation (Ioffe & Szegedy 2015), ReLU; the normalisation has the bias."""
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()

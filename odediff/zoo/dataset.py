@@ -22,7 +22,7 @@ LABELS = (
     "Ankle boot",
 )
 
-# SHA-256 of the uncompressed files, so that a copy recompressed by a packager verifies as well.
+# SHA-256 of the uncompressed files, so that a copy recompressed by a packager passes too.
 CHECKSUMS = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -49,7 +49,7 @@ def load(root: str | Path, split: Literal["train", "test"]) -> tuple[Tensor, Ten
 
 
 def to_network(images: Tensor) -> Tensor:
-    """Map bytes 0..255 to float32 in [-1, 1], the range that networks see."""
+    """Map bytes 0..255 to float32 in [-1, 1], the range of images for networks."""
     return images.float() / 127.5 - 1
 
 

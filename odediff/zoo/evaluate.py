@@ -1,4 +1,4 @@
-"""Score a model's class-conditional samples: are they of the class asked for, and distributed like real images?"""
+"""Score a model's class-conditional samples: are they of the requested class, and distributed like real images?"""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ class Scores(NamedTuple):
 
     guidance: float
     accuracy: float
-    """Share of samples that the classifier assigns to the class asked for."""
+    """The share of samples that the classifier assigns to the requested class."""
     frechet: float
-    """Distance of the samples' features to those of the full test split."""
+    """The distance of the samples' features to those of the full test split."""
     real: float
-    """The floor: distance of 2,048 test images' features to those of the rest of the test split."""
+    """The floor: the distance of 2,048 test images' features to those of the rest of the test split."""
 
 
 def evaluate(
@@ -34,9 +34,9 @@ def evaluate(
     device: torch.device | str = "cpu",
     batch: int = 256,
 ) -> Scores:
-    """Draw ``samples`` images, the classes in turn, by DDIM in ``steps`` steps, clip them to [-1, 1] and score them.
+    """Draw ``samples`` images, class after class in turn, by DDIM in ``steps`` steps, clip them to [-1, 1], score them.
 
-    Equal seeds start from equal noise, whatever the guidance and the batch.
+    Equal seeds give equal noise, whatever the guidance and the batch.
     """
     labels = torch.arange(samples) % CLASSES
     parts = []
@@ -51,7 +51,7 @@ def evaluate(
 
 
 def frechet(images: Tensor, batch: int = 256) -> float:
-    """Distance between images ``(N, 1, 28, 28)`` and the full test split, in the embedded classifier's features."""
+    """The distance of images ``(N, 1, 28, 28)`` to the full test split, in the embedded classifier's features."""
     network = zoo.classifier()
     with torch.no_grad():
         features = torch.cat([network.features(part) for part in images.split(batch)])

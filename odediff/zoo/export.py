@@ -25,7 +25,7 @@ def export(root: Path, network: Path, classifier: Path, folder: Path) -> None:
 
     Args:
         root: the folder of Fashion-MNIST's IDX files.
-        network: checkpoint of `train_network.train`; its averaged weights are taken, whether or not it is finished.
+        network: checkpoint of `train_network.train`, finished or not; its averaged weights are taken.
         classifier: checkpoint of `train_classifier.train`.
         folder: the package's ``weights`` folder.
     """
@@ -50,21 +50,21 @@ def export(root: Path, network: Path, classifier: Path, folder: Path) -> None:
 
 
 def by_class(labels: Tensor) -> Tensor:
-    """Order of rows that takes the classes in turn, 0 to 9 and again, each in its own order, while all of them last."""
+    """The order of rows that takes the classes in turn, each in its own order, until one of them is used up."""
     rows = [torch.nonzero(labels == label).flatten() for label in range(CLASSES)]
     shortest = min(len(row) for row in rows)
     return torch.stack([row[:shortest] for row in rows], dim=1).flatten()
 
 
 def _weights(checkpoint: Path, prefix: str, recipe: train_network.Recipe | train_classifier.Recipe) -> bytes:
-    """One network of a checkpoint, rounded to float16, and where it comes from."""
+    """One network of a checkpoint, rounded to float16, with its origin."""
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint} is missing; train it with python -m odediff task=train")
     tensors = load_file(checkpoint)
     steps = int(tensors["step"])
     weights = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
     if not weights:
-        raise ValueError(f"{checkpoint} holds no tensor {prefix}.*; network and classifier may be exchanged")
+        raise ValueError(f"{checkpoint} holds no tensor {prefix}.*; are network and classifier exchanged?")
     rounded = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     if not all(value.isfinite().all() for value in rounded.values()):
         raise ValueError(f"{checkpoint} holds weights that float16 cannot hold; train it again")
@@ -74,12 +74,12 @@ def _weights(checkpoint: Path, prefix: str, recipe: train_network.Recipe | train
         "steps": steps,
         "images_seen": steps * recipe.batch,
     }
-    # One key, since safetensors writes several of them in a random order and the file would change with every export.
+    # One key: safetensors writes several keys in a random order, so the file would change with every export.
     return save(rounded, metadata={"origin": json.dumps(origin)})
 
 
 def _features(classifier_file: bytes, images: Tensor) -> Tensor:
-    """Features by the rounded classifier, the one that users will have."""
+    """Features by the rounded classifier, which is the one that users have."""
     network = Classifier()
     network.load_state_dict(load(classifier_file))
     network.eval()
@@ -88,7 +88,7 @@ def _features(classifier_file: bytes, images: Tensor) -> Tensor:
 
 
 def _statistics(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Statistics of all features, and the distance of real images that samples cannot be expected to go below.
+    """Statistics of all features, and the distance of real images, below which samples cannot be expected to go.
 
     That floor is the Fréchet distance of `REAL_SAMPLES` test images, classes in turn, to the rest of the test split.
     """

@@ -1,13 +1,12 @@
-"""Train the embedded epsilon network: one resumable run, the same weights whenever it was interrupted."""
+"""Train the embedded epsilon network, in a run that can be interrupted and resumed without changing the weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from odediff.zoo.training import batch_rows, generator, restore_checkpoint, save_checkpoint, warmup_cosine
+from odediff.zoo.training import batch_rows, generator, optimise
 from odediff.zoo.unet import NULL_LABEL, UNet
 
 
@@ -31,38 +30,29 @@ def train(
     """Minimise |eps - network(alpha_n x0 + sigma_n eps, n, label)|^2 (Ho, Jain & Abbeel 2020, eq. 14).
 
     ``images`` are ``(N, 1, 28, 28)`` in [-1, 1]. Every random number of step k is a function of (seed, k), so a run
-    that resumes from ``checkpoint`` ends with the weights of an unbroken one. Returns the averaged network.
+    resumed from ``checkpoint`` ends with the weights of an uninterrupted one. Returns the averaged network.
     """
     torch.manual_seed(recipe.seed)
     network = UNet().to(device)
     average = UNet().to(device).requires_grad_(False)
     average.load_state_dict(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
-    first = restore_checkpoint(checkpoint, optimizer, network=network, average=average)
     alpha, sigma = alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float()
 
-    progress = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train", unit="step")
-    for step in progress:
+    def loss_at(step: int) -> Tensor:
         rows, time, noise, dropped = _draw(step, len(images), len(alpha), recipe)
         label = labels[rows].masked_fill(dropped, NULL_LABEL)
         noisy = alpha[time].view(-1, 1, 1, 1) * images[rows] + sigma[time].view(-1, 1, 1, 1) * noise
         predicted = network(noisy.to(device), time.float().to(device), label.to(device))
-        loss = (predicted - noise.to(device)).square().mean()
+        return (predicted - noise.to(device)).square().mean()
 
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+    def update_average(step: int) -> None:
         decay = min(recipe.ema, (1 + step) / (10 + step))
         for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - decay)
 
-        if (step + 1) % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            save_checkpoint(checkpoint, step + 1, optimizer, network=network, average=average)
+    modules = {"network": network, "average": average}
+    optimise("train", recipe, checkpoint, optimizer, loss_at, clip=1.0, after=update_average, **modules)
     return average
 
 
@@ -70,7 +60,7 @@ def _draw(step: int, images: int, entries: int, recipe: Recipe) -> tuple[Tensor,
     """Rows, table entries, noise and dropped labels of one step, from (seed, step) alone."""
     rows = batch_rows(recipe.seed, step, recipe.batch, images)
     random = generator(recipe.seed, step)
-    # Stratified times: every batch covers the whole table, which takes much of the variance out of the loss.
+    # Stratified times: every batch covers the whole table, which removes much of the variance of the loss.
     strata = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=random)) / recipe.batch
     time = (strata * entries).long().clamp_(max=entries - 1)
     noise = torch.randn(recipe.batch, 1, 28, 28, generator=random)

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 CLASSES = 10
 NULL_LABEL = CLASSES
-"""The label whose embedding stands for "no class": training shows it in place of a dropped label."""
+"""The label whose embedding means "no class": training uses it in place of a dropped label."""
 
 
 class TimeFeatures(nn.Module):
     """Sines and cosines of the network time at geometric frequencies.
 
     Vaswani et al. (2017), section 3.5, with the highest frequency at 0.3 radians per table entry instead of 1. Solvers
-    ask for times between the entries that training saw, and a slower basis keeps the network smooth there.
+    need times between the entries of the training table, and a slower basis keeps the network smooth there.
     """
 
     frequencies: Tensor
@@ -72,12 +72,12 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """Predict the noise in a noisy image: ``network(x, time, label)``.
 
-    Two resolutions, 14 x 14 and 7 x 7, after a pixel-unshuffle that turns the image into four planes: at this size the
-    full resolution would cost four times the work and add little.
+    It has two resolutions, 14 x 14 and 7 x 7, after a pixel-unshuffle that turns the image into four planes: the full
+    resolution would cost four times the work and add little.
 
     ``x`` is ``(B, 1, 28, 28)``; ``time`` is ``(B,)``, an index into the training table, whole or not; ``label`` is
     ``(B,)`` integer classes, `NULL_LABEL` for none, or their embeddings, ``(B, embedding)``. Returns epsilon in the
-    shape of ``x``. Sides other than 28 were never trained on; those that are no multiples of 4 raise ValueError.
+    shape of ``x``. Sides other than 28 were never trained on; those that are not multiples of 4 raise ValueError.
     """
 
     def __init__(self, width: int = 48, embedding: int = 192) -> None:
@@ -103,8 +103,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(
-                f"states of shape {tuple(x.shape[1:])} are none of the embedded network, which was trained on "
-                "(1, 28, 28); give (B, 1, 28, 28), on the command line model.shape=[1,28,28]"
+                f"states of shape {tuple(x.shape[1:])} do not fit the embedded network, trained on (1, 28, 28); "
+                "give (B, 1, 28, 28), on the command line model.shape=[1,28,28]"
             )
         condition = label if label.is_floating_point() else self.label(label)
         embedding = F.silu(self.time(self.time_features(time).to(x.dtype)) + condition)
