@@ -127,7 +127,7 @@ class Scheduler(Method):
     def run(self, problem: Problem, rows: range, seed: int, nfe: int | None, tolerance: float | None) -> Outcome:
         steps = None if nfe is None else self._steps(nfe)
         if steps is None:
-            raise ValueError(f"nfe={nfe} does not pay for one step of diffusers' {self.name}")
+            raise ValueError(f"nfe={nfe} is too small for one step of diffusers' {self.name}")
         model = problem.model(rows)
         ode: Any = counted(probability_flow(model), len(rows), nfe)
         generator = torch.Generator().manual_seed(2**32 * seed + rows.start)

@@ -26,7 +26,7 @@ from odediff.files import write_json
 from odediff.fingerprint import fingerprint
 from odediff.model import Model
 from odediff.schedule import Schedule
-from odediff.tolerance import at_tolerance
+from odediff.tolerance import at_tolerance, require_one_budget
 from odediff.version import __version__
 from solvers import Solver
 
@@ -174,12 +174,7 @@ def build(config: DictConfig) -> Run:
 def _check_counts(config: DictConfig) -> None:
     if config.samples < 1:
         raise ValueError(f"samples={config.samples} must be at least 1")
-    if config.steps is not None and config.nfe is not None:
-        raise ValueError(f"steps={config.steps} nfe={config.nfe}: give one of them, they exclude each other")
-    if config.rtol is not None and (config.steps is not None or config.nfe is not None):
-        raise ValueError(
-            f"rtol={config.rtol} steps={config.steps} nfe={config.nfe}: give one of them, they exclude each other"
-        )
+    require_one_budget(config.steps, config.nfe, config.rtol)
 
 
 def _check_resume(config: DictConfig) -> None:

@@ -150,7 +150,7 @@ def counted(ode: ODE, batch: int, budget: int | None) -> CountedODE:
 
 
 def evaluations_left(ode: ODE, rows: np.ndarray | Tensor) -> np.ndarray:
-    """How many evaluations the samples ``rows`` of ``ode`` can still pay for; infinity where nothing limits them."""
+    """How many evaluations the samples ``rows`` of ``ode`` can still afford; infinite where nothing limits them."""
     if not isinstance(ode, CountedODE) or ode.ledger.budget == math.inf:
         return np.full(len(rows), math.inf)
     ids = torch.as_tensor(rows, device="cpu")
@@ -158,7 +158,7 @@ def evaluations_left(ode: ODE, rows: np.ndarray | Tensor) -> np.ndarray:
 
 
 def affording(ode: ODE, rows: np.ndarray, calls: int, status: np.ndarray) -> np.ndarray:
-    """Those of the samples ``rows`` that can pay for ``calls`` evaluations; the others' ``status`` becomes BUDGET."""
+    """The samples among ``rows`` that can afford ``calls`` evaluations; the ``status`` of the others becomes BUDGET."""
     poor = evaluations_left(ode, rows) < calls
     status[rows[poor]] = Status.BUDGET
     return rows[~poor]

@@ -182,7 +182,7 @@ class ImplicitInverse(ReversibleSolver):
         return 100 * torch.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
 
     def defect(self, ode: Any, a: Node, b: Node, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """``-P G(z)`` for some of the samples, as a function of z and of their rows; NaN for who cannot pay for it."""
+        """``-P G(z)`` for some of the samples, a function of z and their rows; NaN for those that cannot afford it."""
         ratio = _preconditioner(a, b)
 
         def function(z: Tensor, rows: Tensor) -> Tensor:

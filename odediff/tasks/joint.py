@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from odediff.pictures import joint_laws
-from odediff.problem import probability_flow
+from odediff.problem import ProbabilityFlow
 from odediff.problems import exact_model
 from odediff.run import build, refuse_unused, require_room
 from odediff.sampling import make_times, sample
@@ -40,7 +40,7 @@ def run(config: DictConfig, etas: list[float]) -> None:
         raise ValueError(f"samples={count} has no covariance; ask for at least 2, and for thousands to see it")
     require_room(count, (1,), torch.float64, "cpu")
     model = exact_model(DATA, run.model.path, "v")  # v is informative at both ends of every path
-    times = make_times(probability_flow(model), DDIM(), run.grid, config.steps, config.nfe, "denoise")
+    times = make_times(ProbabilityFlow(model), DDIM(), run.grid, config.steps, config.nfe, "denoise")
     start, end = (model.path.node(float(t)) for t in (times[0], times[-1]))
     drawn = NoiseStream(config.seed).draw(torch.empty(count, 1, dtype=torch.float64))[0]
     noise = DATA.flow(Node(0.0, 0.0, 1.0), start, drawn)
