@@ -168,7 +168,7 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     are needed where images take shape. From 22 nodes on they suit the formulas for close nodes, and more and more of
     them lie at high levels. If ``end`` is given, as for an inversion, which starts there, more of them lie near it.
     The grid was made for `solvers.GPMultistep`, whose step from the last node makes no call; the constants of both were
-    chosen together, see benchmarks/README.md.
+    chosen together, see benchmarks/DEVELOPMENT.md.
     """
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)

@@ -1,6 +1,6 @@
 """The law of `odediff.grid.plateau`: how any number of nodes is spread over levels s = sigma/alpha.
 
-Its constants were chosen together with those of `solvers.GPMultistep`; see benchmarks/README.md.
+Its constants were chosen together with those of `solvers.GPMultistep`; see benchmarks/DEVELOPMENT.md.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Prior:
     a trajectory is as smooth as one with that many derivatives, down to a part that is not smooth at all.
 
     The units are those of data with a deviation of about 1, such as images in [-1, 1]. The defaults were chosen on
-    exact mixtures, a kernel density over images and a trained network; see benchmarks/README.md.
+    exact mixtures, a kernel density over images and a trained network; see benchmarks/DEVELOPMENT.md.
 
     Args:
         scale, scale_spread: the mean and deviation of log l.
