@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class DPMSolverSinglestep(Solver):
-    """DPM-Solver-2 or 3 over groups of 2 or 3 intervals, with the nodes between as stages: one call per interval.
+    """DPM-Solver-2 or 3 over groups of ``intervals``, with the nodes between as stages: one call per interval.
 
     From the first node of a group the next one is reached by DDIM, the one after by `DPMSolver2`, the third by
     `DPMSolver3`, each from that first node and with the ratios r1 and r2 given by the grid; a last group may be

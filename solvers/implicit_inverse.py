@@ -38,11 +38,11 @@ def require_digits(solver: Any, x: Tensor) -> None:
 class Effort(NamedTuple):
     """What an implicit inverse did for each sample, ``(B,)``: the record in its `Solution.state`.
 
-    ``residual`` is the largest one accepted in any step, or the last one reached if a step failed: the max-norm of the
-    difference between the method's step from the state found and the given state, divided by the larger of 1 and the
-    max-norm of the latter. ``iterations`` counts those of all steps; ``status`` is `Status.NOT_CONVERGED` for samples
-    for which a step could not be solved, which are NaN from there on, and `Status.BUDGET` for those that could not
-    afford it, which stay where they were.
+    ``residual`` is the largest one accepted in any step, or the last one reached if a step failed (NaN where its calls
+    were spent): the max-norm of the difference between the method's step from the state found and the given state,
+    divided by the larger of 1 and the max-norm of the latter. ``iterations`` counts those of all steps; ``status`` is
+    `Status.NOT_CONVERGED` for samples for which a step could not be solved, which are NaN from there on, and
+    `Status.BUDGET` for those that could not afford it, which stay where they were.
     """
 
     residual: Tensor
@@ -71,10 +71,12 @@ class ImplicitInverse(ReversibleSolver):
 
     A step that leaves or reaches alpha = 0 or sigma = 0 is a DDIM step, which nothing undoes: denoising merges states,
     so that the origin is not unique. Every step of ``base`` starts afresh: a method with history loses its order here;
-    `TrajectoryInverse` keeps it.
+    `TrajectoryInverse` keeps it. Under ``max_nfe`` a sample iterates as long as it can afford the most evaluations that
+    a step of ``base`` may cost.
     """
 
     fewest_iterations: ClassVar[int] = 1
+    """The smallest ``max_iterations`` that makes sense."""
     base: Solver = field(default_factory=DDIM)
     tolerance: float | None = None
     max_iterations: int = 100
@@ -105,7 +107,7 @@ class ImplicitInverse(ReversibleSolver):
         return sum(self.base.calls_over(ode, pair) for pair in pairwise(nodes))
 
     def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """At most `uncalls` of one step for each, and one for each that is a DDIM step."""
+        """At most ``uncalls(1)`` for each step, one for a DDIM step."""
         return sum(self.uncalls(1) if self.reverses(a, b) else 1 for a, b in pairwise(nodes))
 
     @property
@@ -114,7 +116,7 @@ class ImplicitInverse(ReversibleSolver):
         return True
 
     def reverses(self, a: Node, b: Node) -> bool:
-        """Whether neither node has alpha = 0 or sigma = 0."""
+        """Whether neither node is the data (sigma = 0) or pure noise (alpha below 1e-3)."""
         return not (meets_singular(Noise(), a, b) or meets_singular(Data(), a, b))
 
     def start(
@@ -336,7 +338,7 @@ HALVINGS = 5
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
-    """One value per sample, beside the components of ``like``."""
+    """One value per sample, shaped to broadcast over the components of ``like``."""
     return values.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
 
 

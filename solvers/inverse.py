@@ -75,12 +75,12 @@ class Inverse(Solver):
         return self.solver.uncalls(n_steps)
 
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Those of the inverse steps over ``nodes``."""
+        """The most evaluations of the inverse steps over ``nodes``."""
         return self.solver.uncalls_over(ode, nodes)
 
     @property
     def differentiable(self) -> bool:
-        """That of the method."""
+        """Whether the method is differentiable."""
         return self.solver.differentiable
 
     def start(

@@ -130,7 +130,7 @@ class UniPC(ExponentialAdams):
             that is math.inf, and leaves a method of order 2.
         uncorrected: the number of first states of a grid that keep their prediction, ``disable_corrector=[0, ...,
             uncorrected - 1]`` in diffusers: under strong guidance, corrections between the first, long steps may do
-            harm. From its own start the method then has order 2.
+            harm. From its own start the method then has order 2; without any correction it is UniP-p, of order p.
     """
 
     order: int = field(init=False, repr=False)  # type: ignore[misc]

@@ -8,7 +8,7 @@ from torch import Tensor
 from solvers.transfer import index_on
 
 
-class Passed:
+class NodeStates:
     """The states at ``count`` nodes, each kept from the first sample that passes it until the last has passed.
 
     ``following`` ``(B,)`` is the number of the next node of each sample.

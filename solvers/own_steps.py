@@ -1,4 +1,4 @@
-"""What methods share that choose their own steps between the nodes: tolerances, a line, and a solve for a step."""
+"""What methods with a `solve` of their own share: tolerances, a line, and a step that solves one interval."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ class OwnSteps(Solver):
 
     @property
     def carries_on(self) -> bool:
-        """False: step sizes and history end with the solve."""
+        """False: step sizes, history and digits beyond the state's dtype end with the solve."""
         return False
 
     def calls(self, n_steps: int) -> int:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from solvers.counting import BudgetSpent
 from solvers.lattice import Lattice
 from solvers.lines import Line
 from solvers.ode import ODE, Node
 from solvers.real import Real
+from solvers.solution import Status
 from solvers.solver import Law, Solver, Step, require_run
 
 
@@ -54,7 +56,7 @@ class ReversibleSolver(Solver):
         return self.calls(n_steps)
 
     def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Evaluations that the inverse steps over ``nodes`` cost at most."""
+        """The most evaluations that the inverse steps over ``nodes`` cost."""
         return self.calls_over(ode, nodes)
 
     def reverses(self, a: Node, b: Node) -> bool:
@@ -118,8 +120,15 @@ def meets_singular(line: Line, *nodes: Node) -> bool:
 
 
 def fresh_step(solver: Solver, ode: Any, a: Node, b: Node, x: Tensor) -> Tensor:
-    """One step of a method from its own start."""
-    return solver.step(ode, a, b, x, solver.start(ode, (a, b), x)).x
+    """One step of a method from its own start.
+
+    Raises:
+        BudgetSpent: a sample could not afford it.
+    """
+    step = solver.step(ode, a, b, x, solver.start(ode, (a, b), x))
+    if step.status is not None and bool((step.status == Status.BUDGET).any()):
+        raise BudgetSpent
+    return step.x
 
 
 def law_of_steps(base: Solver) -> Law:

@@ -184,7 +184,10 @@ class SASolver(Solver):
         require_path(self, ode)
         require_run(self, state, Run)
         if state is not None and state.line != self.line:
-            raise ValueError(f"state: it has slopes along {state.line}, and {self} reads them along {self.line}")
+            raise ValueError(
+                f"state: it has slopes along {state.line}, and {self} reads them along {self.line}; "
+                "pass the state of a solve on the same line"
+            )
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
         levels = state.levels if state is not None else ()
         correction = state.steps[state.next - 1].correction if state is not None and state.next else ()

@@ -44,9 +44,9 @@ class Status(IntEnum):
                 "above the network's rounding (1e-6 for float32); guidance may leave no solution"
             ),
             Status.FLOOR: (
-                "the end was reached, but the extrapolation over the last interval, where the field is not defined, is "
-                "less accurate than rtol; raise rtol to what the warning names, or extend the field to the data "
-                "(PathODE.end = None; for an odediff model, continuous=True)"
+                "the end was reached, but the extrapolation over the last interval is less accurate than rtol; raise "
+                "rtol to what the warning names, or, if the field is defined there, use closing=None (for an odediff "
+                "model, declare continuous=True)"
             ),
         }[self]
 
@@ -121,5 +121,5 @@ class SolveError(RuntimeError):
         super().__init__(f"{failures} (throw=False returns the partial solution)")
 
     def __reduce__(self) -> tuple[type, tuple[Solution]]:
-        """From its solution, so that an error in another process arrives here as what it is."""
+        """Pickle by the solution, so that the error can be passed between processes."""
         return type(self), (self.solution,)

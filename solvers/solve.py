@@ -26,7 +26,7 @@ from solvers.sums import combine
 Closing = Literal["denoise", "extrapolate"] | None
 END = object()
 EXTRAPOLATED = 3
-"""How many predictions closing by extrapolation reads: a parabola in s^2 through those before the last steps."""
+"""How many predictions closing by extrapolation reads: a parabola in s^2 through those at the starts of steps."""
 
 
 def solve(
@@ -55,8 +55,8 @@ def solve(
         times: strictly monotone, in either direction: descending is sampling, ascending is inversion.
         closing: how a last interval that ends at the data (sigma = 0) of a path is solved. ``"denoise"``: one DDIM
             step, one call. ``"extrapolate"``: no call; x0 is extrapolated to s = 0 by a parabola in s^2 through the
-            last three predictions, or by the method's own rule (deterministic methods only; a single-interval grid is
-            denoised). None: an ordinary step.
+            predictions at the starts of the last three steps, or by the method's own rule (deterministic methods only;
+            a single-interval grid is denoised). None: an ordinary step.
         stream: the noise of stochastic solvers.
         past: exact (node, state) pairs before ``times[0]``, newest first, for methods with `Solver.reads_past`.
         state: the `Solution.state` of an earlier solve, to carry it on.

@@ -83,7 +83,7 @@ class DPMSolverSDE(Solver):
 
     Both draws are increments of one Brownian motion in s, over ``s_a - s_m`` and ``s_a - s_b``, so that z_b and z_m
     have the correlation ``sqrt((s_a - s_m)/(s_a - s_b))``, on which the weak order 2 depends. In diffusers it is
-    DPMSolverSDE. A step that leaves alpha = 0 or reaches sigma = 0 is a step of ``DDIM(eta)``.
+    DPMSolverSDE. A step that leaves pure noise (alpha below 1e-3) or reaches sigma = 0 is a step of ``DDIM(eta)``.
 
     Args:
         eta: the share of the posterior's deviation that is fresh noise, above 0 and at most 1.
@@ -136,10 +136,10 @@ class DPMSolverSDE(Solver):
         if self._singular(a, b):
             return DDIM(self.eta).step(ode, a, b, x, state)
         middle = ode.node_at((a.log_snr + b.log_snr) / 2)
-        there = DDIM(self.eta).step(ode, a, middle, x, state)
-        x0 = ode.predict(middle, there.x).x0
-        z_middle, _ = state.draw(x)
-        z, stream = there.state.draw(x)
+        mean = ode.predict(a, x).mix(middle.alpha, direction(a, middle, self.eta))
+        z_middle, stream = state.draw(x)
+        x0 = ode.predict(middle, combine((1.0, mean), (self.eta * posterior_std(a, middle), z_middle))).x0
+        z, stream = stream.draw(x)
         repeated = divide(a.s - middle.s, a.s - b.s)
         std = self.eta * posterior_std(a, b)
         left = divide(direction(a, b, self.eta), a.sigma)

@@ -14,7 +14,7 @@ from solvers.arguments import require_whole
 from solvers.counting import affording, evaluations_left
 from solvers.exponential import DDIM
 from solvers.lines import Line, singular_step
-from solvers.node_states import Passed
+from solvers.node_states import NodeStates
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.own_steps import OwnSteps
@@ -104,7 +104,7 @@ class Run(ABC):
 
     def between(self, rows: np.ndarray, q: np.ndarray) -> Tensor:
         """The line's states of ``rows`` at ``q``, inside the steps that they have just made."""
-        raise NotImplementedError(f"{type(self).__name__}: steps end at the nodes, so nothing is read between them")
+        raise NotImplementedError(f"{type(self).__name__}: override between, or set stops_at_nodes = True")
 
     @abstractmethod
     def piece(self, row: int) -> Any:
@@ -209,7 +209,7 @@ class Tolerance(OwnSteps):
         free = ledger is not None and ledger.extrapolate and len(nodes) > 2
         span = Span(ode, self.way, nodes[0], nodes[-1], nodes[-2] if free else nodes[-1])
         places = np.array([float(span.q(node)) for node in nodes[1:]])
-        passed = Passed(x, len(places))
+        passed = NodeStates(x, len(places))
         wide = torch.promote_types(x.dtype, torch.float32)
         ids = np.flatnonzero(status == Status.SUCCESS)
         ids = affording(ode, ids, self.begin_calls, status)
@@ -289,10 +289,9 @@ class Tolerance(OwnSteps):
         status[missed] = Status.FLOOR
         if missed.any():
             warnings.warn(
-                f"rtol={self.rtol}: the extrapolation over the last interval, where the field is not defined, leaves "
-                f"an error of about {closing_errors[missed].max() * self.rtol:.1e} in {missed.sum()} samples; raise "
-                "rtol to that, or extend the field to the data (PathODE.end = None; for an odediff model, "
-                "continuous=True)",
+                f"rtol={self.rtol}: the extrapolation over the last interval leaves an error of about "
+                f"{closing_errors[missed].max() * self.rtol:.1e} in {missed.sum()} samples; raise rtol to that, or, if "
+                "the field is defined there, use closing=None (for an odediff model, declare continuous=True)",
                 stacklevel=2,
             )
 

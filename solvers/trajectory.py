@@ -93,11 +93,11 @@ class TrajectoryInverse(ReversibleSolver):
         return self.base.calls(n_steps) * (self.max_iterations + 1) + n_steps
 
     def uncalls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
-        """Those of as many steps: none of them is cheaper."""
-        return self.uncalls(len(nodes) - 1)
+        """The most evaluations: the base method's over ``nodes`` for each sweep, and those of DDIM's inversion."""
+        return self.base.calls_over(ode, nodes[::-1]) * (self.max_iterations + 1) + len(nodes) - 1
 
     def reverses(self, a: Node, b: Node) -> bool:
-        """Whether neither node has alpha = 0 or sigma = 0."""
+        """Whether neither node is the data (sigma = 0) or pure noise (alpha below 1e-3)."""
         return not (meets_singular(Noise(), a, b) or meets_singular(Data(), a, b))
 
     def start(
@@ -162,8 +162,9 @@ class TrajectoryInverse(ReversibleSolver):
             iterations[active] += 1
         converged = residual <= bound
         status[converged] = int(Status.SUCCESS)
+        lost = torch.where(column(status == Status.BUDGET, x), x, float("nan"))
         for found in way[1:]:
-            reached = torch.where(column(converged, x), found, float("nan"))
+            reached = torch.where(column(converged, x), found, lost)
             yield Step(reached, state=Effort(residual, iterations, status), status=status)
 
     def _descend(self, ode: Any, nodes: Sequence[Node], way: Sequence[Tensor]) -> list[Tensor]:

@@ -131,7 +131,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task.nfe=[]"], ["task.nfe=[]", "at least 1"]),
         (["task.images=0"], ["task.images=0", "at least 1"]),
         (["task.inversion_nfe=[0]"], ["task.inversion_nfe=[0]", "at least 1"]),
-        (["task.inversion_nfe=[1]"], ["nfe=1", "Heun", "at least 2"]),
+        (["task.inversion_nfe=[1]"], ["nfe=1", "Heun", "needs at least 2"]),
         (["~task"], ["~task", "task=sample"]),
         (["task=demo", "solver=heun"], ["solver=heun", "no effect", "task=sample"]),
         (["task=demo", "samples=3"], ["samples=3", "no effect", "task.images=N"]),

@@ -27,6 +27,7 @@ from solvers import (
     NoiseStream,
     PathODE,
     Prediction,
+    Reversible,
     Rotation,
     SASolver,
     Scipy,
@@ -161,8 +162,17 @@ def test_a_sample_that_has_spent_its_calls_takes_none_from_the_others(solver):
         assert (together.stats.evaluations <= budget).all()
         expected = torch.where(needed <= budget, int(Status.SUCCESS), int(Status.BUDGET))
         assert torch.equal(together.status, expected)
+        assert together.x.isfinite().all()
         for i in range(len(x)):
             alone = solve(problem, solver, x[i : i + 1], times, max_nfe=budget, throw=False)
             torch.testing.assert_close(alone.x, together.x[i : i + 1], rtol=0, atol=0, equal_nan=True)
             assert torch.equal(alone.status, together.status[i : i + 1])
             assert torch.equal(alone.stats.evaluations, together.stats.evaluations[i : i + 1])
+
+
+@pytest.mark.parametrize("solver", [Reversible(GaussLegendre(Rotation(), 1)), FixedPoint(GaussLegendre(Rotation(), 1))])
+def test_a_step_of_an_implicit_method_that_was_not_paid_for_is_none(solver):
+    problem, x, times = mild_mixture(), starting_points(), [1.35, 1.0, 0.6]
+    needed = int(solve(problem, solver, x, times).stats.evaluations.max())
+    found = solve(problem, solver, x, times, max_nfe=needed // 2, throw=False)
+    assert (found.status == Status.BUDGET).all()

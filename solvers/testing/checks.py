@@ -30,7 +30,9 @@ def check_calls(solver: Solver, steps: int = 6) -> None:
             solver.calls(steps)
         except ValueError:
             return
-        raise AssertionError(f"{solver}: calls({steps}) returns a number, but the solver chooses its own steps; raise")
+        raise AssertionError(
+            f"{solver}: calls({steps}) returns a number, but the solver chooses its own steps; raise ValueError"
+        )
     made = [_calls_made(solver, uneven_times(*SPAN, n)) for n in (steps, 2 * steps, 4 * steps, 16 * steps)]
     if made[0] > solver.calls(steps):
         raise AssertionError(f"{solver}: {steps} steps made {made[0]} calls, declared {solver.calls(steps)}")
