@@ -24,7 +24,7 @@ from odediff.quality import SlicedWasserstein
 from solvers import DDIM, SolveError
 
 DATA = 1024
-"""Samples of the data to which distances are measured."""
+"""Samples of the data to which distances are measured; as many further ones give the floor."""
 PICTURES = 10
 """Images that a cell keeps for the report."""
 ROUND_TRIPS = 16

@@ -41,10 +41,10 @@ ONE_LINE = "ODEDIFF_ONE_LINE"
 SAMPLING = r"[+~]*(solver|line@solver|grid|closing|steps|nfe|rtol|samples)\b.*="
 """Matches a word of a command line that the demonstration has no use for."""
 
-MOVED = r"(-m|--multirun|-h|--help|--hydra-help|-c|--cfg|-p|--package|-cd|--config-dir)(=|$)"
+WITH_A_VALUE = ("-c", "--cfg", "-p", "--package", "-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path")
+"""Hydra's options that take the next word, if they are not written with an equals sign."""
+MOVED = rf"({'|'.join(WITH_A_VALUE)}|-m|--multirun|-h|--help|--hydra-help|-r|--run|--resolve)(=|$)"
 """Matches an option of Hydra's that may be anywhere on a command line."""
-WITH_A_VALUE = {"-c", "--cfg", "-p", "--package", "-cd", "--config-dir"}
-"""The options among them that take the next word, if they are not written with an equals sign."""
 
 
 def main() -> None:
@@ -70,24 +70,26 @@ def completed(words: Sequence[str]) -> list[str]:
     Words that describe a sampling and name no task mean ``task=sample``: the demonstration, which is what an empty
     command line means, has its own solvers and numbers of calls.
     """
-    words = _options_first(words)
+    options, rest = _parted(words)
     keys = "|".join(key.name for key in fields(SampleTask))
-    other = rf"[+~]*(task(?!\.({keys})\b)|experiment)\b|--config-name|-cn"
-    named = any(re.match(other, word) for word in words)
+    named = any(re.match(rf"[+~]*(task(?!\.({keys})\b)|experiment)\b", word) for word in rest)
+    named |= any(re.match("--config-name|-cn", word) for word in options)
     sampling = rf"{SAMPLING}|[+~]*task\.({keys})\b"
-    first = next((at for at, word in enumerate(words) if re.match(sampling, word)), None)
-    return words if named or first is None else [*words[:first], "task=sample", *words[first:]]
+    first = next((at for at, word in enumerate(rest) if re.match(sampling, word)), None)
+    inferred = [] if named or first is None else ["task=sample"]
+    at = first or 0
+    return [*options, *rest[:at], *inferred, *rest[at:]]
 
 
-def _options_first(words: Sequence[str]) -> list[str]:
-    """The `MOVED` options with their values, then the rest: argparse accepts overrides only in one stretch."""
+def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The `MOVED` options with their values, and the rest: argparse accepts overrides only in one stretch."""
     options: list[str] = []
     rest: list[str] = []
     waits = False
     for word in words:
         (options if waits or re.match(MOVED, word) else rest).append(word)
         waits = not waits and word in WITH_A_VALUE
-    return [*options, *rest]
+    return options, rest
 
 
 def leave_failures_to_us() -> None:
@@ -128,12 +130,15 @@ def _run(config: DictConfig) -> None:
 def _refuse_unknown(config: DictConfig) -> None:
     """Refuse keys that the command line adds, as in +eta=1, and that neither the application nor its task reads."""
     known = {field.name for field in fields(Config)}
-    for word in HydraConfig.get().overrides.task:
+    words: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
+    for word in words:
         key = word.lstrip("+").partition("=")[0].rpartition("@")[2]
         name = key.partition(".")[0]
-        # The words of a group such as +experiment=NAME, whose members set other keys, leave no key of their own.
-        if word.startswith("+") and name in config and name not in known:
-            raise ValueError(unknown_key(name, config))
+        # The words of a group such as +experiment=NAME, whose members set other keys, leave no key of their own, and
+        # one that another word refers to, as in seed=${n}, is a variable.
+        referred = any(f"${{{name}}}" in other for other in words)
+        if word.startswith("+") and name in config and name not in known and not referred:
+            raise ValueError(unknown_key(name, OmegaConf.masked_copy(config, [*(known & set(config))])))
     parameters = inspect.signature(get_method(config.task._target_)).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

@@ -187,7 +187,7 @@ class Config:
     steps: int | None = explained(None, "the number of steps, the closing one included; default: 20")
     nfe: int | None = explained(None, "at most so many evaluations, instead of steps")
     rtol: float | None = explained(
-        None, "the relative error allowed to each step, instead of steps; needs an adaptive solver"
+        None, "the relative error allowed to each step, instead of steps; default solver: adams"
     )
     samples: int = explained(16, "the number of samples")
     seed: int = explained(0, "fixes the noise of every sample")

@@ -63,7 +63,7 @@ def load(
             schedule's own convention, which is n - 1 at entry n of a table (t = n/T). A network that counts from 1
             takes ``time_scale=T``; one with times in [0, 1] takes 1; one with its data at time 1 takes -1 and offset 1.
             On a rectified flow, t means the noise level here, whatever the shift.
-        time_offset: see ``time_scale``, without which it has no effect.
+        time_offset: see ``time_scale``, which it needs.
         integer_time: whether the network takes integer times only.
         continuous: whether the network can be evaluated at all times down to 0, not only at those of a table.
         conditions: keyword arguments of every call, such as ``{"label": 3}``.
@@ -242,7 +242,7 @@ def _clock(scale: float | None, offset: float, schedule: Schedule) -> Callable[[
     if scale is None:
         if offset != 0:
             raise ValueError(
-                f"time_offset={offset!r} has no effect without time_scale; for a network that counts from 1 give "
+                f"time_offset={offset!r} needs time_scale; for a network that counts from 1 give "
                 "time_scale=T, time_offset=0"
             )
         return None

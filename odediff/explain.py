@@ -103,7 +103,9 @@ def _null_group(causes: Sequence[BaseException], app: App) -> str | None:
     if "Config group override must be a string" not in str(causes[0]):
         return None
     word = next((word for word in sys.argv[1:] if "=" in word and "null" in word), "GROUP=null")
-    return f"{word}: a group takes one of its names; leave it out, or remove it with ~{word.partition('=')[0]}"
+    group = word.partition("=")[0]
+    remedy = f", or remove it with ~{group}" if group in ("grid", "schedule") else ""
+    return f"{word}: a group takes one of its names; leave it out{remedy}"
 
 
 def _line_without_solver(causes: Sequence[BaseException], app: App) -> str | None:
@@ -112,6 +114,18 @@ def _line_without_solver(causes: Sequence[BaseException], app: App) -> str | Non
         return None
     name = word.partition("=")[2]
     return f"{word}: a line belongs to a solver; give both, as in solver=rk4 line@solver.line={name}"
+
+
+def _no_value(causes: Sequence[BaseException], app: App) -> str | None:
+    """A word without a value, such as steps 20."""
+    found = re.search(r"Error parsing override '([\w.]+)'\s+missing EQUAL", str(causes[0]))
+    return f"{found[1]}: give KEY=VALUE, as in steps=20; --help lists the keys" if found else None
+
+
+def _sweep_without_m(causes: Sequence[BaseException], app: App) -> str | None:
+    """Several values, and no sweep."""
+    found = re.search(r"Ambiguous value for argument '(.+?)'", str(causes[0]))
+    return f"{found[1]}: add -m to sweep over these values" if found else None
 
 
 def _unknown_choice(causes: Sequence[BaseException], app: App) -> str | None:
@@ -133,11 +147,14 @@ def _unknown_argument(causes: Sequence[BaseException], app: App) -> str | None:
     refused = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(causes[-1]))
     if not called or not refused or called.group(1).rpartition(".")[2] != refused.group(1):
         return None
-    settings = _settings(OmegaConf.create({"_target_": called.group(1)})) or []
     where, name = re.search(FULL_KEY, str(causes[0])), refused.group(2)
-    given = (word.lstrip("+").partition("=")[0] for word in sys.argv[1:])
-    key = f"{where.group(1)}.{name}" if where else next((one for one in given if one.endswith(f".{name}")), name)
-    return _no_such_setting(key, called.group(1), settings)
+    given = (re.match(rf"[+]*((?:[\w.]+\.)?{name})(?=[.=])", word) for word in sys.argv[1:])
+    key = f"{where.group(1)}.{name}" if where else next((one[1] for one in given if one), name)
+    target = OmegaConf.create({"_target_": called.group(1)})
+    config = _composed(app)
+    node = OmegaConf.select(config, key.rpartition(".")[0]) if config is not None and "." in key else None
+    composed = isinstance(node, DictConfig) and node.get("_target_") == called.group(1)
+    return _no_such_setting(key, called.group(1), _settings(node if composed else target) or [])
 
 
 def _refused_arguments(causes: Sequence[BaseException], app: App) -> str | None:
@@ -182,6 +199,8 @@ TRANSLATORS: tuple[Callable[[Sequence[BaseException], App], str | None], ...] = 
     _unusable_file,
     _null_group,
     _line_without_solver,
+    _no_value,
+    _sweep_without_m,
     _unknown_choice,
     _unknown_argument,
     _refused_arguments,
@@ -224,12 +243,15 @@ def _settings(node: Any) -> list[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     taken = [parameter.name for parameter in parameters if parameter.name not in PASSED]
-    return [*(key for key in OWN_KEYS if key in node), *taken]
+    # A key that must still be given, model.shape, is not "in" a configuration, but among its keys.
+    return list(dict.fromkeys((*(key for key in OWN_KEYS if key in node.keys()), *taken)))  # noqa: SIM118
 
 
 def _elsewhere(name: str, config: DictConfig | None) -> str | None:
     """Where a key that the top level does not have is: in what is configured, or among the other choices."""
     groups = [group for group in ("solver", "task", "model") if config is not None and group in config]
+    if config is not None and name in (OmegaConf.select(config, "model.condition") or ()):
+        return f"model.condition.{name}"
     for group in groups:
         if name in (_settings(config[group]) or ()):  # type: ignore[index]
             return f"{group}.{name}"
@@ -252,6 +274,8 @@ def _composed(app: App) -> DictConfig | None:
     """The configuration with the groups that the command line chose; None if it cannot be composed."""
     choice = r"(\+experiment|(?:model|solver|grid|schedule|task)(?:\._target_)?)=[\w.]+"
     chosen = [word for word in sys.argv[1:] if re.fullmatch(choice, word)]
+    folders = re.findall(r"(?:^|\0)(?:-cd|--config-dir)[=\0]([^\0]+)", "\0".join(sys.argv[1:]))
+    chosen += [f"hydra.searchpath=[{','.join(f'file://{Path(one).absolute()}' for one in folders)}]"] if folders else []
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):

@@ -37,7 +37,7 @@ def fingerprint(network: Any) -> str:
 _hashes: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 """The hashes of modules that were hashed before, with their `_sums` at that time."""
 ROW = 1021
-"""The number of weights that `_placed_sum` multiplies a row of numbers by."""
+"""The length of the rows into which `_placed_sum` divides the numbers."""
 
 
 def _module_hash(module: nn.Module) -> str:

@@ -36,7 +36,8 @@ class Model:
 
     Args:
         network: called with ``x`` ``(B, ...)``, the network time ``(B,)`` and the values of the conditions, each
-            ``(B, ...)``; returns a tensor in the shape of ``x``.
+            ``(B, ...)``; returns a tensor in the shape of ``x``. A module receives them in its own precision; a
+            function receives the state as it is, and casts for the modules that it calls.
         path: the schedule that the states follow.
         prediction: what the network returns: "epsilon", "x0" (as EDM's denoiser), "v" (alpha eps - sigma x0), "flow"
             (eps - x0) or "score" (-eps / sigma). A network that returns x0 - eps, with the data at t = 1, must be
@@ -135,7 +136,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype | None:
         """The precision of the network's floating-point parameters, found as for `device`; None without any."""
-        return None if self._parameter is None else self._parameter.dtype
+        return next((one.dtype for one in _parameters(self.network) if one.is_floating_point()), None)
 
     @property
     def unsteady(self) -> bool:
@@ -229,7 +230,7 @@ class Model:
 
     def told(self, name: str, value: Any, x: Tensor) -> Any:
         """What the network receives for this value of the condition ``name``: a row for each of the samples ``x``."""
-        return expanded(f"condition {name!r}", value, len(x), x.device, _clock_dtype(self.dtype or x.dtype))
+        return expanded(f"condition {name!r}", value, len(x), x.device, _clock_dtype(self._computes_in(x)))
 
     def told_at(self, node: Node) -> Real:
         """The time that the network receives at ``node``."""
@@ -274,7 +275,7 @@ class Model:
 
     def _call(self, x: Tensor, time: Real, conditions: Mapping[str, Any]) -> Tensor:
         """The network's output in the dtype of ``x``, in one pass or chunk by chunk."""
-        batch, dtype = len(x), self.dtype or x.dtype
+        batch, dtype = len(x), self._computes_in(x)
         if batch == 0:  # no row could fill a chunk, and some of torch's layers refuse an empty batch
             return torch.empty_like(x)
         clock = _clock_dtype(dtype)
@@ -339,10 +340,16 @@ class Model:
         self._last_output.replace(output, (*arguments, *keywords.values()), self.network)
         return output
 
+    def _computes_in(self, x: Tensor) -> torch.dtype:
+        """The precision in which the network receives ``x``: a module's own."""
+        return x.dtype if self._parameter is None else self._parameter.dtype
+
     @cached_property
     def _parameter(self) -> Tensor | None:
-        """A parameter of the network's precision, which may change: `torch.nn.Module.half` changes it in place."""
-        return next((parameter for parameter in _parameters(self.network) if parameter.is_floating_point()), None)
+        """A parameter of a module's precision, which may change: `torch.nn.Module.half` changes it in place."""
+        module = getattr(self.network, "__self__", self.network)
+        parameters = module.parameters() if isinstance(module, nn.Module) else ()
+        return next((parameter for parameter in parameters if parameter.is_floating_point()), None)
 
 
 def _parameters(network: Any) -> Iterator[nn.Parameter]:

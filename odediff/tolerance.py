@@ -57,13 +57,14 @@ def at_tolerance(solver: Solver | None, rtol: float | None) -> Solver:
         TypeError: ``solver`` is not a `solvers.Solver`.
         ValueError: ``rtol`` is not positive and finite, or the solver steps on a grid.
     """
-    if rtol is None and isinstance(solver, Solver):
-        return solver
-    require_positive("rtol", rtol, "1e-2")
+    if rtol is not None:
+        require_positive("rtol", rtol, "1e-2")
     if solver is None:
         solver = AdaptiveAdams()
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={solver!r} is not a solvers.Solver; pass an instance such as solvers.AdaptiveAdams()")
+    if rtol is None:
+        return solver
     if solver.law != "tolerance":
         raise ValueError(
             f"rtol={rtol}: {solver} steps on a grid, not to a tolerance; use solvers.AdaptiveAdams (solver=adams) or "
@@ -108,9 +109,9 @@ def _reaches_data(model: Model, solver: Solver) -> bool:
 
 
 def require_regular(model: Model, solver: Solver, times: Sequence[float]) -> None:
-    """Raise `ValueError` if an adaptive solve would start or end a step at a node singular on the solver's line.
+    """Raise `ValueError` if one of ``times`` is singular on an adaptive solver's line.
 
-    Such a step is a DDIM step, whatever the tolerance.
+    A step from or to such a node is a DDIM step, whatever the tolerance.
     """
     if not isinstance(solver, Tolerance | Backend):
         return

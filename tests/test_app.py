@@ -60,6 +60,13 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "+eta=1"], ["did you mean solver.eta of solver=ddim?"]),
         (["+nonsense=5"], ["nonsense is not a key of the configuration (the keys: model, "]),
         (["task=solvers", "++nonsense.of.mine=5"], ["nonsense is not a key of the configuration (the keys: model, "]),
+        (["steps", "20"], ["steps: give KEY=VALUE, as in steps=20"]),
+        (["solver=ddim,heun"], ["solver=ddim,heun: add -m to sweep"]),
+        (["solver=null"], ["solver=null: a group takes one of its names; leave it out"]),
+        (["label=3"], ["did you mean model.condition.label?"]),
+        (["+model.shap=3"], ["model.shap: ", "did you mean shape? (its settings: shape, condition, guidance, chunk, "]),
+        (["+model.conditions.size=3"], ["model.conditions: ", "no such setting; did you mean condition?"]),
+        (["+foo=1", "+bar=2"], ["foo is not a key of the configuration (the keys: model, "]),
         (["task=sample", "+step=7"], ["step is not a key of the configuration; did you mean steps?"]),
         (["solver=ddim", "solver.order=3"], ["solver.order: DDIM has no such setting (its settings: eta)"]),
         (["solver=ddim", "+solver.order=3"], ["solver.order: DDIM has no such setting (its settings: eta)"]),
@@ -118,7 +125,7 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=sample", "model.guidance=[1,2]"], ["model.guidance=[1, 2]", "a number"]),
         (["task=inversion_table", "task.methods=5"], ["task.methods=5"]),
         (["task=inversion_table", "task.methods={a:1}"], ["task.methods.a is not a key", "DDIM", "+task.methods.a="]),
-        (["task=inversion_table", "+task.methods.a.b=1"], ["task.methods.a: ", "no solvers.Solver"]),
+        (["task=inversion_table", "+task.methods.a.b=1"], ["task.methods.a: ", "must be a solvers.Solver"]),
         (["task=inversion_table", "+task.methods.a._target_=solvers.DDPM"], ["task.methods.a: ", "stochastic"]),
         (["task=inversion_table", "+task.methods.a._target_=solvers.Nope"], ["task.methods.a: ", "solvers.Nope"]),
         (["task=edit", "task.method=slerp", "solver=rk4", "samples=991"], ["samples=991", "at most 990"]),
@@ -224,10 +231,26 @@ def test_a_folder_in_the_place_of_a_picture_is_named_before_anything_is_computed
         (["--help"], ["--help"]),
         (["task=sample", "--help", "hydra.run.dir=x"], ["--help", "task=sample", "hydra.run.dir=x"]),
         (["task=sample", "-c", "job", "seed=3"], ["-c", "job", "task=sample", "seed=3"]),
+        (
+            ["steps=3", "-c", "job", "--resolve", "seed=3"],
+            ["-c", "job", "--resolve", "task=sample", "steps=3", "seed=3"],
+        ),
+        (["solver=ddim", "-c", "job", "-p", "task"], ["-c", "job", "-p", "task", "task=sample", "solver=ddim"]),
     ],
 )
 def test_words_that_describe_a_sampling_mean_the_task_of_sampling(given, completed):
     assert app.completed(given) == completed
+
+
+def test_a_variable_that_another_word_refers_to_is_no_unknown_key(monkeypatch, tmp_path):
+    assert run(monkeypatch, tmp_path, "steps=2", "+n=3", "seed=${n}", *QUICK) == 0
+
+
+def test_an_unknown_key_beside_a_solver_of_the_users_own_is_told_with_those_that_exist(monkeypatch, tmp_path, capsys):
+    (tmp_path / "own" / "solver").mkdir(parents=True)
+    (tmp_path / "own" / "solver" / "mine.yaml").write_text("_target_: solvers.DDIM\n")
+    assert run(monkeypatch, tmp_path, f"--config-dir={tmp_path / 'own'}", "solver=mine", "stpes=3") == 2
+    assert "did you mean steps?" in capsys.readouterr().err
 
 
 def test_a_solver_and_a_number_of_calls_are_all_that_a_sampling_takes(monkeypatch, tmp_path, capsys):

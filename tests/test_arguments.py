@@ -52,7 +52,7 @@ def test_what_is_no_real_number_is_named_by_its_argument(make, name, value):
         (lambda: solvers.Prior(decision=math.inf), "decision=inf must be finite"),
         (lambda: solvers.GaussLegendre(stages=True), "stages=True must be a whole number from 1 to 3"),
         (lambda: solvers.DPMFast(last=(True,)), r"last=\(True,\) must hold orders"),
-        (lambda: odediff.VPCosine(start="a"), "start = 'a' is not a time"),
+        (lambda: odediff.VPCosine(start="a"), r"start='a' must be in \(0, 1\]"),
         (lambda: solvers.Torchdiffeq(batched="no"), "batched='no' must be True or False"),
     ],
 )

@@ -276,7 +276,7 @@ def test_missing_and_truncated_files_are_named(tmp_path):
         (
             {"time_offset": 1.0},
             ValueError,
-            "time_offset=1.0 has no effect without time_scale.* give time_scale=T, time_offset=0",
+            "time_offset=1.0 needs time_scale.* give time_scale=T, time_offset=0",
         ),
         ({"time_scale": 0.0}, ValueError, "time_scale=0.0"),
         ({"time_scale": float("nan")}, ValueError, "time_scale=nan"),

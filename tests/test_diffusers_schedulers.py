@@ -74,8 +74,8 @@ def test_a_stochastic_setting_draws_the_same_noise_again_and_another_for_another
     assert not torch.allclose(first, other)
 
 
-def test_few_calls_are_refused_where_they_do_not_pay_for_a_step():
+def test_too_few_calls_for_one_step_are_refused():
     one = peer("PNDM", "prk", "trailing")
     assert not one.affordable(problem("mixture_2", NOWHERE), 3)
-    with pytest.raises(ValueError, match="nfe=3 does not pay"):
+    with pytest.raises(ValueError, match="nfe=3 is too small for one step"):
         one.run(problem("mixture_2", NOWHERE), range(2), 0, 3, None)

@@ -911,11 +911,22 @@ def test_the_device_is_that_of_a_module_that_a_function_holds():
 
 def test_the_precision_is_that_of_a_module_that_a_function_holds():
     network = nn.Linear(3, 3, dtype=torch.float64)
-    for called in (lambda x, time: network(x), functools.partial(lambda held, x, time: held(x), network)):
-        model = odediff.Model(called, TABLE)
-        found = odediff.sample(model, (2, 3), steps=3)
-        assert (model.dtype, found.dtype) == (torch.float64, torch.float32)
+    for called in (lambda x, time: network(x.double()), functools.partial(lambda held, x, time: held(x), network)):
+        assert odediff.Model(called, TABLE).dtype == torch.float64
     assert odediff.Model(lambda x, time: x, TABLE).dtype is None
+
+
+def test_a_function_receives_the_state_as_it_is_and_casts_for_its_modules():
+    encoder, network = nn.Linear(3, 3, dtype=torch.float16), nn.Linear(3, 3)
+    seen = []
+
+    def preconditioned(x, time):
+        seen.append(x.dtype)
+        shift = encoder(torch.ones(3, dtype=torch.float16))
+        return 0.5 * x + network(x.float()).to(x.dtype) + shift.to(x.dtype)
+
+    odediff.sample(odediff.Model(preconditioned, TABLE), (2, 3), steps=3, dtype=torch.float64)
+    assert set(seen) == {torch.float64}
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk": 2}])

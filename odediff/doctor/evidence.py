@@ -35,7 +35,7 @@ LEVELS = 5
 """The number of noise levels at which hypotheses are compared."""
 
 _LEAST_ERROR = 1e-10
-"""The round-off of a float32 network: smaller differences between errors do not count."""
+"""The round-off of a float32 network, added to every error: errors below it count as equal."""
 
 
 class Reading(NamedTuple):

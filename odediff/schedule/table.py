@@ -94,7 +94,7 @@ class VPTable(VP):
         return cls(_entries(VPSigmoid(low, high, tau), T, max_beta))
 
     def zero_terminal_snr(self) -> VPTable:
-        """Return this table with alpha shifted to end at 0 and scaled to keep its first (Lin et al. 2023, alg. 1)."""
+        """Return this table with alpha shifted to end at 0 and scaled to keep its first entry (Lin et al. 2023)."""
         alphas = np.sqrt(self.alphas_cumprod)
         rescaled = (alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))
         return VPTable(rescaled**2)

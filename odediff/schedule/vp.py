@@ -182,7 +182,7 @@ class VPCosine(VP):
 
 
 MOST_LOGITS = 340.0
-"""The largest |argument| x of the logistic at which exp(2 x) does not overflow float64."""
+"""A bound on the logistic's |argument| x below which exp(2 x) is finite in float64."""
 
 
 @dataclass(frozen=True)
