@@ -282,8 +282,10 @@ class Model:
         keywords = {
             name: expanded(f"condition {name!r}", value, batch, x.device, clock) for name, value in conditions.items()
         }
+        given = x if x.dtype is dtype else x.to(dtype)
         run = self._whole if self.chunk is None else self._chunked
-        return run(x.to(dtype), self._row_times(time, x, clock), keywords).to(x.dtype)
+        output = run(given, self._row_times(time, x, clock), keywords)
+        return output if output.dtype is x.dtype else output.to(x.dtype)
 
     def _row_times(self, time: Real, x: Tensor, clock: torch.dtype) -> Tensor:
         """The network time of each sample, ``(B,)``."""
@@ -296,12 +298,12 @@ class Model:
 
     def _whole(self, x: Tensor, times: Tensor, keywords: Mapping[str, Any]) -> Tensor:
         """One pass of the whole batch, refused if it writes to its input."""
-        conditions = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
-        watched = [x, *conditions.values()]
+        watched = [x, *(value for value in keywords.values() if isinstance(value, Tensor))] if keywords else [x]
         before = written(watched)
         output = self._pass((x, times), keywords)
         if (after := written(watched)) != before:
-            names = ["its input, which is the solver's state", *(f"the condition {name!r}" for name in conditions)]
+            conditions = (f"the condition {name!r}" for name, value in keywords.items() if isinstance(value, Tensor))
+            names = ["its input, which is the solver's state", *conditions]
             wrong = next(name for name, one, other in zip(names, before, after, strict=True) if one != other)
             raise ValueError(
                 f"network {type(self.network).__name__} writes to {wrong}; let it work on a clone, or make its first "
@@ -342,7 +344,8 @@ class Model:
 
     def _computes_in(self, x: Tensor) -> torch.dtype:
         """The precision in which the network receives ``x``: a module's own."""
-        return x.dtype if self._parameter is None else self._parameter.dtype
+        parameter = self._parameter
+        return x.dtype if parameter is None else parameter.dtype
 
     @cached_property
     def _parameter(self) -> Tensor | None:
