@@ -184,7 +184,7 @@ def main() -> None:
     """Print the tables, and whether they agree with the published ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/published"), help="where finished parts are kept")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"images in every cell, {IMAGES} unless given")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"images in every cell (default: {IMAGES})")
     parser.add_argument(
         "--steps", type=int, nargs="+", choices=STEPS, default=STEPS[:-1], help="columns of table 1; 1000 takes hours"
     )

@@ -197,7 +197,7 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("outputs/small_networks"), help="where weights are kept")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"samples of each network, {SAMPLES} unless given")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"samples of each network (default: {SAMPLES})")
     arguments = parser.parse_args()
     with plain_failures(App("small_networks", "--folder")):
         if arguments.samples < 2:

@@ -61,7 +61,7 @@ def normal(seed: int, samples: np.ndarray, counter: int, size: int) -> np.ndarra
 class NoiseStream:
     """A source of normal noise that no batch size, order or sharding can change.
 
-    ``seed`` is a whole number in [0, 2^64); ``samples`` are the ids of the batch's samples, 0..B-1 unless given;
+    ``seed`` is a whole number in [0, 2^64); ``samples`` are the ids of the batch's samples (default: 0..B-1);
     ``counter`` is the next draw's number: if draw 0 is the starting noise, solve with the stream that `draw` returns.
     """
 

@@ -275,7 +275,7 @@ def test_edm_heun_outside_its_window_is_heun():
 
 
 def variance(ode: ExactODE, t: float) -> float:
-    """Of the exact marginal at t."""
+    """The exact marginal variance at t."""
     node = ode.node(t)
     return float((node.alpha * Gaussian.deviation) ** 2 + node.sigma**2)
 
