@@ -183,6 +183,22 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 500, seed: int = 0, bl
     return float(pearson3.sf(observed, third / variance**1.5, loc=mean, scale=math.sqrt(variance)))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of m tests at once, in the order given (Holm 1979).
+
+    The i-th smallest, i = 0, 1, ..., is multiplied by m - i, then made at least as large as those before it and at most
+    1. Rejecting where the result is below a level keeps the chance of any false rejection below that level, whatever
+    the dependence between the tests.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_values={p_values!r} are not a list of numbers in [0, 1]")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return adjusted.tolist()
+
+
 def _quadratic_forms(z: Tensor, signs: Tensor) -> Tensor:
     """``s^T D s`` for every column s of ``signs`` ``(N, S)``, with ``D_ij = |z_i - z_j|``.
 

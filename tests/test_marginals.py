@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from holm import holm
 
 import odediff
 import solvers
@@ -76,7 +75,7 @@ def test_ode_and_stochastic_samplers_share_every_marginal():
         for i, (name, setting) in enumerate(SAMPLERS.items())
         for k, t in enumerate(TIMES)
     }
-    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    adjusted = dict(zip(p_values, metrics.holm(list(p_values.values())), strict=True))
     assert len(adjusted) == 12
     assert min(adjusted.values()) > 0.05, adjusted
 
@@ -96,7 +95,7 @@ def test_solvers_of_the_reverse_sde_have_the_marginals_of_the_forward_process():
         for i, (name, setting) in enumerate(REVERSE_SDES.items())
         for k, t in enumerate(TIMES[2:])
     }
-    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    adjusted = dict(zip(p_values, metrics.holm(list(p_values.values())), strict=True))
     assert len(adjusted) == 8
     assert min(adjusted.values()) > 0.05, adjusted
 
