@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
+from solvers.closing import DATA
 from solvers.dpm_solver import DPMSolver2
 from solvers.exponential import DDIM, direction, posterior_std, start_noise
 from solvers.lines import Data
-from solvers.multistep import DATA
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.plan_cache import kept_plan

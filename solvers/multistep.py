@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
+from solvers.closing import closed_by_own_step
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
@@ -26,9 +27,6 @@ CLOSE, CLOSEST = 0.05, 1e-3
 """Two nodes closer than this fraction of the step are treated as one: the polynomial passes through the newer only.
 CLOSE applies where states are corrected in between. At CLOSEST a network's rounding would be multiplied by a thousand.
 """
-
-DATA = Node(0.0, 1.0, 0.0)
-"""The data, on every path."""
 
 
 class Formula(NamedTuple):
@@ -346,20 +344,6 @@ class ExponentialAdams(Solver):
                 weights[row][here] = scale_b * weight
         counts = self.points - read[::-1].argmax(axis=0)
         return Formulas(ratio, weights, np.where(read[0], counts + corrector, 0))
-
-
-def closed_by_own_step(ode: Any, line: Line) -> bool:
-    """Whether a closing step follows that a method on ``line`` would take itself: a DDIM step, if the line is singular.
-
-    On other lines it comes after the method's last step, as ``denoise_to_zero`` does in DPM-Solver's reference code.
-    """
-    return denoised_after(ode) and bool(line.singular(DATA))
-
-
-def denoised_after(ode: Any) -> bool:
-    """Whether a closing DDIM step follows."""
-    ledger = getattr(ode, "ledger", None)
-    return ledger is not None and ledger.denoises
 
 
 def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:

@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
+from solvers.closing import denoised_after
 from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
-from solvers.multistep import CLOSE, denoised_after
+from solvers.multistep import CLOSE
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.phi import phi

@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
+from solvers.closing import denoised_after
 from solvers.exponential import DDIM, direction, posterior_std, start_noise
 from solvers.lines import Noise, singular_log_snr, singular_step, singular_steps
-from solvers.multistep import denoised_after
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.real import anywhere, divide, log, native
