@@ -75,34 +75,15 @@ class DDIM(Solver):
         return Step(combine((1.0, mean), (self.eta * posterior_std(a, b), z)), state=stream)
 
 
-@dataclass(frozen=True)
-class DDPM(Solver):
-    """Ancestral sampling (Ho, Jain & Abbeel 2020, algorithm 2): the mean and the noise of the reverse chain.
+class Stochastic(Solver):
+    """A sampler of the reverse SDE without a history: the state of a run is its noise stream."""
 
-    ``variance="small"`` is the posterior's, ``beta-tilde``: DDIM with eta = 1. ``variance="large"`` keeps that mean
-    and draws the noise with the forward chain's deviation between the two nodes, ``sqrt(beta)``: the
-    sigma-hat of Song, Meng & Ermon 2021, section 5. The last step, to sigma = 0, adds no noise.
-    """
-
-    order: ClassVar[int] = 1
     law: ClassVar[Law] = "weak"
-    variance: Literal["small", "large"] = "small"
-
-    def __post_init__(self) -> None:
-        if self.variance not in ("small", "large"):
-            raise ValueError(
-                f'DDPM: variance={self.variance!r} is unknown; use "small", the posterior\'s, or "large", sigma-hat'
-            )
 
     @property
     def deterministic(self) -> bool:
         """False: every step draws noise."""
         return False
-
-    @classmethod
-    def variants(cls) -> Sequence[Solver]:
-        """Both variances."""
-        return [cls(), cls("large")]
 
     def start(
         self,
@@ -117,6 +98,30 @@ class DDPM(Solver):
         """The state of a run is its noise stream."""
         require_path(self, ode)
         return start_noise(self, nodes, stream, state)
+
+
+@dataclass(frozen=True)
+class DDPM(Stochastic):
+    """Ancestral sampling (Ho, Jain & Abbeel 2020, algorithm 2): the mean and the noise of the reverse chain.
+
+    ``variance="small"`` is the posterior's, ``beta-tilde``: DDIM with eta = 1. ``variance="large"`` keeps that mean
+    and draws the noise with the forward chain's deviation between the two nodes, ``sqrt(beta)``: the
+    sigma-hat of Song, Meng & Ermon 2021, section 5. The last step, to sigma = 0, adds no noise.
+    """
+
+    order: ClassVar[int] = 1
+    variance: Literal["small", "large"] = "small"
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("small", "large"):
+            raise ValueError(
+                f'DDPM: variance={self.variance!r} is unknown; use "small", the posterior\'s, or "large", sigma-hat'
+            )
+
+    @classmethod
+    def variants(cls) -> Sequence[Solver]:
+        """Both variances."""
+        return [cls(), cls("large")]
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Draw from the reverse chain's Gaussian."""

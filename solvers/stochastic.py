@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.arguments import as_number
 from solvers.closing import denoised_after
-from solvers.exponential import DDIM, direction, posterior_std, start_noise
+from solvers.exponential import DDIM, Stochastic, direction, posterior_std, start_noise
 from solvers.lines import Noise, singular_log_snr, singular_step, singular_steps
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
@@ -25,7 +25,7 @@ LARGEST_RAISE = math.sqrt(2) - 1
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(Stochastic):
     """The Euler-Maruyama method on the reverse SDE, in the time of the path.
 
     The forward SDE ``dx = (alpha'/alpha) x dt + g dW`` with ``g^2 = 2 sigma (sigma' - s alpha')`` has the path's
@@ -38,26 +38,6 @@ class EulerMaruyama(Solver):
     """
 
     order: ClassVar[int] = 1
-    law: ClassVar[Law] = "weak"
-
-    @property
-    def deterministic(self) -> bool:
-        """False: every step draws noise."""
-        return False
-
-    def start(
-        self,
-        ode: ODE,
-        nodes: Sequence[Node],
-        x: Tensor,
-        *,
-        stream: NoiseStream | None = None,
-        past: Past = (),
-        state: Any = None,
-    ) -> Any:
-        """The state of a run is its noise stream."""
-        require_path(self, ode)
-        return start_noise(self, nodes, stream, state)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Draw from the Gaussian of one step."""
@@ -73,7 +53,7 @@ class EulerMaruyama(Solver):
 
 
 @dataclass(frozen=True)
-class DPMSolverSDE(Solver):
+class DPMSolverSDE(Stochastic):
     """DPM-Solver++ in its stochastic single-step form, "DPM++ SDE" (Crowson 2022, "k-diffusion", `sample_dpmpp_sde`).
 
     It makes one step of ``DDIM(eta)`` to a node m halfway in log-SNR, and one from a to b with the prediction x0 at m:
@@ -90,7 +70,6 @@ class DPMSolverSDE(Solver):
     """
 
     order: ClassVar[int] = 2
-    law: ClassVar[Law] = "weak"
     eta: float = 1.0
 
     def __post_init__(self) -> None:
@@ -98,11 +77,6 @@ class DPMSolverSDE(Solver):
             raise ValueError(
                 f"DPMSolverSDE: eta={self.eta!r} must lie in (0, 1]; without fresh noise use DPMSolver2(line=Data())"
             )
-
-    @property
-    def deterministic(self) -> bool:
-        """False: every step draws noise."""
-        return False
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
@@ -116,20 +90,6 @@ class DPMSolverSDE(Solver):
     def calls_over(self, ode: ODE, nodes: Sequence[Node]) -> int:
         """Two for each step, one for a DDIM step."""
         return sum(1 if self._singular(a, b) else 2 for a, b in pairwise(nodes))
-
-    def start(
-        self,
-        ode: ODE,
-        nodes: Sequence[Node],
-        x: Tensor,
-        *,
-        stream: NoiseStream | None = None,
-        past: Past = (),
-        state: Any = None,
-    ) -> Any:
-        """The state of a run is its noise stream."""
-        require_path(self, ode)
-        return start_noise(self, nodes, stream, state)
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Predict at a and halfway; two draws."""
