@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from odediff.conditions import as_row_numbers, as_tensors, chunks, expanded, require_rows_for, row_count, selected
 from odediff.fingerprint import held_modules
 from odediff.overwriting import LastOutput, is_constant, one_memory, share_memory, written
-from odediff.prediction import FORMS, Form, predict, require_information
-from odediff.schedule import Schedule, Section, VPTable
+from odediff.prediction import FORMS, Form, NetworkPrediction
+from odediff.schedule import Schedule, Section
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
+from odediff.view import Views, told_time
 from solvers import Node, Prediction
 from solvers.arguments import require_switch, require_whole
-from solvers.real import Real, anywhere
+from solvers.real import Real
 from solvers.sums import per_row
 from solvers.transfer import placed
 
@@ -75,6 +76,7 @@ class Model:
     network_time: Callable[[Real], Real] | None = None
     trained_path: Schedule | None = None
     _last_output: LastOutput = field(default_factory=LastOutput, init=False, repr=False)
+    _views: Views = field(default_factory=Views, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.network):
@@ -215,17 +217,15 @@ class Model:
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """Split ``x`` at ``node`` into data and noise: one pass of the network, or two under guidance."""
-        seen, x_seen = (node, x) if self.trained_path is None else self._as_trained(node, x)
-        self._require_defined(seen)
-        require_information(self.prediction, seen)
-        time = self._time(seen)
+        time, scale, data, noise = self._views.at(self, node)
+        x_seen = x if scale is None else x * (scale if isinstance(scale, float) else per_row(scale, x))
         output = self._call(x_seen, time, self.conditions)
         if self.guided:
             unconditional = self._call(x_seen, time, {**self.conditions, **self.null})
             if share_memory(unconditional, output) and not share_memory(output, x_seen):
                 raise one_memory(self.network, "the pass without the condition overwrites the other one")
             output = _guided(unconditional, output, self.guidance)
-        prediction = predict(self.prediction, seen, x_seen, output)
+        prediction = NetworkPrediction(x_seen, output, data, noise)
         return threshold_prediction(self.threshold, node, prediction) if self.threshold else prediction
 
     def told(self, name: str, value: Any, x: Tensor) -> Any:
@@ -234,48 +234,11 @@ class Model:
 
     def told_at(self, node: Node) -> Real:
         """The time that the network receives at ``node``."""
-        seen = node if self.trained_path is None else self.trained_path.node_at(node.log_snr)
-        return self._clock(seen.t)
-
-    def _clock(self, t: Real) -> Real:
-        """The time that the network receives at a time of the schedule that it was trained on."""
-        path = self._own_path
-        if self.network_time is None and self.continuous and isinstance(path, VPTable):
-            return t * path.T - 1  # down to -1 at the data; the table itself ends at 0
-        return (self.network_time or path.network_time)(t)
-
-    def _as_trained(self, node: Node, x: Tensor) -> tuple[Node, Tensor]:
-        """The training schedule's node of equal signal-to-noise ratio, and the state rescaled to it."""
-        seen = self._own_path.node_at(node.log_snr)
-        ratio = np.hypot(seen.alpha, seen.sigma) / np.hypot(node.alpha, node.sigma)
-        return seen, x * (float(ratio) if np.ndim(ratio) == 0 else per_row(ratio, x))
-
-    def _require_defined(self, seen: Node) -> None:
-        first = 0.0 if self.continuous else self._own_path.first_defined
-        # The tolerance covers grids that miss the first entry by round-off.
-        if anywhere(seen.t < first * (1 - 1e-9)):
-            raise ValueError(
-                f"times: the network would be evaluated at t={np.min(seen.t):g}, below the first time it was trained "
-                f"on, {first:g}; leave 0 out of inversion grids (odediff.encode does), keep a closing rule for "
-                "sampling, or declare Model(..., continuous=True)"
-            )
-
-    def _time(self, seen: Node) -> Real:
-        time = self._clock(seen.t)
-        if self.integer_time and anywhere((beside := np.abs(time - np.round(time))) > 1e-6):
-            remedy = (
-                "use a grid of table entries, such as odediff.grid.uniform_t(path, steps) or odediff.grid.subsequence, "
-                "and a solver that evaluates only at its nodes: DDIM, Heun or a multistep method"
-            )
-            raise ValueError(
-                f"times: the network is declared integer_time=True but would be evaluated at {time}; "
-                + (remedy if anywhere(beside > 1e-3) else "give the times in float64: float32 misses the entries")
-            )
-        return time
+        return told_time(self, node)
 
     def _call(self, x: Tensor, time: Real, conditions: Mapping[str, Any]) -> Tensor:
         """The network's output in the dtype of ``x``, in one pass or chunk by chunk."""
-        batch, dtype = len(x), self._computes_in(x)
+        batch, dtype = x.shape[0], self._computes_in(x)
         if batch == 0:  # no row could fill a chunk, and some of torch's layers refuse an empty batch
             return torch.empty_like(x)
         clock = _clock_dtype(dtype)
@@ -293,7 +256,7 @@ class Model:
             whole = np.broadcast_to(np.round(time), len(x)).astype(np.int64)
             return placed(torch.from_numpy(whole), x.device)
         if isinstance(time, int | float):
-            return torch.full((len(x),), time, dtype=clock, device=x.device)
+            return torch.full(x.shape[:1], time, dtype=clock, device=x.device)
         return placed(torch.from_numpy(np.asarray(time)), x.device, clock).expand(len(x))
 
     def _whole(self, x: Tensor, times: Tensor, keywords: Mapping[str, Any]) -> Tensor:

@@ -28,6 +28,10 @@ LEAST_SIGNAL = 1e-6
 """The share of the state's scale below which float32 retains nothing of the part that a form has to recover."""
 
 
+Coefficients = tuple[Real, Real]
+"""The coefficients of a state and of the network's output there."""
+
+
 class NetworkPrediction(Prediction):
     """Data and noise as linear combinations of the state and the network's output.
 
@@ -36,7 +40,7 @@ class NetworkPrediction(Prediction):
 
     __slots__ = ("_known", "data", "noise", "output", "x")
 
-    def __init__(self, x: Tensor, output: Tensor, data: tuple[Real, Real], noise: tuple[Real, Real]) -> None:
+    def __init__(self, x: Tensor, output: Tensor, data: Coefficients, noise: Coefficients) -> None:
         # No closure over self: a cycle would keep every state of a solve until the garbage collector runs.
         self.x, self.output, self.data, self.noise = x, output, data, noise
         self._known: dict[str, Tensor] = {}
@@ -71,20 +75,23 @@ class NetworkPrediction(Prediction):
 
 def predict(form: Form, node: Node, x: Tensor, output: Tensor) -> NetworkPrediction:
     """Split ``x`` at ``node`` into data and noise, given the network's ``output`` in this form."""
+    return NetworkPrediction(x, output, *coefficients(form, node))
+
+
+def coefficients(form: Form, node: Node) -> tuple[Coefficients, Coefficients]:
+    """The coefficients that give x0, and those that give eps, for a network of this form at ``node``."""
     alpha, sigma = node.alpha, node.sigma
     if form == "epsilon":
-        return NetworkPrediction(x, output, data=(1 / alpha, -sigma / alpha), noise=(0.0, 1.0))
+        return (1 / alpha, -sigma / alpha), (0.0, 1.0)
     if form == "x0":
-        return NetworkPrediction(x, output, data=(0.0, 1.0), noise=(1 / sigma, -alpha / sigma))
+        return (0.0, 1.0), (1 / sigma, -alpha / sigma)
     if form == "score":
-        return NetworkPrediction(x, output, data=(1 / alpha, sigma**2 / alpha), noise=(0.0, -sigma))
+        return (1 / alpha, sigma**2 / alpha), (0.0, -sigma)
     if form == "v":
         square = alpha**2 + sigma**2
-        return NetworkPrediction(
-            x, output, data=(alpha / square, -sigma / square), noise=(sigma / square, alpha / square)
-        )
+        return (alpha / square, -sigma / square), (sigma / square, alpha / square)
     total = alpha + sigma
-    return NetworkPrediction(x, output, data=(1 / total, -sigma / total), noise=(1 / total, alpha / total))
+    return (1 / total, -sigma / total), (1 / total, alpha / total)
 
 
 def network_output(form: Form, node: Node, known: Prediction) -> Tensor:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +21,21 @@ MOST = 16
 """The most states whose memory is watched at once: more than a method holds."""
 
 
+class _Watched(NamedTuple):
+    """A tensor, the address of its storage, and the users that this has when nobody else holds it, see `_users`."""
+
+    tensor: Tensor
+    storage: int
+    users: tuple[int, int]
+
+
 class _Memory(threading.local):
-    """The watched tensors, each with the number of users that its memory has when nobody else holds it.
+    """The watched tensors.
 
     Each thread has its own list: otherwise two threads could receive the same free memory.
     """
 
-    watched: list[tuple[Tensor, tuple[int, int]]] | None = None
+    watched: list[_Watched] | None = None
 
 
 _memory = _Memory()
@@ -35,7 +44,7 @@ _memory = _Memory()
 @contextmanager
 def reusing(x: Tensor) -> Iterator[None]:
     """Within this context `spare` finds memory for states like ``x``, if they are large and on the CPU."""
-    outer, _memory.watched = _memory.watched, [] if _is_plain(x) else None
+    outer, _memory.watched = _memory.watched, [] if x.nbytes >= LEAST and is_bare(x) else None
     try:
         yield
     finally:
@@ -48,24 +57,30 @@ def spare(tensors: Sequence[Tensor]) -> Tensor | None:
     None leaves the allocation to torch: for small states, and where autograd must record the sum.
     """
     memory = _memory.watched
-    if memory is None or torch.is_grad_enabled():
+    if memory is None or torch.is_grad_enabled() or _transforms():
         return None
     x = tensors[0]
-    if not all(t.shape == x.shape and t.dtype is x.dtype and _is_plain(t) and t.is_contiguous() for t in tensors):
+    shape, dtype = x.shape, x.dtype
+    if x.nbytes < LEAST or not all(
+        type(t) is Tensor and t.is_cpu and t.dtype is dtype and t.shape == shape and t.is_contiguous() for t in tensors
+    ):
         return None
-    for held, users in memory:
-        if held.shape == x.shape and held.dtype is x.dtype and _is_free(held, users):
-            return held.detach()
-    new = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    memory.append((new, _users(new)))
+    for held in memory:
+        if _is_free(held) and held.tensor.shape == shape and held.tensor.dtype is dtype:
+            return held.tensor.detach()
+    new = torch.empty(shape, dtype=dtype, device=x.device)
+    memory.append(_Watched(new, new.untyped_storage()._cdata, _users(new)))
     del memory[:-MOST]
     return new.detach()
 
 
-def _is_free(x: Tensor, users: tuple[int, int]) -> bool:
+def _is_free(held: _Watched) -> bool:
     """Whether nobody else holds the memory, in this or another process, and torch may write to it here."""
+    if torch._C._storage_Use_Count(held.storage) != held.users[0]:
+        return False  # most of them, at a tenth of the cost of what follows
+    x = held.tensor
     writable = x.is_inference() == torch.is_inference_mode_enabled()
-    return writable and not x.untyped_storage().is_shared() and _users(x) == users
+    return writable and not x.untyped_storage().is_shared() and _users(x) == held.users
 
 
 def _users(x: Tensor) -> tuple[int, int]:
@@ -74,13 +89,11 @@ def _users(x: Tensor) -> tuple[int, int]:
     return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is large, and `is_bare`."""
-    return x.nbytes >= LEAST and is_bare(x)
-
-
 def is_bare(x: Tensor) -> bool:
-    """Whether ``x`` is a tensor on the CPU, without a tangent, and outside of the transforms of torch.func."""
-    if type(x) is not Tensor or not x.is_cpu:
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is None and forward_ad.unpack_dual(x).tangent is None
+    """Whether ``x`` is a tensor on the CPU, outside of automatic differentiation forwards and of torch.func."""
+    return type(x) is Tensor and x.is_cpu and not _transforms()
+
+
+def _transforms() -> bool:
+    """Whether tensors may have tangents, or are those of torch.func's transforms."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
