@@ -15,6 +15,7 @@ from solvers.dop853 import DOP853
 from solvers.dpm_pairs import DPM12, DPM23, LogSNR
 from solvers.lines import Line, Noise, Rotation
 from solvers.ode import Node
+from solvers.requests import requests
 from solvers.runge_kutta import Bosh3, Dopri5, Extension, RungeKutta, Tsit5
 from solvers.solver import Solver
 from solvers.sums import combine
@@ -91,7 +92,7 @@ class PairRun(Run):
         self.solver, self.pair = solver, solver.pair
         embedded = getattr(self.pair, "embedded", None)
         self.power = embedded.power if embedded else self.pair.order
-        self.extension: Extension | None = embedded.extension if embedded and _keeps_steps(ode) else None
+        self.extension: Extension | None = embedded.extension if embedded and requests(ode).dense else None
         self.calls = solver.pair.calls(1) + (len(self.extension.c) if self.extension else 0)
         self.slope = span.slope(ode, span.node(self.q), z, dtype)
         self.errors = np.ones((len(z), 3))
@@ -195,12 +196,6 @@ class PairRun(Run):
         """Select the rows of the slopes and errors."""
         index = self._keep_places(rows)
         self.slope, self.errors = self.slope[index], self.errors[rows]
-
-
-def _keeps_steps(ode: Any) -> bool:
-    """Whether the solution between the nodes was requested."""
-    ledger = getattr(ode, "ledger", None)
-    return ledger is not None and ledger.dense is not None
 
 
 @dataclass(frozen=True)

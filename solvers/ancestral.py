@@ -11,12 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
-from solvers.closing import DATA
 from solvers.dpm_solver import DPMSolver2
 from solvers.exponential import DDIM, direction, posterior_std, start_noise
 from solvers.lines import Data
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE
+from solvers.ode import DATA, ODE, Node, PathODE
 from solvers.plan_cache import kept_plan
 from solvers.real import divide, is_zero, log
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run

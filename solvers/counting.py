@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.dense import Dense
 from solvers.ode import ODE, Coordinates, Node, PathODE, Prediction
 from solvers.real import Real
-from solvers.solution import Status
+from solvers.requests import NONE, Requests
+from solvers.solution import Stats, Status
 
 
 class BudgetSpent(Exception):
     """The next evaluation would exceed ``max_nfe``."""
 
 
-class Recorded(NamedTuple):
-    """A prediction at a node, of the samples ``ids`` in ascending order, or of all."""
-
-    node: Node
-    prediction: Prediction
-    ids: Tensor | None
-
-    def data(self, samples: Tensor) -> Tensor:
-        """The predicted data of ``samples``, which must be among ``ids``."""
-        x0 = self.prediction.x0
-        rows = samples if self.ids is None else torch.searchsorted(self.ids, samples)
-        return x0 if len(rows) == len(x0) else x0[rows.to(x0.device)]
-
-
 class Ledger:
     """The evaluations of one solve, shared by a wrapped ODE and its row selections.
 
-    Every sample has the whole ``budget``: one that needs many evaluations takes none from the others.
-
-    ``first``, if it is a list, receives the first prediction after each time it is emptied: the one at the node that a
-    step leaves, for the samples that are still active. ``denoises`` tells a method that a closing step follows its own,
-    as one more step of the grid. ``extrapolate`` tells a method that follows a tolerance that the last interval costs
-    no call; ``dense``, if present, receives its steps as functions of time. Such a method counts its steps by `tried`.
+    Every sample has the whole ``budget``: one that needs many evaluations takes none from the others. A method that
+    follows a tolerance counts its steps by `tried`.
     """
 
     def __init__(self, ode: ODE, batch: int, budget: int | None) -> None:
@@ -49,10 +30,6 @@ class Ledger:
         self.budget = math.inf if budget is None else budget
         self.batch_calls = 0
         self.row_calls = torch.zeros(batch, dtype=torch.int64, device="cpu")
-        self.first: list[Recorded] | None = None
-        self.denoises = False
-        self.extrapolate = False
-        self.dense: Dense | None = None
         self.accepted: Tensor | None = None
         self.rejected: Tensor | None = None
 
@@ -85,6 +62,10 @@ class Ledger:
         """The evaluations of the sample that needed most."""
         return max(self.evaluations.tolist(), default=self.batch_calls)
 
+    def stats(self, steps: int) -> Stats:
+        """What was counted, for a grid of which ``steps`` are complete."""
+        return Stats(self.nfe, self.nfe * self.passes, self.evaluations, steps, self.accepted, self.rejected)
+
     @property
     def affordable(self) -> Tensor:
         """Which samples have an evaluation left, ``(B,)``."""
@@ -92,10 +73,10 @@ class Ledger:
 
 
 class CountedODE(ODE):
-    """An ODE that counts its calls."""
+    """An ODE that counts its calls, and carries what the solve requests."""
 
-    def __init__(self, ode: ODE, ledger: Ledger, index: Tensor | None = None) -> None:
-        self.ode, self.ledger, self.index = ode, ledger, index
+    def __init__(self, ode: ODE, ledger: Ledger, requests: Requests, index: Tensor | None = None) -> None:
+        self.ode, self.ledger, self.requests, self.index = ode, ledger, requests, index
         self.passes = ode.passes
 
     def __call__(self, t: Real, x: Tensor) -> Tensor:
@@ -107,11 +88,11 @@ class CountedODE(ODE):
 
     def rows(self, index: Tensor) -> CountedODE:
         ids = index.cpu() if self.index is None else self.index[index.cpu()]
-        return type(self)(self.ode.rows(index), self.ledger, ids)
+        return type(self)(self.ode.rows(index), self.ledger, self.requests, ids)
 
 
 class CountedPathODE(CountedODE, PathODE):
-    """A path ODE that counts its predictions, and records the first one on request."""
+    """A path ODE that counts its predictions, and shows them to `Requests.firsts`."""
 
     ode: PathODE
 
@@ -132,8 +113,8 @@ class CountedPathODE(CountedODE, PathODE):
     def predict(self, node: Node, x: Tensor) -> Prediction:
         self.ledger.count(self.index)
         prediction = self.ode.predict(node, x)
-        if self.ledger.first == []:
-            self.ledger.first.append(Recorded(node, prediction, self.index))
+        if (firsts := self.requests.firsts) is not None:
+            firsts.see(node, prediction, self.index)
         return prediction
 
     def node_at(self, log_snr: Real) -> Node:
@@ -143,10 +124,10 @@ class CountedPathODE(CountedODE, PathODE):
         return self.ode.rates(t)
 
 
-def counted(ode: ODE, batch: int, budget: int | None) -> CountedODE:
-    """Wrap ``ode`` so that its calls are counted and end at ``budget``."""
+def counted(ode: ODE, batch: int, budget: int | None, requests: Requests = NONE) -> CountedODE:
+    """Wrap ``ode`` so that its calls are counted and end at ``budget``, and its method finds the ``requests``."""
     wrapper = CountedPathODE if isinstance(ode, PathODE) else CountedODE
-    return wrapper(ode, Ledger(ode, batch, budget))
+    return wrapper(ode, Ledger(ode, batch, budget), requests)
 
 
 def evaluations_left(ode: ODE, rows: np.ndarray | Tensor) -> np.ndarray:

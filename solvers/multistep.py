@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
-from solvers.closing import closed_by_own_step
 from solvers.lines import Data, Line, Noise, Rotation, require_line
 from solvers.noise import NoiseStream
-from solvers.ode import Node, PathODE
+from solvers.ode import DATA, Node, PathODE
 from solvers.plan_cache import kept_plan
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
+from solvers.requests import requests
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
 from solvers.sums import Term, advance, pending, single, total
 
@@ -206,7 +206,7 @@ class ExponentialAdams(Solver):
         require_path(self, ode)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
-        after = int(closed_by_own_step(ode, self.line))
+        after = int(_closed_by_own_step(ode, self.line))
         if state is not None:
             require_run(self, state, History, "history")
             if state.line != self.line:
@@ -356,6 +356,14 @@ def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:
     weights[:, 1:] += np.where(both, ratio[1:] * changes, 0.0)
     reads[1:] = np.where(both, np.maximum(reads[1:], correctors.reads), reads[1:])
     return Formulas(ratio, weights, reads)
+
+
+def _closed_by_own_step(ode: Any, line: Line) -> bool:
+    """Whether a closing step follows that a method on ``line`` would take itself: a DDIM step, if the line is singular.
+
+    On other lines it comes after the method's last step, as ``denoise_to_zero`` does in DPM-Solver's reference code.
+    """
+    return requests(ode).denoised and bool(line.singular(DATA))
 
 
 def _rows(mask: np.ndarray, like: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ class Node(NamedTuple):
         return native(np.arctan2(self.sigma, self.alpha))
 
 
+DATA = Node(0.0, 1.0, 0.0)
+"""The data, on every path."""
+
+
 class Prediction:
     """What the network predicts from a state: the data ``x0`` and the noise ``eps`` of ``x = alpha x0 + sigma eps``.
 

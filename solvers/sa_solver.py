@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number, require_whole
-from solvers.closing import denoised_after
 from solvers.exponential import start_noise
 from solvers.exponential_runge_kutta import require_exponential
 from solvers.lines import Data, Line, Noise, singular_step
@@ -18,6 +17,7 @@ from solvers.multistep import CLOSE
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.phi import phi
+from solvers.requests import requests
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
 
@@ -193,7 +193,7 @@ class SASolver(Solver):
         levels = state.levels if state is not None else ()
         correction = state.steps[state.next - 1].correction if state is not None and state.next else ()
         steps: list[Coefficients] = []
-        total = len(nodes) - 1 + denoised_after(ode)
+        total = len(nodes) - 1 + requests(ode).denoised
         for done, (a, b) in enumerate(pairwise(nodes)):
             most = total - done if total < self.lower_order_below else HIGHEST
             steps.append(self._coefficients(ode, a, b, levels, correction, most))

@@ -1,7 +1,6 @@
 """The one loop: from the first node of a grid to its last."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -12,21 +11,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from solvers.arguments import require_whole
-from solvers.counting import BudgetSpent, Recorded, counted
+from solvers.closing import EXTRAPOLATED, denoise, extrapolate
+from solvers.contract import held_to_contract
+from solvers.counting import BudgetSpent, counted
 from solvers.dense import Dense
-from solvers.exponential import DDIM
 from solvers.fusion import fusion, require_compiler
 from solvers.large import reusing
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
-from solvers.solution import Solution, SolveError, Stats, Status
+from solvers.requests import FirstPredictions, Requests
+from solvers.solution import Solution, SolveError, Status
 from solvers.solver import Past, Solver, Step, require_rows, require_solver
-from solvers.sums import combine
 
 Closing = Literal["denoise", "extrapolate"] | None
-END = object()
-EXTRAPOLATED = 3
-"""How many predictions closing by extrapolation reads: a parabola in s^2 through those at the starts of steps."""
 
 
 def solve(
@@ -73,6 +70,109 @@ def solve(
         TypeError, ValueError: an argument cannot be used; nothing has been computed.
         SolveError: a sample failed.
     """
+    _check(ode, solver, x, closing, stream, past, callback, max_nfe)
+    if compile:
+        require_compiler()
+    nodes = ode.nodes(_checked_times(times))
+    closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
+    asked = _requests(solver, closing if closes else None, len(nodes) - 1, Dense(len(x)) if trajectory else None)
+    wrapped = counted(ode, len(x), max_nfe, asked)
+    states = [x]
+    steps, spent, failed = 0, False, None
+    try:
+        require_rows(state, x)
+        body = nodes[:-1] if closes and not asked.free_end else nodes
+        state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
+        made = zip(nodes[1:], _steps(wrapped, solver, body, nodes, x, state), strict=True)
+        bar: AbstractContextManager[Iterable[tuple[Node, Step]]] = nullcontext(made)
+        if progress:  # even a disabled bar takes as long as a step
+            bar = tqdm(made, total=len(nodes) - 1, desc=type(solver).__name__, unit="step")
+        recorded = torch.is_grad_enabled() and solver.differentiable
+        with torch.set_grad_enabled(recorded), fusion(compile), reusing(x), bar as shown:
+            for node, step in shown:
+                x, state = step.x, step.state
+                failed = failed if step.status is None else step.status
+                steps += 1
+                if trajectory:
+                    states.append(x)
+                if callback is not None:
+                    _show(callback, node, x)
+    except BudgetSpent:
+        spent = True
+    solution = Solution(
+        x=x,
+        status=_status(x, spent, failed),
+        stats=wrapped.ledger.stats(steps),
+        nodes=nodes,
+        state=state,
+        trajectory=torch.stack(states) if trajectory else None,
+        dense=asked.dense,
+        node=ode.node if trajectory else None,
+    )
+    if throw and not solution.success:
+        raise SolveError(solution)
+    return solution
+
+
+def _requests(solver: Solver, closing: Closing, intervals: int, dense: Dense | None) -> Requests:
+    """What the method is asked for, where ``closing`` is None unless a closing step follows."""
+    own_steps = type(solver).solve is not Solver.solve
+    if closing == "extrapolate" and own_steps and not solver.extrapolates:
+        raise ValueError(
+            f'closing="extrapolate" reads the predictions at the nodes, but {solver} chooses its own steps; '
+            'use closing="denoise"'
+        )
+    if closing != "extrapolate" or intervals == 1:
+        return Requests(denoised=closing is not None, dense=dense)
+    if own_steps:
+        return Requests(free_end=True, dense=dense)
+    return Requests(firsts=FirstPredictions(EXTRAPOLATED), dense=dense)
+
+
+def _steps(
+    ode: Any, solver: Solver, body: Sequence[Node], nodes: Sequence[Node], x: Tensor, state: Any
+) -> Iterator[Step]:
+    """The solver's steps over ``body``, then the closing step if ``nodes`` has one more."""
+    firsts, failed = ode.requests.firsts, None
+    if firsts is not None:
+        firsts.drop()
+    if len(body) > 1:
+        for step in held_to_contract(solver, solver.solve(ode, body, x, state), len(body) - 1, x):
+            x, state, failed = step.x, step.state, step.status
+            if firsts is not None:
+                firsts.finish_step()
+            yield step
+    if len(body) < len(nodes):
+        if firsts is not None and firsts.latest:
+            step = extrapolate(nodes[-1], firsts.latest, x, failed)
+        else:
+            step = denoise(ode, nodes[-2], nodes[-1], x, failed)
+        yield step._replace(state=state)
+
+
+def _show(callback: Callable[[Node, Tensor], object], node: Node, x: Tensor) -> None:
+    """Call ``callback``, and raise if it writes to the state; tensors of inference mode do not count their versions."""
+    before = None if x.is_inference() else x._version
+    answer = callback(node, x)
+    if before is not None and x._version != before:
+        raise ValueError("callback writes to the state of the solve; let it work on x.clone()")
+    if isinstance(answer, Tensor) and answer is not x:
+        raise ValueError(
+            "callback returns a tensor, which would be ignored; let it return None. To steer a solve, change its field"
+        )
+
+
+def _check(
+    ode: ODE,
+    solver: Solver,
+    x: Tensor,
+    closing: Closing,
+    stream: NoiseStream | None,
+    past: Past,
+    callback: Callable[[Node, Tensor], object] | None,
+    max_nfe: int | None,
+) -> None:
+    """Raise for arguments of `solve` that cannot be used."""
     require_solver(solver)
     if not isinstance(ode, ODE):
         raise TypeError(
@@ -90,8 +190,6 @@ def solve(
         require_whole("max_nfe", max_nfe, 1, hint=", or None for no limit")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback={callback!r} cannot be called; pass a function of a node and a state, or None")
-    if compile:
-        require_compiler()
     _check_state(x)
     if stream is not None:
         if not isinstance(stream, NoiseStream):
@@ -100,172 +198,6 @@ def solve(
     if len(past) and not solver.reads_past:
         raise ValueError(f"past: {solver} reads no exact states at earlier nodes; leave it out")
     ode.require_batch(len(x))
-    nodes = ode.nodes(_checked_times(times))
-    closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
-    wrapped = counted(ode, len(x), max_nfe)
-    if closes and closing == "extrapolate" and type(solver).solve is not Solver.solve:
-        if not solver.extrapolates:
-            raise ValueError(
-                f'closing="extrapolate" reads the predictions at the nodes, but {solver} chooses its own steps; '
-                'use closing="denoise"'
-            )
-        if len(nodes) > 2:
-            wrapped.ledger.extrapolate, closes = True, False
-    elif closing == "extrapolate":
-        wrapped.ledger.first = []
-    wrapped.ledger.denoises = closes and closing == "denoise"
-    if trajectory:
-        wrapped.ledger.dense = Dense(len(x))
-    body = nodes[:-1] if closes else nodes
-    recent: deque[Recorded] = deque(maxlen=EXTRAPOLATED)
-    states = [x]
-    steps, spent, failed = 0, False, None
-    try:
-        require_rows(state, x)
-        state = solver.start(wrapped, body, x, stream=stream, past=past, state=state)
-        if wrapped.ledger.first:
-            # Predictions at the nodes of ``past`` belong to no step.
-            wrapped.ledger.first.clear()
-        reached = zip(nodes[1:], _steps(wrapped, solver, body, nodes, x, state, closing, recent), strict=True)
-        bar: AbstractContextManager[Iterable[tuple[Node, Step]]] = nullcontext(reached)
-        if progress:  # even a disabled bar takes as long as a step
-            bar = tqdm(reached, total=len(nodes) - 1, desc=type(solver).__name__, unit="step")
-        recorded = torch.is_grad_enabled() and solver.differentiable
-        with torch.set_grad_enabled(recorded), fusion(compile), reusing(x), bar as shown:
-            for node, step in shown:
-                x, state = step.x, step.state
-                failed = failed if step.status is None else step.status
-                steps += 1
-                if trajectory:
-                    states.append(x)
-                if callback is not None:
-                    _show(callback, node, x)
-    except BudgetSpent:
-        spent = True
-    ledger = wrapped.ledger
-    nfe = ledger.nfe
-    solution = Solution(
-        x=x,
-        status=_status(x, spent, failed),
-        stats=Stats(nfe, nfe * ledger.passes, ledger.evaluations, steps, ledger.accepted, ledger.rejected),
-        nodes=nodes,
-        state=state,
-        trajectory=torch.stack(states) if trajectory else None,
-        dense=ledger.dense,
-        node=ode.node if trajectory else None,
-    )
-    if throw and not solution.success:
-        raise SolveError(solution)
-    return solution
-
-
-def _show(callback: Callable[[Node, Tensor], object], node: Node, x: Tensor) -> None:
-    """Call ``callback``, and raise if it writes to the state; tensors of inference mode do not count their versions."""
-    before = None if x.is_inference() else x._version
-    answer = callback(node, x)
-    if before is not None and x._version != before:
-        raise ValueError("callback writes to the state of the solve; let it work on x.clone()")
-    if isinstance(answer, Tensor) and answer is not x:
-        raise ValueError(
-            "callback returns a tensor, which would be ignored; let it return None. To steer a solve, change its field"
-        )
-
-
-def _steps(
-    ode: Any,
-    solver: Solver,
-    body: Sequence[Node],
-    nodes: Sequence[Node],
-    x: Tensor,
-    state: Any,
-    closing: Closing,
-    recent: deque[Recorded],
-) -> Iterator[Step]:
-    """The solver's steps over ``body``, then the closing step if ``nodes`` has one more."""
-    failed = None
-    if len(body) > 1:
-        for step in _kept(solver, solver.solve(ode, body, x, state), len(body) - 1, x):
-            x, state, failed = step.x, step.state, step.status
-            if ode.ledger.first is not None:
-                recent.extend(ode.ledger.first)
-                ode.ledger.first.clear()
-            yield step
-    if len(body) < len(nodes):
-        if closing == "extrapolate" and recent:
-            # At pure noise s is infinite, and x0 says nothing about its limit at s = 0: it is the last resort.
-            usable = [record for record in recent if record.node.s < math.inf] or [recent[-1]]
-            yield _extrapolate(nodes[-1], usable, x, failed)._replace(state=state)
-        else:
-            yield _denoise(ode, nodes[-2], nodes[-1], x, failed)._replace(state=state)
-
-
-def _kept(solver: Solver, solved: Iterable[Step], wanted: int, x: Tensor) -> Iterator[Step]:
-    """The steps as they are made; raises at the first that breaks the contract."""
-    own = "step" if type(solver).solve is Solver.solve else "solve"
-    if not isinstance(solved, Iterable):
-        raise TypeError(f"{solver}.solve returned a {type(solved).__name__}; let it yield solvers.Step(x)")
-    steps = iter(solved)
-    for made in range(wanted):
-        version = None if x.is_inference() else x._version
-        step = next(steps, END)
-        if step is END:
-            raise ValueError(
-                f"{solver}.solve ended after {made} of {wanted} steps; let it yield one for every interval"
-            )
-        if not isinstance(step, Step):
-            verb = "returned" if own == "step" else "yielded"
-            raise TypeError(f"{solver}.{own} {verb} a {type(step).__name__}; let it {verb[:-2]} solvers.Step(x)")
-        if not isinstance(step.x, Tensor):
-            raise TypeError(f"{solver}.{own}: the state is a {type(step.x).__name__}; let it be a torch.Tensor")
-        if version is not None and x._version != version:
-            raise ValueError(
-                f"{solver}.{own} writes to the state x that it is given, which belongs to the caller; let it compute "
-                "a new tensor, as solvers.combine does"
-            )
-        if step.x.shape != x.shape or step.x.dtype is not x.dtype:
-            raise ValueError(
-                f"{solver}.{own}: a {x.dtype} state came back as {step.x.dtype}, and {tuple(x.shape)} as "
-                f"{tuple(step.x.shape)}; let it keep both"
-            )
-        x = step.x
-        yield step
-    if next(steps, END) is not END:
-        raise ValueError(f"{solver}.solve goes on after {wanted} steps; let it yield one for every interval")
-
-
-def _denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> Step:
-    """The DDIM step; if samples have failed, only of those that have not and can afford it."""
-    if failed is None:
-        return DDIM().step(ode, a, b, x)
-    left = failed == Status.SUCCESS
-    status = torch.where(left & ~ode.ledger.affordable, int(Status.BUDGET), failed)
-    index = torch.nonzero(status == Status.SUCCESS).ravel().to(x.device)
-    if len(index):
-        x = x.index_copy(0, index, DDIM().step(ode.rows(index), a, b, x[index]).x)
-    return Step(x, status=status)
-
-
-def _extrapolate(end: Node, recent: Sequence[Recorded], x: Tensor, failed: Tensor | None) -> Step:
-    """The extrapolated data; samples that have failed stay as they are."""
-    left = torch.arange(len(x), device="cpu") if failed is None else torch.nonzero(failed == Status.SUCCESS).ravel()
-    reached = extrapolate_data(end, [(record.node, record.data(left)) for record in recent])
-    return Step(reached if len(left) == len(x) else x.index_copy(0, left.to(x.device), reached), status=failed)
-
-
-def extrapolate_data(end: Node, recent: Sequence[tuple[Node, Tensor]]) -> Tensor:
-    """The state at the data: x0 as a polynomial in s^2 through the predictions at ``recent`` nodes, at s = 0.
-
-    Along a solution x0 is an even function of s, so the polynomial in s^2 has no odd terms to waste a node on.
-    """
-    # A method that raises the noise level may have predicted twice at one node: the newest prediction counts.
-    recent = list({float(node.s): (node, x0) for node, x0 in recent}.values())
-    squares = [float(node.s) ** 2 for node, _ in recent]
-    terms = []
-    for i, (_, x0) in enumerate(recent):
-        others = (square for j, square in enumerate(squares) if j != i)
-        weight = math.prod(square / (square - squares[i]) for square in others)
-        terms.append((end.alpha * weight, x0))
-    return combine(*terms)
 
 
 def _check_state(x: Tensor) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from solvers.arguments import as_number
-from solvers.closing import denoised_after
 from solvers.exponential import DDIM, Stochastic, direction, posterior_std, start_noise
 from solvers.lines import Noise, singular_log_snr, singular_step, singular_steps
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.real import anywhere, divide, log, native
+from solvers.requests import requests
 from solvers.runge_kutta import Heun
 from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
@@ -189,7 +189,7 @@ class EDMHeun(Solver):
         require_path(self, ode)
         require_run(self, state, Churning)
         stream = start_noise(self, nodes, stream, state.stream if state is not None else None)
-        steps = len(nodes) - 1 + denoised_after(ode)
+        steps = len(nodes) - 1 + requests(ode).denoised
         return Churning(stream, min(self.churn / max(steps, 1), LARGEST_RAISE), nodes[0])
 
     def step(self, ode: PathODE, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:

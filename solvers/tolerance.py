@@ -19,6 +19,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.own_steps import OwnSteps
 from solvers.real import Real
+from solvers.requests import requests
 from solvers.solution import Status
 from solvers.solver import Law, Past, Step, require_path
 from solvers.sums import combine, per_row
@@ -136,6 +137,99 @@ class Run(ABC):
         return np.where(h >= left, self.stops, self.q + self.span.direction * h)
 
 
+class Journey:
+    """The samples of a `Run` on their way: attempts until each has arrived or failed, and what they leave behind.
+
+    The states at the ``nodes`` after the first go to ``passed``, the steps to `Requests.dense`, the outcome of each
+    sample to ``status``, and the error that `Run.finish` left to ``closing_errors``, both ``(B,)`` of the whole batch.
+    """
+
+    def __init__(self, ode: Any, nodes: Sequence[Node], run: Run, passed: NodeStates, status: np.ndarray) -> None:
+        self.ode, self.run, self.passed, self.status = ode, run, passed, status
+        self.places = np.array([float(run.span.q(node)) for node in nodes[1:]])
+        self.closing_errors = np.zeros(len(status))
+        self.dense, self.ledger = requests(ode).dense, getattr(ode, "ledger", None)
+        self.live = self._live()
+
+    def attempts(self, most: int) -> Iterator[Tensor]:
+        """Make at most so many attempts; yield the states at inner nodes that all samples have passed."""
+        run, status = self.run, self.status
+        status[run.ids[run.broken]] = Status.NON_FINITE
+        self._leave(run.broken)
+        for _ in range(most):
+            self._finish()
+            poor = evaluations_left(self.ode, run.ids) < run.calls
+            status[run.ids[poor]] = Status.BUDGET
+            self._leave(poor)
+            if not len(run.ids):
+                return
+            yield from self.passed.by_all(run.ids)
+            self._attempt()
+        if len(run.ids):
+            self._finish()
+        status[run.ids] = Status.BUDGET
+        self._leave(np.ones(len(run.ids), dtype=bool))
+
+    def _attempt(self) -> None:
+        """One attempt of all samples; those that arrive, or whose step is too small, leave."""
+        run = self.run
+        if run.stops_at_nodes:
+            run.stops = self.places[self.passed.following[run.ids]]
+        moved = run.attempt(self.live)
+        if self.ledger is not None:
+            self.ledger.tried(run.ids, moved, ~run.calm)
+        self._report(moved)
+        arrived = moved & (run.q == run.span.q_b)
+        stuck = ~arrived & ~(run.h >= run.span.smallest)
+        self.status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
+        self._leave(stuck | arrived)
+
+    def _finish(self) -> None:
+        """Let samples leave that can be moved to the end without a call."""
+        ended = self.run.finish()
+        if ended.any():
+            self.closing_errors[self.run.ids[ended]] = self.run.closing_errors(np.flatnonzero(ended))
+            self._report(ended)
+            self._leave(ended)
+
+    def _report(self, moved: np.ndarray) -> None:
+        """Hand over the steps of the samples that have ``moved``, and the states at the nodes that they passed."""
+        run, span, places = self.run, self.run.span, self.places
+        if self.dense is not None:
+            for row in np.flatnonzero(moved):
+                self.dense.add(int(run.ids[row]), run.piece(int(row)))
+        while True:
+            following = self.passed.following[run.ids]
+            place = places[np.minimum(following, len(places) - 1)]
+            rows = np.flatnonzero(moved & (following < len(places)) & (span.direction * (run.q - place) >= 0))
+            if not len(rows):
+                return
+            q, device = place[rows], run.z.device
+            z, inside = run.z[index_on(device, rows)], np.flatnonzero((q != run.q[rows]) & (not run.stops_at_nodes))
+            if len(inside):
+                z[index_on(device, inside)] = run.between(rows[inside], q[inside])
+            self.passed.put(run.ids[rows], self._states(q, z))
+
+    def _leave(self, rows: np.ndarray) -> None:
+        """Continue without these rows, whose states hold from here on."""
+        run = self.run
+        if rows.any():
+            gone = np.flatnonzero(rows)
+            states = run.z[index_on(run.z.device, gone)]
+            self.passed.stay(run.ids[gone], self._states(run.q[gone], states))
+            run.keep(np.flatnonzero(~rows))
+            self.live = self._live()
+
+    def _states(self, q: np.ndarray, z: Tensor) -> Tensor:
+        """The states x, in the dtype of the solve, from those on the line at ``q``."""
+        span = self.run.span
+        return combine((span.scale(span.node(q)), z)).to(self.run.dtype)
+
+    def _live(self) -> Any:
+        """The problem of the samples that are still on their way."""
+        return _rows(self.ode, self.run.ids, self.run.z.device)
+
+
 class Tolerance(OwnSteps):
     """A method that follows ``rtol`` and ``atol`` instead of a grid.
 
@@ -204,83 +298,17 @@ class Tolerance(OwnSteps):
 
     def _follow(self, ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Iterator[Tensor]:
         """The states at the nodes after the first; samples that fail keep their last state and get a ``status``."""
-        ledger = getattr(ode, "ledger", None)
-        dense = ledger.dense if ledger else None
-        free = ledger is not None and ledger.extrapolate and len(nodes) > 2
-        span = Span(ode, self.way, nodes[0], nodes[-1], nodes[-2] if free else nodes[-1])
-        places = np.array([float(span.q(node)) for node in nodes[1:]])
-        passed = NodeStates(x, len(places))
-        wide = torch.promote_types(x.dtype, torch.float32)
-        ids = np.flatnonzero(status == Status.SUCCESS)
-        ids = affording(ode, ids, self.begin_calls, status)
-        if not len(ids):
-            yield from passed.rest()
-            return
-        z = combine((1 / float(span.scale(nodes[0])), x[index_on(x.device, ids)].to(wide)))
-        run = self.begin(_rows(ode, ids, x.device), span, z, x.dtype, ids)
-        closing_errors = np.zeros(len(x))
-        live = _rows(ode, ids, x.device)
-
-        def report(moved: np.ndarray) -> None:
-            """Hand over the states at the nodes that the samples have just passed."""
-            if dense is not None:
-                for row in np.flatnonzero(moved):
-                    dense.add(int(run.ids[row]), run.piece(int(row)))
-            while True:
-                following = passed.following[run.ids]
-                place = places[np.minimum(following, len(places) - 1)]
-                rows = np.flatnonzero(moved & (following < len(places)) & (span.direction * (run.q - place) >= 0))
-                if not len(rows):
-                    return
-                q = place[rows]
-                index = index_on(x.device, rows)
-                z, inside = run.z[index], np.flatnonzero((q != run.q[rows]) & (not run.stops_at_nodes))
-                if len(inside):
-                    z[index_on(x.device, inside)] = run.between(rows[inside], q[inside])
-                passed.put(run.ids[rows], combine((span.scale(span.node(q)), z)).to(x.dtype))
-
-        def leave(rows: np.ndarray) -> None:
-            nonlocal live
-            if rows.any():
-                gone = np.flatnonzero(rows)
-                states = run.z[index_on(x.device, gone)]
-                passed.stay(run.ids[gone], combine((span.scale(span.node(run.q[gone])), states)).to(x.dtype))
-                run.keep(np.flatnonzero(~rows))
-                live = _rows(ode, run.ids, x.device)
-
-        def finish() -> None:
-            """Let samples leave that can be moved to the end without a call."""
-            ended = run.finish()
-            if ended.any():
-                closing_errors[run.ids[ended]] = run.closing_errors(np.flatnonzero(ended))
-                report(ended)
-                leave(ended)
-
-        status[run.ids[run.broken]] = Status.NON_FINITE
-        leave(run.broken)
-        for _ in range(self.max_steps):
-            finish()
-            poor = evaluations_left(ode, run.ids) < run.calls
-            status[run.ids[poor]] = Status.BUDGET
-            leave(poor)
-            if not len(run.ids):
-                break
-            yield from passed.by_all(run.ids)
-            if run.stops_at_nodes:
-                run.stops = places[passed.following[run.ids]]
-            moved = run.attempt(live)
-            if ledger is not None:
-                ledger.tried(run.ids, moved, ~run.calm)
-            report(moved)
-            arrived = moved & (run.q == span.q_b)
-            stuck = ~arrived & ~(run.h >= span.smallest)
-            status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
-            leave(stuck | arrived)
-        if len(run.ids):
-            finish()
-        status[run.ids] = Status.BUDGET
-        leave(np.ones(len(run.ids), dtype=bool))
-        self._judge(closing_errors, status)
+        free_end = requests(ode).free_end and len(nodes) > 2
+        span = Span(ode, self.way, nodes[0], nodes[-1], nodes[-2] if free_end else nodes[-1])
+        passed = NodeStates(x, len(nodes) - 1)
+        ids = affording(ode, np.flatnonzero(status == Status.SUCCESS), self.begin_calls, status)
+        if len(ids):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            z = combine((1 / float(span.scale(nodes[0])), x[index_on(x.device, ids)].to(wide)))
+            run = self.begin(_rows(ode, ids, x.device), span, z, x.dtype, ids)
+            journey = Journey(ode, nodes, run, passed, status)
+            yield from journey.attempts(self.max_steps)
+            self._judge(journey.closing_errors, status)
         yield from passed.rest()
 
     def _judge(self, closing_errors: np.ndarray, status: np.ndarray) -> None:

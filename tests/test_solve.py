@@ -32,9 +32,10 @@ from solvers import (
     fusion,
     solve,
 )
-from solvers.counting import Recorded, counted
+from solvers.closing import extrapolate_data
+from solvers.counting import counted
 from solvers.large import LEAST, reusing
-from solvers.solve import extrapolate_data
+from solvers.requests import Recorded
 from solvers.testing import ExactODE, Gaussian, Trigonometric, flow, mild_mixture, starting_points, uneven_times
 
 TIMES = (1.2, 0.9, 0.6, 0.4)

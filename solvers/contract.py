@@ -1,0 +1,48 @@
+"""What the loop holds a method to, step by step."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from solvers.solver import Solver, Step
+
+END = object()
+
+
+def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Tensor) -> Iterator[Step]:
+    """The ``wanted`` steps from ``x``, as ``solver`` makes them.
+
+    Raises:
+        TypeError, ValueError: a step writes to the state that it is given, changes its shape or dtype, or is no
+            `Step`, or there are more or fewer of them.
+    """
+    own = "step" if type(solver).solve is Solver.solve else "solve"
+    if not isinstance(solved, Iterable):
+        raise TypeError(f"{solver}.solve returned a {type(solved).__name__}; let it yield solvers.Step(x)")
+    steps = iter(solved)
+    for made in range(wanted):
+        version = None if x.is_inference() else x._version
+        step = next(steps, END)
+        if step is END:
+            raise ValueError(
+                f"{solver}.solve ended after {made} of {wanted} steps; let it yield one for every interval"
+            )
+        if not isinstance(step, Step):
+            verb = "returned" if own == "step" else "yielded"
+            raise TypeError(f"{solver}.{own} {verb} a {type(step).__name__}; let it {verb[:-2]} solvers.Step(x)")
+        if not isinstance(step.x, Tensor):
+            raise TypeError(f"{solver}.{own}: the state is a {type(step.x).__name__}; let it be a torch.Tensor")
+        if version is not None and x._version != version:
+            raise ValueError(
+                f"{solver}.{own} writes to the state x that it is given, which belongs to the caller; let it compute "
+                "a new tensor, as solvers.combine does"
+            )
+        if step.x.shape != x.shape or step.x.dtype is not x.dtype:
+            raise ValueError(
+                f"{solver}.{own}: a {x.dtype} state came back as {step.x.dtype}, and {tuple(x.shape)} as "
+                f"{tuple(step.x.shape)}; let it keep both"
+            )
+        x = step.x
+        yield step
+    if next(steps, END) is not END:
+        raise ValueError(f"{solver}.solve goes on after {wanted} steps; let it yield one for every interval")
