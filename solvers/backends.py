@@ -16,7 +16,7 @@ from torchdiffeq import odeint
 from solvers.arguments import require_switch
 from solvers.counting import BudgetSpent
 from solvers.exponential import DDIM
-from solvers.lines import Line, singular_step, singular_steps
+from solvers.lines import Line, followed, singular_step, singular_steps
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
 from solvers.own_steps import OwnSteps
@@ -62,8 +62,8 @@ class Field:
     """
 
     def __init__(self, ode: Any, line: Line | None, nodes: Sequence[Node], x: Tensor, method: Method) -> None:
-        self.ode, self.line, self.nodes, self.dtype, self.method = ode, line, nodes, x.dtype, method
-        self.q = np.array([node.t if line is None else line.q(node) for node in nodes], dtype=np.float64)
+        self.ode, self.line, self.nodes, self.dtype, self.method = ode, followed(line), nodes, x.dtype, method
+        self.q = np.array([self.line.q(node) for node in nodes], dtype=np.float64)
         self.start = combine((1 / self.scale(nodes[0]), x.double()))
         # A step to the end arrives there up to the rounding of t + h.
         self.rounding = 4 * (np.spacing(np.abs(self.q).max()) + method.time_eps * np.abs(self.q[[0, -1]]))
@@ -71,14 +71,14 @@ class Field:
     def __call__(self, q: float, z: Tensor) -> Tensor:
         node = self.node(q)
         x = combine((self.scale(node), z)).to(self.dtype)
-        slope = self.ode(node.t, x) if self.line is None else self.line.slope(node, self.ode.predict(node, x))
+        slope = self.line.slope_at(self.ode, node, x)
         if self.method.couples and not torch.isfinite(slope).all():
             raise NonFinite
         return slope.double()
 
     def scale(self, node: Node) -> float:
         """The factor in ``x = scale z``."""
-        return 1.0 if self.line is None else float(self.line.scale(node))
+        return float(self.line.scale(node))
 
     def node(self, q: float) -> Node:
         """The node at ``q``; the ends of the span are the nodes themselves."""
@@ -88,10 +88,10 @@ class Field:
                 return end
         if not min(self.q[0], self.q[-1]) < q < max(self.q[0], self.q[-1]):
             raise Overstep(q)
-        node = self.ode.node(q) if self.line is None else self.line.node(self.ode, q)
+        node = self.line.node(self.ode, q)
         # Inside the span in q but outside it in t: the inverse of q(t) is rounded too.
         if (node.t - first.t) * (node.t - last.t) > 0:
-            return min(first, last, key=lambda end: abs(end.t - node.t))
+            return min(first, last, key=lambda end: abs(float(end.t) - float(node.t)))
         return node
 
 

@@ -15,7 +15,7 @@ from solvers.arguments import as_number, require_whole
 from solvers.controller import row_norm
 from solvers.counting import affording
 from solvers.exponential import DDIM
-from solvers.lines import Data, Line, Noise, Rotation, require_line, singular_step
+from solvers.lines import Data, Line, Noise, Rotation, followed, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
 from solvers.real import Real, native
@@ -144,10 +144,11 @@ class GaussLegendre(Solver):
     def _collocate(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, np.ndarray]:
         """The states at b, and statuses: NaN where the stages did not converge, the state at a without the calls."""
         c, rows, b_weights = GAUSS_LEGENDRE[self.stages]
-        q_a, q_b = (a.t, b.t) if self.line is None else (self.line.q(a), self.line.q(b))
-        nodes = [self._node(ode, q_a + part * (q_b - q_a)) for part in c]
-        start, h = self._scale(a), q_b - q_a
-        slopes = [self._slope(ode, a, x)] * self.stages
+        line = followed(self.line)
+        q_a, q_b = line.q(a), line.q(b)
+        nodes = [line.node(ode, q_a + part * (q_b - q_a)) for part in c]
+        start, h = line.scale(a), q_b - q_a
+        slopes = [line.slope_at(ode, a, x)] * self.stages
         floor = ROUND_OFFS * torch.finfo(x.dtype).eps
         bound = max(self.tolerance, floor) * (1 + row_norm(x))
         stages = self._stages(x, start, h, nodes, rows, slopes)
@@ -160,10 +161,10 @@ class GaussLegendre(Solver):
                 index = index_on(x.device, left)
                 part = ode.rows(index)
                 for i, node in enumerate(nodes):
-                    new = self._slope(part, _rows(node, left), stages[i][index])
+                    new = line.slope_at(part, _rows(node, left), stages[i][index])
                     slopes[i] = slopes[i].index_copy(0, index, new)
             else:
-                slopes = [self._slope(ode, node, stage) for node, stage in zip(nodes, stages, strict=True)]
+                slopes = [line.slope_at(ode, node, stage) for node, stage in zip(nodes, stages, strict=True)]
             moved = self._stages(x, start, h, nodes, rows, slopes)
             change = np.max([row_norm(new - old) for new, old in zip(moved, stages, strict=True)], axis=0)
             stages = moved
@@ -174,15 +175,6 @@ class GaussLegendre(Solver):
         end[index_on(x.device, np.flatnonzero(status == Status.NOT_CONVERGED))] = math.nan
         spent = index_on(x.device, np.flatnonzero(status == Status.BUDGET))
         return end.index_copy(0, spent, x[spent]), status
-
-    def _node(self, ode: Any, q: Real) -> Node:
-        return ode.node(q) if self.line is None else self.line.node(ode, q)
-
-    def _slope(self, ode: Any, node: Node, x: Tensor) -> Tensor:
-        return ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
-
-    def _scale(self, node: Node) -> Real:
-        return 1.0 if self.line is None else self.line.scale(node)
 
     def _stages(
         self,
@@ -199,7 +191,7 @@ class GaussLegendre(Solver):
         self, x: Tensor, start: Real, h: Real, node: Node, weights: Sequence[float], slopes: Sequence[Tensor]
     ) -> Tensor:
         """``scale (x/start + h sum of w k)`` at ``node``."""
-        scale = self._scale(node)
+        scale = followed(self.line).scale(node)
         terms = ((scale * h * w, k) for w, k in zip(weights, slopes, strict=True))
         return combine((native(np.divide(scale, start)), x), *terms)
 

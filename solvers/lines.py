@@ -17,7 +17,7 @@ from torch import Tensor
 from solvers.arguments import as_number
 from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real, anywhere, divide, log, native
-from solvers.sums import Terms, total
+from solvers.sums import Terms, per_row, total
 
 SMALLEST_ALPHA = 1e-3
 """Below this alpha the noise line counts as singular: s = sigma/alpha exceeds 1000 and x/alpha loses its digits.
@@ -44,6 +44,10 @@ class Line(ABC):
     def slope(self, node: Node, prediction: Prediction) -> Tensor:
         """``dz/dq``, in terms of the prediction alone."""
         return total(self.terms(node, prediction))
+
+    def slope_at(self, ode: PathODE, node: Node, x: Tensor) -> Tensor:
+        """``dz/dq`` at the state ``x``: one call."""
+        return self.slope(node, ode.predict(node, x))
 
     def terms(self, node: Node, prediction: Prediction) -> Terms:
         """The slope as a sum, see `Prediction.terms`."""
@@ -142,6 +146,34 @@ class Rotation(Line):
     def singular(self, node: Node) -> bool | np.ndarray:
         """False: both ends are regular."""
         return False
+
+
+class AsWritten:
+    """The ODE as it is, ``z = x, q = t, slope = dx/dt``, on which ``line=None`` solves; it needs no path."""
+
+    def scale(self, node: Node) -> Real:
+        """1."""
+        return 1.0
+
+    def q(self, node: Node) -> Real:
+        """``t``."""
+        return node.t
+
+    def node(self, ode: ODE, q: Real) -> Node:
+        """The node at time ``q``."""
+        return ode.node(q)
+
+    def slope_at(self, ode: ODE, node: Node, x: Tensor) -> Tensor:
+        """``dx/dt`` at the state ``x``: one call."""
+        return ode(node.t if isinstance(node.t, float) or isinstance(ode, PathODE) else per_row(node.t, x), x)
+
+
+AS_WRITTEN = AsWritten()
+
+
+def followed(line: Line | None) -> Line | AsWritten:
+    """What a method with this setting follows."""
+    return AS_WRITTEN if line is None else line
 
 
 def require_line(solver: object, line: object) -> None:

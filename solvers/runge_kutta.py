@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from scipy import integrate
 
-from solvers.lines import Data, Noise, Rotation
+from solvers.lines import Data, Noise, Rotation, followed
 from solvers.ode import ODE, Node
 from solvers.solver import Solver
 from solvers.staged import Stage, Staged
@@ -85,19 +85,15 @@ class RungeKutta(Staged):
 
     def stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...]:
         """The tableau's stages, at ``q_a + c_i h``."""
-        line, tableau = self.line, self.tableau
-        q_a, q_b = (a.t, b.t) if line is None else (line.q(a), line.q(b))
-        stages = []
+        line, tableau = followed(self.line), self.tableau
+        q_a, q_b = line.q(a), line.q(b)
+        # The ends are the nodes themselves: a round trip through q would move them by round-off.
+        ends, stages = {0.0: a, 1.0: b}, []
         for c, row in zip((*tableau.c, 1.0), (*tableau.a, tableau.b), strict=True):
-            # The ends are the nodes themselves: a round trip through q would move them by round-off.
-            if c in (0.0, 1.0):
-                node = b if c else a
-            else:
-                q = q_a + c * (q_b - q_a)
-                node = ode.node(q) if line is None else line.node(ode, q)  # type: ignore[arg-type]
-            scale, ratio = (1.0, 1.0) if line is None else (line.scale(node), line.scale(node) / line.scale(a))
+            node = ends[c] if c in ends else line.node(ode, q_a + c * (q_b - q_a))  # type: ignore[arg-type]
+            scale = line.scale(node)
             h = scale * (q_b - q_a)
-            stages.append(Stage(node, ratio, tuple((i, h * w) for i, w in enumerate(row) if w)))
+            stages.append(Stage(node, scale / line.scale(a), tuple((i, h * w) for i, w in enumerate(row) if w)))
         return tuple(stages)
 
 

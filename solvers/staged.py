@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.exponential import DDIM
-from solvers.lines import Line, require_line, singular_step
+from solvers.lines import Line, followed, require_line, singular_step
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.plan_cache import kept_plan
@@ -97,18 +97,15 @@ class Staged(Solver):
         following = state._replace(next=state.next + 1) if state is not None else None
         if stages is None:
             return Step(self._step_at_singular(ode, a, b, x), state=following)
-        slopes: list[Tensor] = []
+        line, slopes = followed(self.line), list[Tensor]()
         reached = x
         for stage, after in zip(stages, stages[1:], strict=False):
-            slopes.append(self._slope(ode, stage.node, reached))
+            slopes.append(line.slope_at(ode, stage.node, reached))
             reached = combine((after.state, x), *((h, slopes[i]) for i, h in after.slopes))
         return Step(reached, state=following)
 
     def _stages(self, ode: ODE, a: Node, b: Node) -> tuple[Stage, ...] | None:
         return None if anywhere(self.singular(ode, a, b)) else self.stages(ode, a, b)
-
-    def _slope(self, ode: Any, node: Node, x: Tensor) -> Tensor:
-        return ode(node.t, x) if self.line is None else self.line.slope(node, ode.predict(node, x))
 
     def _step_at_singular(self, ode: PathODE, a: Node, b: Node, x: Tensor) -> Tensor:
         """A DDIM step for the samples at a singular node, the method itself for the others."""

@@ -13,10 +13,10 @@ from torch import Tensor
 from solvers.arguments import require_whole
 from solvers.counting import affording, evaluations_left
 from solvers.exponential import DDIM
-from solvers.lines import Line, singular_step
+from solvers.lines import Line, followed, singular_step
 from solvers.node_states import NodeStates
 from solvers.noise import NoiseStream
-from solvers.ode import ODE, Node, PathODE
+from solvers.ode import ODE, Node
 from solvers.own_steps import OwnSteps
 from solvers.real import Real
 from solvers.requests import requests
@@ -39,7 +39,7 @@ class Span:
     """
 
     def __init__(self, ode: Any, line: Line | None, a: Node, b: Node, known: Node) -> None:
-        self.ode, self.line, self.ends = ode, line, (a, b, known)
+        self.ode, self.line, self.ends = ode, followed(line), (a, b, known)
         self.q_a, self.q_b, self.q_known = (float(self.q(node)) for node in self.ends)
         self.exact = {self.q_a: a, self.q_b: b, self.q_known: known}
         self.length = abs(self.q_b - self.q_a)
@@ -48,11 +48,11 @@ class Span:
 
     def q(self, node: Node) -> Real:
         """The variable of integration."""
-        return node.t if self.line is None else self.line.q(node)
+        return self.line.q(node)
 
     def node(self, q: np.ndarray) -> Node:
         """The nodes at ``q``; at the ends, the end nodes themselves, without a round trip through q."""
-        found = self.ode.node(q) if self.line is None else self.line.node(self.ode, q)
+        found = self.line.node(self.ode, q)
         first, last = sorted((self.ends[0].t, self.ends[1].t))
         found = found._replace(t=np.minimum(np.maximum(found.t, first), last))
         for q_end, end in self.exact.items():
@@ -63,14 +63,12 @@ class Span:
 
     def scale(self, node: Node) -> Real:
         """The factor in ``x = scale z``."""
-        return 1.0 if self.line is None else self.line.scale(node)
+        return self.line.scale(node)
 
     def slope(self, ode: Any, node: Node, z: Tensor, dtype: torch.dtype) -> Tensor:
         """``dz/dq`` of the samples of ``ode`` at ``(node, z)``; the field receives a state of ``dtype``."""
-        x = z.to(dtype) if self.line is None else combine((self.line.scale(node), z)).to(dtype)
-        if self.line is not None:
-            return self.line.slope(node, ode.predict(node, x)).to(z.dtype)
-        return ode(node.t if isinstance(ode, PathODE) else per_row(node.t, x), x).to(z.dtype)
+        x = combine((self.line.scale(node), z)).to(dtype)
+        return self.line.slope_at(ode, node, x).to(z.dtype)
 
 
 def error_scale(span: Span, tolerances: tuple[float, float], node: Node, z: Tensor) -> Tensor:
