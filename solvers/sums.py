@@ -17,6 +17,8 @@ Term = tuple[Real, Tensor]
 Terms = Sequence[Term]
 LARGE_SAMPLE = 2**14
 """The sample size beyond which a matrix product takes as long as summing its terms one by one."""
+LARGEST = float(np.finfo(np.float32).max)
+"""NumPy warns of larger numbers where it converts them to float32."""
 
 
 def combine(*terms: Term) -> Tensor:
@@ -31,10 +33,10 @@ def combine(*terms: Term) -> Tensor:
     if term is not None:
         factor, found = term
         if len(terms) == 1:
-            return torch.mul(found, factor, out=spare([found]))
-        return found if factor == 1 else found.mul_(factor)
+            return torch.mul(found, multiplier(factor, found), out=spare([found]))
+        return found if factor == 1 else found.mul_(multiplier(factor, found))
     (first, x), *rest = terms
-    found = x * (first if isinstance(first, float) else per_row(first, x))
+    found = x * (multiplier(first, x) if isinstance(first, float) else per_row(first, x))
     for coefficient, x in rest:
         if isinstance(coefficient, float):
             found.add_(x, alpha=coefficient)
@@ -141,6 +143,13 @@ def weighted_sums(weights: np.ndarray, tensors: Tensor) -> Tensor:
     for j, column in zip(read, columns.unbind(2), strict=True):
         found.addcmul_(tensors[:, j, None], column)
     return found
+
+
+def multiplier(factor: float, x: Tensor) -> float | Tensor:
+    """``factor`` as it multiplies ``x``, with the same bits: torch converts a number for as long as two sums take."""
+    if type(x) is not Tensor or not x.is_cpu or not -LARGEST <= factor <= LARGEST:
+        return factor
+    return torch.from_numpy(np.array(factor, dtype=np.float64 if x.dtype is torch.float64 else np.float32))
 
 
 def per_row(values: Real, like: Tensor) -> Tensor:

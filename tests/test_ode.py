@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -69,6 +70,15 @@ def test_combine_leaves_its_arguments_alone():
 def test_combine_never_returns_its_argument():
     x = random(2, 3)
     assert combine((1.0, x)).data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factor", [0.3, -1 / 3, 1e-50, -7e3, 1e300, math.inf, math.nan])
+def test_a_sum_is_multiplied_as_by_a_number(factor, dtype):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(combine((factor, x)), x * factor, rtol=0, atol=0, equal_nan=True)
 
 
 def test_gradients_pass_through_combine():
