@@ -138,11 +138,14 @@ def negative_prompt(
 
 
 class _Adam:
-    """Adam (Kingma & Ba 2015) with moments and step counts for each sample."""
+    """Adam (Kingma & Ba 2015) with moments and step counts for each sample, in float32 at least.
+
+    In float16 `EPSILON` is 0, and so are the squares of most gradients.
+    """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
-        self.first = {name: torch.zeros_like(value) for name, value in values.items()}
-        self.second = {name: torch.zeros_like(value) for name, value in values.items()}
+        self.first = {name: torch.zeros_like(value, dtype=_precision(value)) for name, value in values.items()}
+        self.second = {name: torch.zeros_like(moment) for name, moment in self.first.items()}
         self.count = torch.zeros(len(next(iter(values.values()))), dtype=torch.float64, device="cpu")
 
     def step(
@@ -153,14 +156,18 @@ class _Adam:
         corrections = [(1 - beta ** self.count[rows]).numpy() for beta in BETAS]
         moved = {}
         for name, value in values.items():
-            gradient, at = gradients[name], rows.to(value.device)
+            gradient, at = gradients[name].to(_precision(value)), rows.to(value.device)
             of_first, of_second = (per_row(correction, gradient) for correction in corrections)
             self.first[name][at] = BETAS[0] * self.first[name][at] + (1 - BETAS[0]) * gradient
             self.second[name][at] = BETAS[1] * self.second[name][at] + (1 - BETAS[1]) * gradient.square()
             size = (self.second[name][at] / of_second).sqrt() + EPSILON
             moved[name] = value.clone()
-            moved[name][at] = value[at] - rate * self.first[name][at] / of_first / size
+            moved[name][at] = (value[at] - rate * self.first[name][at] / of_first / size).to(value.dtype)
         return moved
+
+
+def _precision(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _prepare(

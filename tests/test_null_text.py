@@ -82,6 +82,18 @@ def test_adam_is_torchs():
     torch.testing.assert_close(odediff.decode(model, code), state, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("optimise", [odediff.null_text, odediff.shared_null])
+def test_a_null_of_half_precision_is_optimised_like_any_other(optimise):
+    def error(dtype):
+        model = replace(embedded(), null={"prompt": torch.zeros(1, 3, dtype=dtype)})
+        code = optimise(model, images(), iterations=20, **STEPS)
+        assert code.nulls["prompt"].dtype is dtype
+        return float((odediff.decode(model, code) - images()).square().mean())
+
+    # In float16 the squares of gradients below 5e-3 would vanish, and with them the size of a step.
+    assert error(torch.float16) == pytest.approx(error(torch.float64), rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("guidance", "tolerance"), [(5.0, 1e-3), (torch.tensor([1.5, 3.0, 5.0, 7.0]), 0.38)], ids=["one", "each"]
 )
