@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import CellType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,14 +22,15 @@ def fingerprint(network: Any) -> str:
 
     Weights are tensors and arrays, not single numbers: a function that counts its calls keeps its fingerprint.
 
-    Neither `torch.compile`, a wrapper that spreads a batch over devices, nor a function around it changes the result.
+    Neither `torch.compile`, a wrapper that spreads a batch over devices, nor a function around it changes the result;
+    nor do the first two around parts of a network.
     """
     held = list(_held(network))
     if not held:
         named = network if hasattr(network, "__qualname__") else type(network)
         return f"{named.__module__}.{named.__qualname__}"
     if len(held) == 1 and isinstance(held[0], nn.Module):
-        return _module_hash(unwrapped(held[0]))
+        return _module_hash(held[0])
     weights = list(held_weights(network))
     return tensors_hash(weights[0] if len(weights) == 1 else dict(enumerate(weights)))
 
@@ -42,7 +43,8 @@ ROW = 1021
 
 def _module_hash(module: nn.Module) -> str:
     """`tensors_hash` of a module's state, computed again only if its sums show that the state has changed."""
-    state = module.state_dict()
+    module = unwrapped(module)
+    state = _state(module)
     sums = _sums(state)
     if sums is None:
         return tensors_hash(state)
@@ -92,10 +94,26 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
+def _state(module: nn.Module) -> dict[str, Any]:
+    """The state of a module, named as if no part of it were wrapped."""
+    inside = {
+        f"{name}.module" if isinstance(part, PARALLEL) else f"{name}._orig_mod"
+        for name, part in module.named_modules(remove_duplicate=False)
+        if unwrapped(part) is not part
+    }
+    return {_outside(name, inside): value for name, value in module.state_dict().items()}
+
+
+def _outside(name: str, inside: Collection[str]) -> str:
+    """A dotted name without the last part of those of its beginnings that are ``inside`` a wrapper."""
+    parts = name.split(".")
+    return ".".join(part for i, part in enumerate(parts, 1) if ".".join(parts[:i]) not in inside)
+
+
 def held_weights(network: Any) -> Iterator[Mapping[Any, Any]]:
     """The weights of modules, and the tensors and arrays, that a callable holds, in the order of its code."""
     for held in _held(network):
-        yield unwrapped(held).state_dict() if isinstance(held, nn.Module) else {"": held}
+        yield _state(unwrapped(held)) if isinstance(held, nn.Module) else {"": held}
 
 
 def held_modules(network: Any) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import odediff
+from odediff.custom import Selected
 from odediff.fingerprint import fingerprint, tensors_hash
 
 
@@ -88,6 +89,15 @@ WRAPPERS = {
 def test_a_wrapped_network_is_the_one_inside(wrap):
     assert fingerprint(wrap(ONE)) == fingerprint(ONE)
     assert fingerprint(wrap(OTHER)) == fingerprint(OTHER) != fingerprint(ONE)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
+def test_a_network_with_a_wrapped_part_is_the_one_without(wrap):
+    parts = ONE, wrap(nn.DataParallel(ONE)), OTHER, wrap(OTHER)
+    selected = [Selected(nn.Sequential(part, Net(0.3)), "sample") for part in parts]
+    one, wrapped_one, other, wrapped_other = map(fingerprint, selected)
+    assert wrapped_one == one != other == wrapped_other
+    assert fingerprint(Selected(wrap(ONE), "sample")) == fingerprint(Selected(ONE, "sample"))
 
 
 def test_several_networks_in_a_function_all_count():
