@@ -82,7 +82,7 @@ class RectifiedFlow(Schedule):
 
     tau = shift t / (1 + (shift - 1) t) is the time shift for high resolutions (Esser et al. 2024, "Stable Diffusion 3",
     eq. 23). The shift only re-times the path: the network is told its noise level, `time_scale` tau, as Stable
-    Diffusion 3 and Flux are (with time_scale = 1000).
+    Diffusion 3 (time_scale = 1000) and Flux (1, which it multiplies by 1000 itself) are.
 
     Args:
         shift: a value above 1 puts more of a uniform grid at high noise.
