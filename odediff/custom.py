@@ -209,6 +209,11 @@ class Selected(nn.Module):
 
     def __init__(self, network: nn.Module, output: str | int | None = None, learned_variance: bool = False) -> None:
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"network={network!r} must be a torch.nn.Module, whose precision, device and weights count; let a "
+                "function select the part itself: lambda x, t, **condition: network(x, t, **condition).sample"
+            )
         self.network, self.output, self.learned_variance = network, output, learned_variance
 
     def forward(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:

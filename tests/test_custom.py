@@ -168,6 +168,13 @@ def test_learned_variances_are_dropped():
     assert torch.equal(predicted(model), both[:, :3])
 
 
+@pytest.mark.parametrize("network", [lambda x, t: {"sample": x}, torch.nn.Linear(2, 2).forward, torch.nn.Linear])
+def test_a_part_is_selected_from_a_module_alone(network):
+    # The weights that a function holds would neither set the precision nor be told apart when a code is decoded.
+    with pytest.raises(TypeError, match=r"network=.* must be a torch.nn.Module.*let a function select the part"):
+        custom.Selected(network, "sample")
+
+
 def test_a_network_of_diffusers_is_one_declaration_away():
     diffusers = pytest.importorskip("diffusers")
     unet = diffusers.UNet2DModel(
