@@ -13,6 +13,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 import odediff
+import solvers
 from odediff import custom
 
 TABLE = odediff.VPTable.linear()
@@ -335,3 +336,30 @@ def test_the_readmes_network_of_diffusers_is_sampled():
     lines = re.search(r"^    unet, scheduler = .*?(?=\n\n)", readme, flags=re.MULTILINE | re.DOTALL)
     exec(compile(textwrap.dedent(lines[0]), "README.md", "exec"), scope)
     assert scope["latents"].shape == (2, 4, 64, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_readmes_transformer_follows_the_scheduler_of_diffusers(dtype):
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=12,
+    ).to(dtype).eval()  # fmt: skip
+    scope = {"pipe": SimpleNamespace(transformer=transformer)}
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.search(r"^    def network\(x, t.*?(?=\n\n)", readme, flags=re.MULTILINE | re.DOTALL)
+    exec(compile(textwrap.dedent(lines[0]), "README.md", "exec"), scope)
+    condition = {"encoder_hidden_states": torch.randn(2, 5, 16), "pooled_projections": torch.randn(2, 12)}
+    condition = {name: value.to(dtype) for name, value in condition.items()}
+    path = odediff.RectifiedFlow(shift=3, time_scale=1000)
+    model = odediff.Model(scope["network"], path, prediction="flow", conditions=condition)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(6)
+    x = noise = torch.randn(2, 4, 8, 8)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            output = transformer(hidden_states=x.to(dtype), timestep=t.expand(2), **condition).sample
+        x = scheduler.step(output.float(), t, x).prev_sample
+    levels = scheduler.sigmas.double().numpy()
+    times = [1.0, *path.time(np.log(1 / levels[1:-1] - 1)), 0.0]
+    found = odediff.sample(model, noise=noise, grid=torch.tensor(times, dtype=torch.float64), solver=solvers.DDIM())
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-5 if dtype is torch.float32 else 0.02)
