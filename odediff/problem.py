@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 
 from torch import Tensor
@@ -48,7 +49,10 @@ class ProbabilityFlow(PathODE):
         self.model.require_batch(batch)
 
     def rows(self, index: Tensor) -> ProbabilityFlow:
-        return ProbabilityFlow(self.model.rows(index))
+        """The same flow for the samples ``index`` alone; a subclass with data for each sample overrides this."""
+        part = copy(self)  # of a subclass too, with its own predictions
+        part.model = self.model.rows(index)
+        return part
 
 
 def probability_flow(model: Model) -> ProbabilityFlow:

@@ -206,6 +206,24 @@ def test_rows_select_conditions_and_guidance_and_keep_what_stands_for_all(index)
     assert torch.equal(model.rows(index).predict(node, x[index]).eps, model.predict(node, x).eps[index])
 
 
+class Unguided(odediff.ProbabilityFlow):
+    """A flow whose predictions are not those of its model."""
+
+    def predict(self, node, x):
+        return self.model.condition(guidance=1.0).predict(node, x)
+
+
+@pytest.mark.parametrize(
+    "solver", [solvers.AdaptiveAdams(), solvers.Adaptive(solvers.Tsit5(), line=solvers.Rotation()), solvers.Scipy()]
+)
+def test_a_flow_with_predictions_of_its_own_has_them_for_a_part_of_the_samples_too(solver):
+    model = labelled(Recorded()).condition(label=torch.arange(3), guidance=5.0)
+    x, times = states(3, torch.float64), [1.0, 0.3]
+    plain = odediff.probability_flow(model.condition(guidance=1.0))
+    assert torch.equal(solvers.solve(Unguided(model), solver, x, times).x, solvers.solve(plain, solver, x, times).x)
+    assert type(Unguided(model).rows([1])) is Unguided
+
+
 @pytest.mark.parametrize("kind", [lambda w: {"w": w}, lambda w: [w], lambda w: ("text", {"deep": (w, 2)})])
 def test_tensors_in_dicts_and_lists_have_a_row_for_each_sample_too(kind):
     def network(x, time, added):
