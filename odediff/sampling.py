@@ -104,19 +104,27 @@ def sample(
         closing = fixed_closing(solver, closing)
         times = make_times(ode, solver, grid, steps, nfe, closing)
     noise, stream = _start(model, float(times[0]), shape, noise, dtype, device, stream)
-    with torch.no_grad():
-        solution = solve(
-            ode,
-            solver,
-            noise,
-            times,
-            closing=closing,
-            stream=stream,
-            callback=callback,
-            progress=progress,
-            trajectory=trajectory,
-            throw=throw,
-        )
+    try:
+        with torch.no_grad():
+            solution = solve(
+                ode,
+                solver,
+                noise,
+                times,
+                closing=closing,
+                stream=stream,
+                callback=callback,
+                progress=progress,
+                trajectory=trajectory,
+                throw=throw,
+            )
+    except NotImplementedError as error:
+        if not noise.is_meta:
+            raise
+        raise ValueError(
+            "device: the network's parameters are on meta, as if they were loaded for each call; give the device on "
+            'which it computes, such as device="cuda"'
+        ) from error
     if nfe is not None and solution.stats.nfe > nfe:
         raise ValueError(
             f"nfe={nfe}: {solver} made {solution.stats.nfe} calls, more than its calls() promises; let calls(n_steps) "

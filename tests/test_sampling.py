@@ -606,6 +606,24 @@ def test_the_default_warns_of_data_that_it_was_not_made_for(deviation):
         odediff.sample(exact_model(Gaussian(0.0, 5.0), path, "flow"), (4, 2), nfe=10)
 
 
+class Offloaded(torch.nn.Module):
+    """A network whose weights are elsewhere between its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3, device="meta")
+
+    def forward(self, x, time):
+        return torch.tanh(x)
+
+
+def test_where_the_state_is_drawn_must_be_said_if_the_weights_are_loaded_for_each_call():
+    model = odediff.Model(Offloaded(), odediff.VPTable.linear())
+    with pytest.raises(ValueError, match=r"parameters are on meta.*give the device on which it computes"):
+        odediff.sample(model, (2, 3), steps=5)
+    assert odediff.sample(model, (2, 3), steps=5, solver=DDIM(), device="cpu").shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     "how", [{}, {"solver": solvers.UniPC()}, {"rtol": 1e-2}, {"solver": solvers.RK4(line=solvers.Rotation())}], ids=str
 )
