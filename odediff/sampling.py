@@ -67,6 +67,8 @@ def sample(
         seed: fixes every sample, whatever the batch size, its order, or how work is sharded; to the last bit in float32
             and float64, if the network's rows do not depend on each other, or with `Model.chunk`. (In half precision,
             the rounding of sums depends on a row's place in memory.)
+            A stochastic solve from the ``noise`` at which another ended needs another seed: each solve draws its noises
+            from the first one on, and repeating them changes the samples' law.
         samples: the ids of the batch's samples for the seed; default: 0..B-1. Shards pass their own range.
         dtype: the dtype of the drawn state; default: float32. float64 with a float32 network is supported.
         device: the device of the drawn state; default: that of the network's parameters.
