@@ -93,7 +93,12 @@ def _clock(model: Model, t: Real) -> Real:
     path = _own_path(model)
     if model.network_time is None and model.continuous and isinstance(path, VPTable):
         return t * path.T - 1  # down to -1 at the data; the table itself ends at 0
-    return (model.network_time or path.network_time)(t)
+    if model.network_time is None:
+        return path.network_time(t)
+    told = model.network_time(t)
+    if np.asarray(told).dtype.kind not in "iuf":
+        raise TypeError(f"network_time={model.network_time!r} returned {told!r} for t={t!r}; let it return numbers")
+    return told
 
 
 def _require_defined(model: Model, seen: Node) -> None:

@@ -556,6 +556,13 @@ def test_a_convention_of_the_users_own_reaches_every_sample(to_network):
     assert torch.equal(network.calls[0][1], torch.full((3,), 500.0))
 
 
+@pytest.mark.parametrize("told", [None, "999", [None]])
+def test_a_convention_that_returns_no_number_is_named(told):
+    model = odediff.Model(Recorded(), TABLE, network_time=lambda t: told)
+    with pytest.raises(TypeError, match=r"network_time=.* returned .* for t=0.5; let it return numbers"):
+        model.predict(TABLE.node(0.5), states(2))
+
+
 def test_samples_may_stand_at_times_of_their_own():
     network, times, x = Recorded(), np.array([0.2, 0.5, 0.9]), states(3, torch.float64)
     model = odediff.Model(network, TABLE)
