@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from odediff import grid as grids
-from odediff.defaults import STEPS, AutoClosing, Grid, default_grid, default_solver, fixed_closing, warn_of_scale
+from odediff.defaults import (
+    LEAST_DATA,
+    STEPS,
+    AutoClosing,
+    Grid,
+    default_grid,
+    default_solver,
+    fixed_closing,
+    warn_of_scale,
+)
 from odediff.device import available, is_at
 from odediff.model import Model
 from odediff.problem import ProbabilityFlow, require_model
@@ -132,7 +141,8 @@ def sample(
             f"nfe={nfe}: {solver} made {solution.stats.nfe} calls, more than its calls() promises; let calls(n_steps) "
             "return what n_steps steps cost"
         )
-    if by_default and isinstance(solver, GPMultistep):
+    # A state above the data has the scale of its noise too.
+    if by_default and isinstance(solver, GPMultistep) and solution.nodes[-1].s < LEAST_DATA:
         warn_of_scale("samples", solution.x)
     return solution if return_solution else solution.x
 

@@ -606,6 +606,17 @@ def test_the_default_warns_of_data_that_it_was_not_made_for(deviation):
         odediff.sample(exact_model(Gaussian(0.0, 5.0), path, "flow"), (4, 2), nfe=10)
 
 
+def test_the_default_does_not_warn_of_states_above_the_data():
+    path = odediff.VE()
+    model = exact_model(Gaussian(0.0, 0.5), path)
+    times = odediff.grid.karras(path, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        half = odediff.sample(model, (8, 3), grid=times[:3])
+        odediff.sample(model, noise=half, grid=times[2:])
+    assert half.std() > 30
+
+
 class Offloaded(torch.nn.Module):
     """A network whose weights are elsewhere between its calls."""
 
