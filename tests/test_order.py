@@ -10,6 +10,7 @@ import torch
 
 import solvers
 from solvers import DDIM, Euler, Heun, Node, NoiseStream, Solver, Step, combine
+from solvers.exponential import direction, posterior_std
 from solvers.runge_kutta import Tableau
 from solvers.testing import (
     CHECKPOINTS,
@@ -237,6 +238,24 @@ def test_a_wrong_order_from_the_own_start_is_found():
 def test_a_wrong_weak_order_is_found():
     with pytest.raises(AssertionError, match="measured weak order"):
         check_law(NotWeak())
+
+
+@dataclass(frozen=True)
+class TwoDraws(DDIM):
+    """DDPM with the sum of two draws as its noise: more draws than calls."""
+
+    eta: float = 1.0
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        mean = ode.predict(a, x).mix(b.alpha, direction(a, b, self.eta))
+        first, stream = state.draw(x)
+        second, stream = stream.draw(x)
+        std = posterior_std(a, b) / math.sqrt(2)
+        return Step(combine((1.0, mean), (std, first), (std, second)), state=stream)
+
+
+def test_a_method_may_draw_more_often_than_it_calls():
+    check(TwoDraws())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -139,10 +139,16 @@ def check_bounded(solver: Solver) -> None:
 
 @dataclass(frozen=True)
 class Impulses(NoiseStream):
-    """A stream whose draw number k is 1 in row k + 1 and 0 elsewhere: it shows a linear solve's response."""
+    """A stream whose draw number k is 1 in row k + 1 and 0 elsewhere: it shows a linear solve's response.
+
+    ``drawn`` receives the numbers of the draws.
+    """
+
+    drawn: list[int] = field(default_factory=list, compare=False)
 
     def draw(self, like: Tensor) -> tuple[Tensor, NoiseStream]:
         """The k-th unit impulse."""
+        self.drawn.append(self.counter)
         noise = torch.zeros_like(like)
         if self.counter + 1 < len(like):
             noise[self.counter + 1] = 1
@@ -153,11 +159,14 @@ def marginal_variance(solver: Solver, times: Tensor, ode: ExactODE, variance: fl
     """The variance that ``solver`` gives on a centred Gaussian problem, without sampling error.
 
     There a solve is linear: x_end = c x_start + sum c_k z_k. Row 0 starts at 1 without noise, row k + 1 starts at 0 and
-    receives draw k only, so one solve gives every coefficient.
+    receives draw k only, so one solve gives every coefficient; if it makes more than ``draws``, a second one does.
     """
     x = torch.zeros(draws + 1, 1, dtype=torch.float64)
     x[0] = 1
-    response = solve(ode, solver, x, times, stream=Impulses(0)).x.square().ravel()
+    stream = Impulses(0)
+    response = solve(ode, solver, x, times, stream=stream).x.square().ravel()
+    if (made := max(stream.drawn, default=-1) + 1) > draws:
+        return marginal_variance(solver, times, ode, variance, made)
     return float(variance * response[0] + response[1:].sum())
 
 
