@@ -25,6 +25,7 @@ from solvers.testing import (
     check_dtype,
     check_independence,
     check_law,
+    check_noise,
     check_runs_apart,
     departures,
     measured_order,
@@ -256,6 +257,35 @@ class TwoDraws(DDIM):
 
 def test_a_method_may_draw_more_often_than_it_calls():
     check(TwoDraws())
+
+
+@dataclass(frozen=True)
+class Secretive(DDIM):
+    """It draws noise and declares none."""
+
+    eta: float = 1.0
+    law: ClassVar[str] = "weak"
+    deterministic: ClassVar[bool] = True
+
+    def start(
+        self, ode: Any, nodes: Any, x: torch.Tensor, *, stream: Any = None, past: Any = (), state: Any = None
+    ) -> Any:
+        return stream if state is None else state
+
+
+@dataclass(frozen=True)
+class Lawless(DDIM):
+    """It draws noise, and keeps the law of solvers that draw none."""
+
+    eta: float = 1.0
+    law: ClassVar[str] = "order"
+
+
+@dataclass(frozen=True)
+class Outlaw(DDIM):
+    """A law that there is not."""
+
+    law: ClassVar[str] = "strong"
 
 
 @dataclass(frozen=True)
@@ -541,6 +571,9 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
 @pytest.mark.parametrize(
     "part, solver, message",
     [
+        (check_noise, Secretive(), "its end depends on the noise stream; declare that deterministic is False"),
+        (check_noise, Lawless(), "law='order' is measured without noise, but deterministic is False; declare .*weak"),
+        (check_law, Outlaw(), "law='strong' is unknown; declare one of order, weak, tolerance, bounded"),
         (check_calls, Careless(), "6 steps made 12 calls, declared 6"),
         (check_calls, Promising(), "6 steps made 6 calls, declared 30; nfe= would take fewer"),
         (check_alternating_steps, Equal(), "order 1.0.* distances alternate, declared 2; let the weights follow"),

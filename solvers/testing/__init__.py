@@ -10,6 +10,7 @@ from solvers.testing.checks import (
     check_carry_on,
     check_dtype,
     check_independence,
+    check_noise,
     check_one_step,
     check_runs_apart,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "check_dtype",
     "check_independence",
     "check_law",
+    "check_noise",
     "check_one_step",
     "check_order",
     "check_runs_apart",

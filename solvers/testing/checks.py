@@ -23,6 +23,25 @@ ERROR_AT_THE_ENDS = 0.5
 """The largest error allowed over the whole path: two and a half times that of DDIM after 12 steps."""
 
 
+def check_noise(solver: Solver, steps: int = 6) -> None:
+    """A deterministic solve does not depend on the noise stream; the law of a stochastic one is a weak order."""
+    if not solver.deterministic:
+        if solver.law != "weak":
+            raise AssertionError(
+                f"{solver}: law={solver.law!r} is measured without noise, but deterministic is False; declare the law "
+                '"weak", the order in which moments converge'
+            )
+        return
+
+    def end(seed: int) -> Tensor:
+        times = uneven_times(*SPAN, steps)
+        return solve(mild_mixture(), solver, starting_points(), times, stream=NoiseStream(seed)).x
+
+    once = end(0)
+    if torch.equal(end(0), once) and not torch.equal(end(1), once):
+        raise AssertionError(f"{solver}: its end depends on the noise stream; declare that deterministic is False")
+
+
 def check_calls(solver: Solver, steps: int = 6) -> None:
     """The calls made equal `calls`; a method that follows a tolerance has no such number, and must raise."""
     if solver.law == "tolerance":
@@ -206,6 +225,7 @@ def check_one_step(solver: Solver, steps: int = 6) -> None:
 
 
 CHECKS = (
+    check_noise,
     check_law,
     check_alternating_steps,
     check_calls,
@@ -222,9 +242,9 @@ CHECKS = (
 def check(solver: Solver) -> None:
     """Measure what ``solver`` declares; raise `AssertionError` at the first declaration that does not hold.
 
-    It measures the order in both directions and between nodes at alternating distances (or the weak order, or how the
-    error follows the tolerance), calls, two runs at a time, unmodified predictions, batch independence to the bit,
-    dtype, both ends of the path, carrying on from a state, and single steps.
+    It measures whether noise is used, the order in both directions and between nodes at alternating distances (or the
+    weak order, or how the error follows the tolerance), calls, two runs at a time, unmodified predictions, batch
+    independence to the bit, dtype, both ends of the path, carrying on from a state, and single steps.
 
     Raises:
         TypeError, ValueError: the solver breaks the contract in a way that the loop refuses.

@@ -214,4 +214,6 @@ def check_tolerance(solver: Solver) -> None:
 def check_law(solver: Solver) -> None:
     """The law that the solver declares."""
     measure = {"order": check_order, "weak": check_weak_order, "tolerance": check_tolerance, "bounded": check_bounded}
+    if solver.law not in measure:
+        raise AssertionError(f"{solver}: law={solver.law!r} is unknown; declare one of {', '.join(measure)}")
     measure[solver.law](solver)
