@@ -204,6 +204,14 @@ class TooModestStart(Heun):
 
 
 @dataclass(frozen=True)
+class Unread(solvers.DPMpp):
+    """A multistep method that does not declare its history."""
+
+    one_step: ClassVar[bool] = True
+    reads_past: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
 class NotWeak(DDIM):
     """The noise is too loud for its direction: the variance converges to another one."""
 
@@ -234,6 +242,11 @@ def test_a_wrong_order_with_exact_history_is_found():
 def test_a_wrong_order_from_the_own_start_is_found():
     with pytest.raises(AssertionError, match=r"measured order .* declared 1 from its own start, 2 with exact history"):
         check_law(TooModestStart())
+
+
+def test_an_order_with_a_history_that_is_not_declared_is_found():
+    with pytest.raises(AssertionError, match="3 with exact history, but it reads no exact history; declare .*one_step"):
+        check(Unread())
 
 
 def test_a_wrong_weak_order_is_found():

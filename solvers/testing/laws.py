@@ -95,6 +95,11 @@ def check_order(solver: Solver) -> None:
         raise AssertionError(f"{_measured(solver, slopes[slowest], slowest)}, declared {_from_own_start(own, order)}")
     if own == order:
         return
+    if not solver.reads_past:
+        raise AssertionError(
+            f"{solver}: declared {_from_own_start(own, order)}, but it reads no exact history; declare that one_step "
+            "is False, or the same own_start_order"
+        )
     for span in (SPAN, SPAN[::-1]):
         slope = measured_order(partial(error_on_the_way, solver, *span, exact_history=True))
         if not abs(slope - order) < 0.2:
