@@ -101,6 +101,19 @@ def test_check_finds_a_division_by_alpha():
         check(Divided())
 
 
+def test_check_finds_a_logarithm_of_sigma():
+    @dataclass(frozen=True)
+    class Logarithmic(Solver):
+        order: ClassVar[int] = 1
+
+        def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+            ratio = math.exp(math.log(b.sigma) - math.log(a.sigma))
+            return Step(combine((ratio, x), (b.alpha - a.alpha * ratio, ode.predict(a, x).x0)))
+
+    with pytest.raises(AssertionError, match=r"Logarithmic\(\): ValueError between alpha = 0 .*use a DDIM step"):
+        check(Logarithmic())
+
+
 # The measuring itself
 
 

@@ -121,6 +121,11 @@ def check_both_ends(solver: Solver, steps: int = 12) -> None:
             raise AssertionError(
                 f"{solver}: it divides by alpha = 0 at pure noise, or by sigma = 0 at the data; use a DDIM step there"
             ) from zero
+        except (ValueError, OverflowError) as raised:  # such as those of math.log(0) and math.exp(1e3)
+            raise AssertionError(
+                f"{solver}: {type(raised).__name__} between alpha = 0 at pure noise and sigma = 0 at the data: "
+                f"{raised}; where a formula takes the logarithm of one of them, use a DDIM step"
+            ) from raised
         if solver.deterministic:
             error = float((end - across(float(grid[0]), float(grid[-1]))).abs().max())
             if not error < ERROR_AT_THE_ENDS:
