@@ -79,7 +79,7 @@ class SASolver(Solver):
     - ``form="midpoint"``: SDE-DPM-Solver++(2M): phi_1/2 instead of phi_2 in steps that read two slopes;
     - ``form="k_diffusion"``: its 3M: the second difference without its factor 2, so that phi_3 counts half;
     - ``form="diffusers"``: 3M as in diffusers' multistep scheduler, after a start by midpoint: besides that factor, the
-      1/2 in its last weight, ``(1 - e^{-2h} - 2h)/(2h)^2 - 1/2``, has the wrong sign;
+      1/2 in its last weight, ``(1 - e^{-2h} - 2h)/(2h)^2 - 1/2``, has the wrong sign; on the data line only;
     - ``form="reference"``: the code of SA-Solver and diffusers: 1/2 instead of phi_2 where two slopes are read.
 
     On a grid with fewer steps than ``lower_order_below`` no predictor reads more predictions than there are steps to
@@ -125,6 +125,11 @@ class SASolver(Solver):
         if self.corrector_order and self.form not in ("adams", "reference"):
             raise ValueError(
                 f"SASolver: form={self.form!r} belongs to SDE-DPM-Solver++, without a corrector; set corrector_order=0"
+            )
+        if self.form == "diffusers" and self.predictor_order > 2 and isinstance(self.line, Noise):
+            raise ValueError(
+                f'SASolver: form="diffusers" with predictor_order={self.predictor_order!r} diverges on the noise line; '
+                'use line=Data(), as diffusers does, or form="adams"'
             )
 
     @property

@@ -344,6 +344,10 @@ def test_a_run_is_refused_if_one_of_its_samples_goes_to_the_noise():
         (lambda: SASolver(s_min=math.nan), "s_min=nan"),
         (lambda: SASolver(form="heun"), "form='heun' is unknown"),
         (lambda: SASolver(form="midpoint"), "without a corrector; set corrector_order=0"),
+        (
+            lambda: SASolver(Noise(), predictor_order=3, corrector_order=0, form="diffusers"),
+            "predictor_order=3 diverges on the noise line; use line=Data",
+        ),
         (lambda: SASolver(line=Rotation()), "SASolver: line=Rotation"),
         (lambda: Ancestral(eta=0.0), r"Ancestral: eta=0.0 must lie in \(0, 1\]; without fresh noise use DPMSolver2"),
         (lambda: Ancestral(eta=1.5), "Ancestral: eta=1.5"),
