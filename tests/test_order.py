@@ -137,6 +137,11 @@ def test_the_order_of_nan_is_refused():
         check_law(Nan())
 
 
+def test_an_error_that_grows_without_bound_has_no_order():
+    with pytest.raises(AssertionError, match="grows with the number of steps until it is infinite"):
+        measured_order(lambda steps: math.inf if steps > 600 else 1.0)
+
+
 @pytest.mark.parametrize("span", [SPAN, SPAN[::-1]])
 def test_the_reference_agrees_with_a_method_of_another_library_at_another_tolerance(span):
     x = departures(*span)

@@ -75,6 +75,8 @@ def measured_order(error: Callable[[int], float]) -> float:
         steps *= 2
     if len(errors) < 3:
         raise AssertionError(f"only {len(errors)} errors above round-off: {errors}")
+    if math.inf in errors:
+        raise AssertionError(f"the error grows with the number of steps until it is infinite: {errors}")
     return math.log2(errors[-3] / errors[-1]) / 2
 
 
