@@ -24,6 +24,7 @@ from solvers.testing import (
     check_carry_on,
     check_dtype,
     check_independence,
+    check_inverse,
     check_law,
     check_noise,
     check_runs_apart,
@@ -408,6 +409,14 @@ class Forgetful(DDIM):
 
 
 @dataclass(frozen=True)
+class Irreversible(solvers.AsynchronousLeapfrog):
+    """Its inverse is a step of Heun back, which is as accurate and undoes nothing."""
+
+    def unstep(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(Heun().step(ode, a, b, x).x, state=state)
+
+
+@dataclass(frozen=True)
 class Promising(DDIM):
     """It declares five calls a step and makes one."""
 
@@ -618,6 +627,7 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
         (check_dtype, WideningAtTheEnd(), "a torch.float32 state came back as torch.float64"),
         (check_dtype, Coarse(), "float32 and float64 differ by"),
         (check_law, Overstepping(), "outside the span"),
+        (check_inverse, Irreversible(), r"unstep does not undo step: 6 steps .* end \d.\de-\d+ beside their start"),
         (check_carry_on, Forgetful(), "differs from solving at once"),
     ],
     ids=lambda value: str(value) if isinstance(value, Solver) else "",

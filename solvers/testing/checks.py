@@ -10,17 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.inverse import Inverse
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real, native
+from solvers.reversible import ReversibleSolver
 from solvers.solve import solve
 from solvers.solver import Solver
 from solvers.testing.distributions import ExactODE, Trigonometric
 from solvers.testing.laws import check_alternating_steps, check_law
-from solvers.testing.problem import SPAN, across, mild_mixture, starting_points, uneven_times
+from solvers.testing.problem import SPAN, across, departures, mild_mixture, starting_points, uneven_times
 
 ERROR_AT_THE_ENDS = 0.5
 """The largest error allowed over the whole path: two and a half times that of DDIM after 12 steps."""
+RETURN = 1e-6
+"""The largest error of a round trip by a reversible method, whose inverse may amplify rounding."""
 
 
 def check_noise(solver: Solver, steps: int = 6) -> None:
@@ -229,6 +233,22 @@ def check_one_step(solver: Solver, steps: int = 6) -> None:
         raise AssertionError(f"{solver}: its steps end elsewhere when taken by themselves; declare one_step = False")
 
 
+def check_inverse(solver: Solver, steps: int = 6) -> None:
+    """The inverse of a reversible method retraces its steps, in both directions, up to rounding."""
+    if not isinstance(solver, ReversibleSolver):
+        return
+    for span in (SPAN, SPAN[::-1]):
+        x, times = departures(*span), uneven_times(*span, steps)
+        there = solve(mild_mixture(), solver, x.clone(), times)
+        back = solve(mild_mixture(), Inverse(solver), there.x, times.flip(0), state=there.state).x
+        # The comparison is written so that a NaN fails it.
+        if not (error := float((back - x).abs().max())) < RETURN:
+            raise AssertionError(
+                f"{solver}: unstep does not undo step: {steps} steps from t={span[0]} to t={span[1]} and back end "
+                f"{error:.1e} beside their start; let it lead from its a to its b by undoing the step from b to a"
+            )
+
+
 CHECKS = (
     check_noise,
     check_law,
@@ -241,6 +261,7 @@ CHECKS = (
     check_both_ends,
     check_carry_on,
     check_one_step,
+    check_inverse,
 )
 
 
@@ -249,7 +270,8 @@ def check(solver: Solver) -> None:
 
     It measures whether noise is used, the order in both directions and between nodes at alternating distances (or the
     weak order, or how the error follows the tolerance), calls, two runs at a time, unmodified predictions, batch
-    independence to the bit, dtype, both ends of the path, carrying on from a state, and single steps.
+    independence to the bit, dtype, both ends of the path, carrying on from a state, single steps, and the inverse of a
+    reversible method.
 
     Raises:
         TypeError, ValueError: the solver breaks the contract in a way that the loop refuses.
