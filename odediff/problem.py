@@ -62,7 +62,7 @@ def probability_flow(model: Model) -> ProbabilityFlow:
 
 
 def require_model(model: object) -> None:
-    """Raise `TypeError` unless ``model`` is a `Model`, and warn if its network is in training mode.
+    """Raise unless ``model`` is a `Model` whose path begins in the data; warn if its network is in training mode.
 
     Each public function calls this once, directly: the warning points at the line that called that function.
     """
@@ -70,6 +70,12 @@ def require_model(model: object) -> None:
         raise TypeError(
             f"model must be an odediff.Model, not a {type(model).__name__}; wrap the network: "
             "odediff.Model(network, path)"
+        )
+    data = model.path.node(0.0)
+    if not (data.alpha == 1 and data.sigma == 0):
+        raise ValueError(
+            f"path={model.path!r} has alpha={data.alpha:g} and sigma={data.sigma:g} at t = 0, so its samples would "
+            "keep noise; let it begin in the data, alpha = 1 and sigma = 0 (odediff.VPCosine does so)"
         )
     if model.unsteady:
         warnings.warn(

@@ -255,6 +255,29 @@ def test_a_network_that_is_no_model_is_named_by_its_type(call):
     assert "\n" not in str(caught.value)
 
 
+class RawCosine(odediff.VPCosine):
+    """The cosine schedule without the division by its value at t = 0: sigma(0) = 0.0125."""
+
+    def _path(self, t):
+        speed, offset = self._angles
+        return np.cos(speed * t + offset), np.sin(speed * t + offset)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: odediff.sample(model, (2, 3), steps=4),
+        lambda model: odediff.sample(model, (2, 3), rtol=1e-2),
+        lambda model: odediff.encode(model, torch.zeros(2, 3), steps=4),
+        odediff.probability_flow,
+    ],
+    ids=["sample", "tolerance", "encode", "probability_flow"],
+)
+def test_a_path_that_does_not_begin_in_the_data_is_refused_before_the_first_call(call):
+    with pytest.raises(ValueError, match=r"path=RawCosine.* has alpha=0\.9999\d* and sigma=0\.0124\d* at t = 0"):
+        call(replace(never_asked(), path=RawCosine()))
+
+
 def never_asked() -> odediff.Model:
     def network(x, time):
         raise AssertionError("the network was asked")
