@@ -57,13 +57,17 @@ class Inverse(Solver):
 
     @property
     def one_step(self) -> bool:
-        """Whether the method is a one-step method."""
-        return self.solver.one_step
+        """Whether the method is a one-step method whose steps are undone one by one."""
+        return self.solver.one_step and self._stepwise
 
     @property
     def carries_on(self) -> bool:
-        """Whether the method carries on."""
-        return self.solver.carries_on
+        """Whether the method carries on, and its steps are undone one by one."""
+        return self.solver.carries_on and self._stepwise
+
+    @property
+    def _stepwise(self) -> bool:
+        return type(self.solver).unsolve is ReversibleSolver.unsolve
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:

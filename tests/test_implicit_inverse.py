@@ -13,7 +13,16 @@ import solvers
 from odediff.problems import exact_model
 from solvers import DDIM, RK4, FixedPoint, Heun, Inverse, NewtonKrylov, Noise, Rotation, TrajectoryInverse, solve
 from solvers.krylov import dot, gmres
-from solvers.testing import SPAN, Gaussian, check_independence, mild_mixture, starting_points, uneven_times
+from solvers.testing import (
+    SPAN,
+    Gaussian,
+    check_carry_on,
+    check_independence,
+    check_one_step,
+    mild_mixture,
+    starting_points,
+    uneven_times,
+)
 
 METHODS = [
     FixedPoint(),
@@ -166,6 +175,15 @@ def test_a_method_with_history_is_undone_as_a_whole(base):
     torch.testing.assert_close(down.x, x, rtol=0, atol=1e-11)
     torch.testing.assert_close(down.trajectory.flip(0), found.trajectory, rtol=0, atol=1e-10)
     assert found.stats.nfe == base.calls(12) * (1 + int(found.state.iterations.max())) + 12
+
+
+def test_the_inverse_of_a_whole_trajectory_has_no_steps_of_its_own():
+    # Not even around a one-step method: each sample stops at the residual of the whole trajectory.
+    whole = Inverse(TrajectoryInverse(DDIM()))
+    assert not whole.one_step and not whole.carries_on
+    check_one_step(whole)
+    check_carry_on(whole)
+    assert Inverse(FixedPoint(DDIM())).one_step and Inverse(FixedPoint(DDIM())).carries_on
 
 
 def test_a_trajectory_that_does_not_converge_says_so_and_samples_do_not_meet():
