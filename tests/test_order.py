@@ -425,6 +425,16 @@ class Promising(DDIM):
 
 
 @dataclass(frozen=True)
+class Unaware(Heun):
+    """It declares the cheaper steps of a line that is singular at both ends, and is on one that is not."""
+
+    line: solvers.Line = solvers.Rotation()
+
+    def calls_over(self, ode: Any, nodes: Any) -> int:
+        return self.calls(len(nodes) - 1) - 2
+
+
+@dataclass(frozen=True)
 class Equal(Solver):
     """Adams-Bashforth on the noise line with the weights of equal steps, whatever the nodes are."""
 
@@ -616,6 +626,7 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
         (check_law, Outlaw(), "law='strong' is unknown; declare one of order, weak, tolerance, bounded"),
         (check_calls, Careless(), "6 steps made 12 calls, declared 6"),
         (check_calls, Promising(), "6 steps made 6 calls, declared 30; nfe= would take fewer"),
+        (check_both_ends, Unaware(), "12 steps .* made 24 calls, calls_over declares 22; let it count every step"),
         (check_alternating_steps, Equal(), "order 1.0.* distances alternate, declared 2; let the weights follow"),
         (check_runs_apart, Remembering(), "in the midst of another ends elsewhere.*never on the instance"),
         (check_runs_apart, Appending(), "changes the state that it is given; let it return a new one"),

@@ -114,13 +114,13 @@ def check_both_ends(solver: Solver, steps: int = 12) -> None:
     """From pure noise (alpha = 0) to the data (sigma = 0), and back if the solver inverts.
 
     The states stay finite, and those of deterministic methods are near the exact solution. Division by a vanishing
-    alpha or sigma, or the difference of two huge numbers, would fail this.
+    alpha or sigma, or the difference of two huge numbers, would fail this. `calls_over` knows what steps cost there.
     """
     problem, x = ExactODE(mild_mixture().distribution, _FromPureNoise()), starting_points()
     times = torch.linspace(math.pi / 2, 0, steps + 1, dtype=torch.float64)
     for grid in (times, times.flip(0)) if solver.deterministic else (times,):
         try:
-            end = solve(problem, solver, x, grid, closing=None, stream=NoiseStream(0)).x
+            found = solve(problem, solver, x, grid, closing=None, stream=NoiseStream(0))
         except ZeroDivisionError as zero:
             raise AssertionError(
                 f"{solver}: it divides by alpha = 0 at pure noise, or by sigma = 0 at the data; use a DDIM step there"
@@ -130,8 +130,13 @@ def check_both_ends(solver: Solver, steps: int = 12) -> None:
                 f"{solver}: {type(raised).__name__} between alpha = 0 at pure noise and sigma = 0 at the data: "
                 f"{raised}; where a formula takes the logarithm of one of them, use a DDIM step"
             ) from raised
+        if solver.law != "tolerance" and found.stats.nfe > (declared := solver.calls_over(problem, found.nodes)):
+            raise AssertionError(
+                f"{solver}: {steps} steps between the ends of the path made {found.stats.nfe} calls, calls_over "
+                f"declares {declared}; let it count every step, DDIM steps at singular nodes as one call"
+            )
         if solver.deterministic:
-            error = float((end - across(float(grid[0]), float(grid[-1]))).abs().max())
+            error = float((found.x - across(float(grid[0]), float(grid[-1]))).abs().max())
             if not error < ERROR_AT_THE_ENDS:
                 raise AssertionError(
                     f"{solver}: {steps} steps have error {error:.1e} from t={grid[0]:.2f} to {grid[-1]:.2f}; alpha = 0 "
