@@ -72,6 +72,7 @@ class RungeKutta(Staged):
                 f"{type(self).__name__} has no tableau; use a method such as RK4(), or set one in a subclass"
             )
         super().__post_init__()
+        _require_shape(type(self).__name__, self.tableau, self.embedded)
 
     @classmethod
     def variants(cls) -> Sequence[Solver]:
@@ -95,6 +96,23 @@ class RungeKutta(Staged):
             h = scale * (q_b - q_a)
             stages.append(Stage(node, scale / line.scale(a), tuple((i, h * w) for i, w in enumerate(row) if w)))
         return tuple(stages)
+
+
+def _require_shape(name: str, tableau: Tableau, embedded: Embedded | None) -> None:
+    """Raise `ValueError` unless there is a weight for every slope that a step or its error estimate reads."""
+    stages = len(tableau.c)
+    if [len(row) for row in tableau.a] != list(range(stages)) or len(tableau.b) != stages:
+        raise ValueError(
+            f"{name}: tableau={tableau} has {stages} stages; give rows of 0 to {stages - 1} entries and {stages} "
+            "weights b"
+        )
+    for part in ("error", "coarse") if embedded is not None else ():
+        weights = getattr(embedded, part)
+        if len(weights) != stages + 1 and (weights or part == "error"):
+            raise ValueError(
+                f"{name}: embedded.{part} has {len(weights)} of {stages + 1} weights; give one for each stage and the "
+                "last for the slope at the end of the step, which may be 0"
+            )
 
 
 @dataclass(frozen=True)

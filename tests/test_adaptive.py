@@ -2,8 +2,9 @@
 
 import importlib.util
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ from solvers import (
     solve,
 )
 from solvers.controller import first_step, row_norm, second_step
-from solvers.testing import SPAN, ExactODE, Gaussian, departures, mild_mixture, reference, starting_points
+from solvers.testing import SPAN, ExactODE, Gaussian, across, departures, mild_mixture, reference, starting_points
 from solvers.tolerance import Span
 
 SPEC = importlib.util.spec_from_file_location("detest", Path(__file__).with_name("detest.py"))
@@ -93,6 +94,49 @@ def test_each_pair_estimates_the_error_of_a_quadrature_of_its_order():
         lower = {"Bosh3": 2, "Dopri5": 4, "Tsit5": 4, "DOP853": 5}[name(Adaptive(pair))]
         assert max(moments[:lower]) < 1e-14
         assert moments[lower] > 1e-5
+
+
+@dataclass(frozen=True)
+class HeunEuler(solvers.RungeKutta):
+    """A pair of one's own: Euler's method inside Heun's."""
+
+    order: ClassVar[int] = 2
+    tableau: ClassVar[solvers.Tableau] = solvers.Heun.tableau
+    embedded: ClassVar[solvers.Embedded] = solvers.Embedded((-1 / 2, 1 / 2, 0.0), 2)
+
+
+@dataclass(frozen=True)
+class WithoutTheLastSlope(HeunEuler):
+    embedded: ClassVar[solvers.Embedded] = solvers.Embedded((-1 / 2, 1 / 2), 2)
+
+
+@dataclass(frozen=True)
+class DampedByTooLittle(HeunEuler):
+    embedded: ClassVar[solvers.Embedded] = solvers.Embedded((-1 / 2, 1 / 2, 0.0), 2, (1.0,))
+
+
+@dataclass(frozen=True)
+class TooFewWeights(HeunEuler):
+    tableau: ClassVar[solvers.Tableau] = solvers.Tableau((0.0, 1.0), ((), (1.0,)), (1.0,))
+
+
+def test_a_pair_of_ones_own_follows_the_tolerance():
+    found = solve(mild_mixture(), Adaptive(HeunEuler(), rtol=1e-4, line=Rotation()), starting_points(), SPAN)
+    assert float((found.x - across(*SPAN)).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (WithoutTheLastSlope, "WithoutTheLastSlope: embedded.error has 2 of 3 weights; give .* at the end of the step"),
+        (DampedByTooLittle, "embedded.coarse has 1 of 3 weights"),
+        (TooFewWeights, "tableau=.* has 2 stages; give rows of 0 to 1 entries and 2 weights b"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_weights_that_do_not_fit_the_stages_are_refused(kind, message):
+    with pytest.raises(ValueError, match=message):
+        kind()
 
 
 @pytest.mark.parametrize(
