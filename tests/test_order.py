@@ -23,6 +23,7 @@ from solvers.testing import (
     check_calls,
     check_carry_on,
     check_dtype,
+    check_gradient,
     check_independence,
     check_inverse,
     check_law,
@@ -417,6 +418,15 @@ class Irreversible(solvers.AsynchronousLeapfrog):
 
 
 @dataclass(frozen=True)
+class Detached(DDIM):
+    """The graph ends at its prediction."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        prediction = ode.predict(a, x)
+        return Step(combine((b.alpha, prediction.x0.detach()), (b.sigma, prediction.eps)))
+
+
+@dataclass(frozen=True)
 class Promising(DDIM):
     """It declares five calls a step and makes one."""
 
@@ -639,6 +649,7 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
         (check_dtype, Coarse(), "float32 and float64 differ by"),
         (check_law, Overstepping(), "outside the span"),
         (check_inverse, Irreversible(), r"unstep does not undo step: 6 steps .* end \d.\de-\d+ beside their start"),
+        (check_gradient, Detached(), r"autograd gives the derivative .*, finite differences .*; detach nothing"),
         (check_carry_on, Forgetful(), "differs from solving at once"),
     ],
     ids=lambda value: str(value) if isinstance(value, Solver) else "",

@@ -254,6 +254,29 @@ def check_inverse(solver: Solver, steps: int = 6) -> None:
             )
 
 
+def check_gradient(solver: Solver, steps: int = 6) -> None:
+    """Autograd through a solve agrees with finite differences, for methods on a grid that declare it."""
+    if not solver.differentiable or solver.law == "tolerance":
+        return
+
+    def total(x: Tensor) -> Tensor:
+        return solve(mild_mixture(), solver, x, uneven_times(*SPAN, steps), stream=NoiseStream(0)).x.sum()
+
+    x, h = starting_points(), 1e-4
+    towards = x.flip(0)
+    with torch.no_grad():
+        expected = float(total(x + h * towards) - total(x - h * towards)) / (2 * h)
+    with torch.enable_grad():
+        end = total(x.requires_grad_())
+    (gradient,) = torch.autograd.grad(end, x, allow_unused=True) if end.requires_grad else (None,)
+    found = 0.0 if gradient is None else float((gradient * towards).sum())
+    if not abs(found - expected) < 1e-3 * (1 + abs(expected)):
+        raise AssertionError(
+            f"{solver}: autograd gives the derivative {found:.4g}, finite differences {expected:.4g}; detach nothing "
+            "in its steps, or declare that differentiable is False"
+        )
+
+
 CHECKS = (
     check_noise,
     check_law,
@@ -267,6 +290,7 @@ CHECKS = (
     check_carry_on,
     check_one_step,
     check_inverse,
+    check_gradient,
 )
 
 
@@ -275,8 +299,8 @@ def check(solver: Solver) -> None:
 
     It measures whether noise is used, the order in both directions and between nodes at alternating distances (or the
     weak order, or how the error follows the tolerance), calls, two runs at a time, unmodified predictions, batch
-    independence to the bit, dtype, both ends of the path, carrying on from a state, single steps, and the inverse of a
-    reversible method.
+    independence to the bit, dtype, both ends of the path, carrying on from a state, single steps, the inverse of a
+    reversible method, and gradients.
 
     Raises:
         TypeError, ValueError: the solver breaks the contract in a way that the loop refuses.
