@@ -240,7 +240,8 @@ class Reversible(ReversibleSolver):
 
     The result is y, its companion z; it starts with z = y, keeps the order of ``base`` and costs twice its calls. In x
     it divides by nothing and is reversible wherever ``base`` is finite; in x/alpha over sigma/alpha it is known as Rex.
-    A smaller c makes the method more stable, but its inverse amplifies more: by 1/c in every step.
+    Where the field contracts, the difference of y and z grows: on ``dx/dt = -L x`` by ``c e^{L h}`` in every step. A
+    smaller c makes the method more stable, but its inverse amplifies more: by 1/c in every step.
 
     Its lattice is fine, for the accuracy of ``base``, and exact for states up to 16. On paths with larger states, such
     as variance-exploding ones, set ``spacing`` to 2^-38, which is exact up to 32,768 and rounds to 4e-12.

@@ -169,6 +169,23 @@ def noise_line(ode, times):
     return nodes, [node.s for node in nodes], lambda node, y: ode.predict(node, node.alpha * y).eps
 
 
+class Decay(solvers.ODE):
+    """dx/dt = -50 x."""
+
+    def __call__(self, t, x):
+        return -50 * x
+
+
+@pytest.mark.parametrize("coupling", [0.999, 0.95])
+def test_the_difference_of_a_pair_grows_where_the_field_contracts(coupling):
+    solver, h = Reversible(RK4(), coupling=coupling), 2**-9
+    gaps = []
+    for steps in (200, 300):
+        found = solve(Decay(), solver, torch.ones(1, 1, dtype=torch.float64), h * np.arange(steps + 1))
+        gaps.append(float((found.state.other - found.state.z).abs()))
+    assert (gaps[1] / gaps[0]) ** (1 / 100) == pytest.approx(coupling * math.exp(50 * h), rel=1e-2)
+
+
 def test_bdia_is_its_paper():
     ode, times, x = mild_mixture(), uneven_times(*SPAN, 6), starting_points()
     nodes = ode.nodes(times.tolist())
