@@ -43,18 +43,20 @@ def normal(seed: int, samples: np.ndarray, counter: int, size: int) -> np.ndarra
     Box-Muller on Philox words; a longer row begins with the shorter one.
     """
     blocks, ids = -(-size // 4), samples.astype(np.uint64)
-    values = np.empty((len(samples) * blocks, 4))
+    read = 2 if size <= 2 else 4
+    values = np.empty((len(samples) * blocks, read))
     for begin in range(0, len(values), AT_ONCE):
         part = values[begin : begin + AT_ONCE]
         row, block = np.divmod(np.arange(begin, begin + len(part)), blocks)
         counters = (block.astype(np.uint64), np.full(len(part), counter, np.uint64), ids[row] & WORD, ids[row] >> HALF)
         words = philox(counters, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
         # The half keeps the uniforms inside (0, 1), so that the logarithm below is finite.
-        u0, u1, u2, u3 = ((word + 0.5) * 2.0**-32 for word in words)
-        r0, r2 = np.sqrt(-2 * np.log(u0)), np.sqrt(-2 * np.log(u2))
-        t1, t3 = 2 * math.pi * u1, 2 * math.pi * u3
-        np.stack((r0 * np.cos(t1), r0 * np.sin(t1), r2 * np.cos(t3), r2 * np.sin(t3)), axis=-1, out=part)
-    return values.reshape(len(samples), 4 * blocks)[:, :size]
+        uniform = [(word + 0.5) * 2.0**-32 for word in words[:read]]
+        for i in range(0, read, 2):
+            radius, angle = np.sqrt(-2 * np.log(uniform[i])), 2 * math.pi * uniform[i + 1]
+            np.multiply(radius, np.cos(angle), out=part[:, i])
+            np.multiply(radius, np.sin(angle), out=part[:, i + 1])
+    return values.reshape(len(samples), read * blocks)[:, :size]
 
 
 @dataclass(frozen=True)
