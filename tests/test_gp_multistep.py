@@ -166,10 +166,11 @@ def test_a_step_is_the_regression_on_draws_of_the_process():
     goals = np.stack([true[:, 1:], true[:, 1:]])
     goals[1, :, -1] = draws @ prior.features([denoised], nodes[0], distance).data[0]
     estimate, predictions = true[:, 0], []
+    orthogonal, triangular = np.linalg.qr(draws)
     for i, moves in enumerate(zip(*plans, strict=True)):
         # The coefficients' own share of the error, and the mean response to errors that past noise made.
         error = estimate - true[:, i]
-        explained = np.linalg.lstsq(draws, error, rcond=None)[0]
+        explained = np.linalg.solve(triangular, orthogonal.T @ error)
         seen = data[:, i] + draws @ (features.response[i] * explained)
         seen += features.mean_response[i] * (error - draws @ explained)
         distance = math.inf if i == 0 else math.log(levels[i - 1] / levels[i])
@@ -177,8 +178,8 @@ def test_a_step_is_the_regression_on_draws_of_the_process():
         seen += prior.noise * share * random.standard_normal(len(draws))
         predictions = [seen, *predictions][:3]
         basis = np.stack([estimate, *predictions], axis=1)
-        for move, goal in zip(moves, goals[..., i], strict=True):
-            fitted = basis @ np.linalg.lstsq(basis, goal, rcond=None)[0]
+        fits = (basis @ np.linalg.lstsq(basis, goals[..., i].T, rcond=None)[0]).T
+        for move, goal, fitted in zip(moves, goals[..., i], fits, strict=True):
             found = basis @ np.array([move.ratio, *move.weights])
             # Coefficients of nearly collinear columns scatter; the mean square error that they minimise does not.
             assert (found - goal).std() == pytest.approx((fitted - goal).std(), rel=2e-3)
