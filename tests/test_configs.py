@@ -107,7 +107,12 @@ def test_every_model_config_names_its_target_and_shape(name):
 
 
 def test_every_exported_solver_has_a_config():
-    configured = {composed(f"solver={name}").solver._target_.rpartition(".")[2] for name in names("solver")}
+    register()
+    # One composition for all; each one alone, in the whole configuration, is composed above.
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        every = compose(overrides=[f"+solver@{name}={name}" for name in names("solver")])
+    assert sorted(every) == names("solver")
+    configured = {config._target_.rpartition(".")[2] for config in every.values()}
     exported = {
         name
         for name in solvers.__all__
