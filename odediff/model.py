@@ -152,7 +152,10 @@ class Model:
         return self.trained_path or self.path
 
     def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
-        """The same model under these conditions: ``model.condition(label=3, guidance=2.0)``."""
+        """The same model under these conditions: ``model.condition(label=3, guidance=2.0)``.
+
+        A negative prompt is another null condition: ``dataclasses.replace(model, null={"text": negative})``.
+        """
         known = {*self.conditions, *self.null} if self.null else {*conditions}
         if unknown := {*conditions} - known:
             raise ValueError(

@@ -86,7 +86,7 @@ def sample(
             model declared continuous is followed to the end, any other is extrapolated by solvers that can.
         callback: called with the node and the state after every step.
         progress: whether to draw a progress bar.
-        trajectory: whether the solution keeps the states at all nodes.
+        trajectory: whether the solution keeps the states at all nodes; it wants ``return_solution=True``.
         throw: whether to raise if a sample fails, instead of returning it as it is, with its status in the solution.
         return_solution: whether to return the `Solution`, with calls, statuses and nodes, instead of its end state.
 
@@ -104,6 +104,10 @@ def sample(
         raise TypeError(f"samples={samples!r} must be the ids of the samples, one for each, such as range(3)")
     if noise is not None and not isinstance(noise, Tensor):
         raise TypeError(f"noise must be a torch.Tensor of shape (B, ...), not {type(noise).__name__}")
+    if trajectory and not return_solution:
+        raise ValueError(
+            "trajectory=True must come with return_solution=True: the states at the nodes are part of the solution"
+        )
     stream = NoiseStream(seed, None if samples is None else tuple(samples))
     by_default = solver is None
     if follows_tolerance(solver, rtol, steps, nfe, grid):

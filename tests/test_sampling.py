@@ -184,6 +184,7 @@ def test_default_is_the_gaussian_process_multistep_method_in_twenty_steps():
         ({"samples": [0]}, "samples has 1 ids and the batch 2"),
         ({"samples": [0, -4]}, "samples must be whole numbers"),
         ({"device": "gpu"}, "device=gpu is unknown; use cpu"),
+        ({"trajectory": True}, "trajectory=True must come with return_solution=True"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_the_network_is_asked(options, message):
