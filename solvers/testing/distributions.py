@@ -1,6 +1,5 @@
 """Distributions whose predictions are closed forms, and their probability-flow ODEs."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,8 @@ from solvers.sums import Terms, combine, per_row
 
 BLOCK = 2**17
 """The most numbers that a temporary of `Mixture` holds."""
+KEPT = 2**20
+"""The most numbers that a `Mixture` keeps for the nodes at which it was asked."""
 
 
 class Trigonometric:
@@ -61,6 +62,28 @@ class Gaussian:
         return x - per_row(node.alpha * self.mean, x)
 
 
+class _Place:
+    """What a mixture's predictions at a node need beside the state, ``(K,)`` or ``(K, d)``, as tensors like it."""
+
+    def __init__(self, mixture: "Mixture", alpha: Real, sigma: Real, like: Tensor) -> None:
+        self.alpha, self.sigma = _column(alpha), _column(sigma)
+        self.variances = mixture._variances
+        self.total = self.variances * (self.alpha * self.alpha) + self.sigma * self.sigma
+        prior = mixture._log_weights - mixture._means.shape[1] / 2 * np.log(self.total)
+        means = _column(self.alpha) * mixture._means
+        with torch.inference_mode(False):  # autograd refuses tensors that are made in inference mode
+            self.means, self.prior, self.falls, self.of_eps = (
+                torch.from_numpy(value).to(like) for value in (means, prior, -0.5 / self.total, self.sigma / self.total)
+            )
+
+    def slopes(self, data: Real, noise: Real, like: Tensor) -> Tensor:
+        """The factors of ``x - alpha m_k`` in ``data x0 + noise eps``, given each component."""
+        if is_zero(data) and isinstance(noise, float) and noise == 1:
+            return self.of_eps
+        found = (data * self.alpha * self.variances + noise * self.sigma) / self.total
+        return torch.from_numpy(found).to(like)
+
+
 class Mixture:
     """Data from a mixture of isotropic Gaussians: weights ``(K,)``, means ``(K, d)``, deviations ``(K,)``."""
 
@@ -68,6 +91,7 @@ class Mixture:
         self.weights, self.means, self.deviations = weights, means, deviations
         shares, self._means, spreads = (v.double().cpu().numpy() for v in (weights, means, deviations))
         self._log_weights, self._variances = np.log(shares), spreads**2
+        self._places: dict[tuple[float, float, torch.dtype, torch.device], _Place] = {}
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """``E[x0 | x]`` and ``E[eps | x]``: the posterior means given each component, weighted by responsibility.
@@ -90,31 +114,35 @@ class Mixture:
         return Mixed(mix)
 
     def _predict(self, node: Node, x: Tensor) -> Prediction:
-        means, variances = self._means, self._variances
-        alpha, sigma = _column(node.alpha), _column(node.sigma)
-        total = variances * (alpha * alpha) + sigma * sigma
-        prior = self._log_weights - means.shape[1] / 2 * np.log(total)
-
-        def tensor(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values).to(x)
-
+        place = self._place(node, x)
         # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
-        batch, *shape = x.shape
-        centred = x.reshape(batch, 1, math.prod(shape)) - tensor(_column(alpha) * means)
-        log_density = torch.addcmul(tensor(prior), vector_norm(centred, dim=-1).square(), tensor(-0.5 / total))
+        centred = x.reshape(len(x), 1, self._means.shape[1]) - place.means
+        log_density = torch.addcmul(place.prior, vector_norm(centred, dim=-1).square(), place.falls)
         responsibility = torch.softmax(log_density, dim=1)
 
         def mix(data: Real, noise: Real) -> Tensor:
             data, noise = _column(data), _column(noise)
-            slopes = tensor((data * alpha * variances + noise * sigma) / total)
+            slopes = place.slopes(data, noise, x)
             if anywhere(data != 0):
-                parts = torch.addcmul(tensor(_column(data) * means), slopes.unsqueeze(-1), centred)
+                means = torch.from_numpy(_column(data) * self._means).to(x)
+                parts = torch.addcmul(means, slopes.unsqueeze(-1), centred)
                 parts.mul_(responsibility.unsqueeze(-1))
             else:  # eps, which most solvers read, needs no means
                 parts = (slopes * responsibility).unsqueeze(-1) * centred
             return parts.sum(1).reshape(x.shape)
 
         return Mixed(mix)
+
+    def _place(self, node: Node, x: Tensor) -> _Place:
+        """The place of ``node``, kept where samples share it: many methods are measured on one grid."""
+        if not (isinstance(node.alpha, float) and isinstance(node.sigma, float)):
+            return _Place(self, node.alpha, node.sigma, x)
+        key = node.alpha, node.sigma, x.dtype, x.device
+        if key not in self._places:
+            if len(self._places) * self._means.size >= KEPT:
+                self._places.clear()
+            self._places[key] = _Place(self, node.alpha, node.sigma, x)
+        return self._places[key]
 
     def sample(self, count: int, seed: int) -> Tensor:
         """``count`` samples of the data, ``(count, d)`` in float64."""

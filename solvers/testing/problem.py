@@ -27,9 +27,14 @@ def mild_mixture() -> ExactODE:
     These numbers, the span and the starting points come from a search: they let methods of orders 1 to 5 reach their
     asymptotic regime before round-off, along every line and in both directions.
     """
+    return ExactODE(_mild())
+
+
+@cache
+def _mild() -> Mixture:
     weights = torch.tensor([0.57, 0.43], dtype=torch.float64)
     means = torch.tensor([[0.0, 1.0], [0.3, -0.7]], dtype=torch.float64)
-    return ExactODE(Mixture(weights, means, torch.tensor([0.69, 0.37], dtype=torch.float64)))
+    return Mixture(weights, means, torch.tensor([0.69, 0.37], dtype=torch.float64))
 
 
 def starting_points(dtype: torch.dtype = torch.float64) -> Tensor:
