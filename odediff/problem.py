@@ -21,6 +21,7 @@ class ProbabilityFlow(PathODE):
     def __init__(self, model: Model) -> None:
         self.model = model
         self.passes, self.amplification = model.passes, model.amplification
+        self.bounded_error = model.prediction in ("x0", "v", "flow")
 
     @cached_property
     def end(self) -> Node | None:  # type: ignore[override]

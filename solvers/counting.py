@@ -104,6 +104,10 @@ class CountedPathODE(CountedODE, PathODE):
     def amplification(self) -> float:  # type: ignore[override]
         return self.ode.amplification
 
+    @property
+    def bounded_error(self) -> bool:  # type: ignore[override]
+        return self.ode.bounded_error
+
     def coordinates(self) -> Coordinates | None:
         return self.ode.coordinates()
 

@@ -21,9 +21,11 @@ from solvers.real import Real
 LINE = Rotation(0.4)
 """The line of Adams' formulas, the default of `AdaptiveAdams`."""
 TO_DATA = ((0.26, 6), (0.395, 5))
+TO_DATA_BOUNDED = ((0.2, 6), (0.26, 5))
 TO_NOISE = ((1.0, 3),)
 """Each entry is (largest node distance in asinh(s/c), order). Larger distances amplify the network's errors near the
-data. Towards the noise a low order is used up to larger distances, because the regression, which starts there without
+data: where the error of x0 is bounded, so that the regression is as good at all levels, they begin at closer nodes.
+Towards the noise a low order is used up to larger distances, because the regression, which starts there without
 history, is worse still."""
 LARGEST_S = 12.0
 """The largest s = sigma/alpha from which a step towards the data is one of Adams' formulas."""
@@ -62,20 +64,25 @@ class _Circle:
 
 @lru_cache(maxsize=64)
 def stretch(
-    nodes: tuple[Node, ...], calls: tuple[bool, ...], past: tuple[Node, ...], denoised: Node | None = None
+    nodes: tuple[Node, ...],
+    calls: tuple[bool, ...],
+    past: tuple[Node, ...],
+    denoised: Node | None = None,
+    bounded: bool = False,
 ) -> Stretch:
     """The steps between ``nodes`` that Adams' formulas make, with slopes known at ``past`` nodes, newest first.
 
-    ``calls`` marks the steps that make a call. Towards the data Adams' formulas begin where enough slopes are known, at
-    a level of at most `LARGEST_S`; towards the noise they make all steps or none. A step that makes no call, or reaches
-    pure noise, follows the newest slope. If the node ``denoised`` is given, the last step gives the data that denoising
-    there would give.
+    ``calls`` marks the steps that make a call. Towards the data Adams' formulas begin where enough slopes are
+    known, at a level of at most `LARGEST_S`; towards the noise they make all steps or none. A step that makes no
+    call, or reaches pure noise, follows the newest slope. ``bounded`` is `PathODE.bounded_error`. If the node
+    ``denoised`` is given, the last step gives the data that denoising there would give.
     """
     to_data = nodes[-1].s < nodes[0].s
     below = np.array([a.s <= LARGEST_S for a in nodes[:-1]])
     apart = np.abs(np.diff(np.arcsinh(np.array([node.s for node in nodes]) / LINE.c)))
     farthest = apart[below].max() if below.any() else np.inf
-    order = next((order for most, order in (TO_DATA if to_data else TO_NOISE) if farthest <= most), None)
+    orders = (TO_DATA_BOUNDED if bounded else TO_DATA) if to_data else TO_NOISE
+    order = next((order for most, order in orders if farthest <= most), None)
     if order is None:
         return NO_HANDOVER
     method = ExponentialAdams(order, LINE, "asinh", corrector=True)

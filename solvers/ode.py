@@ -121,6 +121,10 @@ class PathODE(ODE):
     """The ratio of a prediction's error to the error of one network pass: sqrt(w^2 + (w - 1)^2) under classifier-free
     guidance ``u + w (c - u)``, where the errors of the two passes are independent."""
 
+    bounded_error: bool = False
+    """Whether the error of a predicted x0 stays bounded far above the data, as that of a network that predicts x0, v or
+    a flow does. That of one that predicts eps grows with s: x0 = (x - sigma eps)/alpha."""
+
     @abstractmethod
     def predict(self, node: Node, x: Tensor) -> Prediction:
         """Split ``x`` at ``node`` into data and noise by one call of the network."""

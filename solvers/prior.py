@@ -21,6 +21,9 @@ SCALES, DECISIONS, SPACING = 25, 15, 0.6
 """The numbers of Gaussian scales and decisions, and the distance of bumps in units of their width."""
 LEAST_LEVEL, LARGEST_LEVEL = 1e-3, 200.0
 """The noise levels between which a network has errors."""
+BOUNDED = 3.0
+"""The level above which the error of a network that predicts x0, v or a flow is bounded in x0: a few times the data's
+deviation, at which its output has the largest share in x0."""
 SIGNED = ("scale", "decision")
 DIVISORS = ("error_width", "error_bounded", "spacing", "common_scale")
 """The constants that may be negative, and those that are divisors."""
@@ -77,7 +80,7 @@ class Prior:
         decision_variance: the variance of all decisions' coefficients together; that of all Gaussian scales is 1.
         error: the deviation of eps due to the network's smooth errors.
         error_width: w, the correlation length of these errors in log s.
-        error_bounded: the level s above which they are bounded in x0.
+        error_bounded: the level s above which they are bounded in x0; see `bounded`.
         noise: the deviation of the independent error of a prediction of x0.
         spacing: the distance in log s below which nodes are close.
         smoothness: the power of the distance with which that deviation decreases between close nodes.
@@ -118,6 +121,10 @@ class Prior:
     def amplified(self, factor: float) -> Prior:
         """The process with the network's errors multiplied by ``factor``."""
         return replace(self, error=factor * self.error)
+
+    def bounded(self) -> Prior:
+        """The process of a network whose error of x0 is bounded; see `PathODE.bounded_error`."""
+        return replace(self, error_bounded=min(self.error_bounded, BOUNDED))
 
     def own_noise(self, node: Node, before: Node | None) -> float:
         """The deviation of the independent error at ``node``, after the node ``before`` if there is one."""

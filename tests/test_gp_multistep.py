@@ -532,10 +532,10 @@ def test_the_default_leaves_less_than_the_usual_choices_on_problems_it_was_not_c
 # --- guidance -------------------------------------------------------------------------------------------------------
 
 
-def guided(scale) -> odediff.Model:
+def guided(scale, form="v") -> odediff.Model:
     """tanh of the state, and of half of it, as the passes with and without the condition."""
     return odediff.Model(
-        lambda x, t, size: torch.tanh(size[:, None] * x), TABLE, "v", {"size": 1.0}, {"size": 0.5}, guidance=scale
+        lambda x, t, size: torch.tanh(size[:, None] * x), TABLE, form, {"size": 1.0}, {"size": 0.5}, guidance=scale
     )
 
 
@@ -553,11 +553,29 @@ def test_guidance_amplifies_the_errors_of_two_passes(scale):
 
 @pytest.mark.parametrize(("scale", "steep"), [(1.0, False), (2.0, False), (3.0, True), (7.5, True)])
 def test_strong_guidance_keeps_adams_from_the_way_to_the_data_alone(scale, steep):
-    ode, times = probability_flow(guided(scale)), odediff.grid.plateau(TABLE, 24)
+    ode, times = probability_flow(guided(scale, "epsilon")), odediff.grid.plateau(TABLE, 24)
     down = GPMultistep().start(ode, ode.nodes(times.tolist()), draws(2, 3))
     up = GPMultistep().start(ode, ode.nodes(times.flip(0)[1:].tolist()), draws(2, 3))
     assert all(move.belief for move in down.moves) == steep
     assert not all(move.belief for move in up.moves)
+
+
+@pytest.mark.parametrize("form", ["epsilon", "score", "x0", "v", "flow"])
+def test_a_network_of_bounded_error_has_a_process_of_its_own(form):
+    bounded = form in ("x0", "v", "flow")
+    ode, times = probability_flow(guided(1.0, form)), odediff.grid.plateau(TABLE, 12)
+    found = solve(ode, GPMultistep(), draws(5, 3), times, closing=None).x
+    ode.bounded_error = False
+    prior = Prior(error_bounded=3.0) if bounded else Prior()
+    assert torch.equal(found, solve(ode, GPMultistep(prior=prior), draws(5, 3), times, closing=None).x)
+
+
+@pytest.mark.parametrize(("steps", "form", "order"), [(24, "epsilon", 5), (24, "v", 0), (31, "v", 5), (40, "v", 6)])
+def test_a_network_of_bounded_error_is_handed_over_between_closer_nodes(steps, form, order):
+    ode = probability_flow(guided(1.0, form))
+    run = GPMultistep().start(ode, ode.nodes(odediff.grid.plateau(TABLE, steps).tolist()), draws(2, 3))
+    adams = [len(move.weights) for move in run.moves if not move.belief]
+    assert max(adams, default=0) == order
 
 
 def test_a_sample_does_not_depend_on_the_guidance_of_its_mates():
