@@ -37,8 +37,10 @@ class View(NamedTuple):
 class Views:
     """The views of one model, each computed once: a grid is solved again and again.
 
-    Nodes at which samples keep their own times, as in methods that follow a tolerance, do not come back. The model is
-    an argument instead of a part: a cycle would keep its network until the garbage collector runs.
+    Nodes at which samples keep their own times, as in methods that follow a tolerance, do not come back. A time
+    convention of the user's own is asked at every call: it may read what changes, and return an array that the network
+    writes to. The model is an argument instead of a part: a cycle would keep its network until the garbage collector
+    runs.
     """
 
     def __init__(self) -> None:
@@ -50,7 +52,7 @@ class Views:
         Raises:
             ValueError: the network cannot be evaluated there.
         """
-        if not isinstance(node.t, float):
+        if not isinstance(node.t, float) or model.network_time is not None:
             return _view(model, node)
         found = self._known.get(node)
         if found is None:

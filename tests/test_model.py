@@ -556,6 +556,29 @@ def test_a_convention_of_the_users_own_reaches_every_sample(to_network):
     assert torch.equal(network.calls[0][1], torch.full((3,), 500.0))
 
 
+def test_a_convention_of_the_users_own_is_asked_at_every_call():
+    scale = [1000.0]
+    network, node = Recorded(), TABLE.node(0.5)
+    model = odediff.Model(network, TABLE, network_time=lambda t: scale[0] * t)
+    for scale[0] in (1000.0, 1.0):
+        model.predict(node, states(3))
+    assert network.times == [500.0, 0.5]
+
+
+def test_a_network_may_scale_the_times_that_it_receives_in_place():
+    seen = []
+
+    def network(x, time):
+        seen.append(float(time[0]))
+        time *= 2
+        return torch.zeros_like(x)
+
+    model = odediff.Model(network, TABLE, network_time=lambda t: np.array([1000 * t]))
+    for _ in range(2):
+        model.predict(TABLE.node(0.5), states(1, torch.float64))
+    assert seen == [500.0, 500.0]
+
+
 @pytest.mark.parametrize("told", [None, "999", [None]])
 def test_a_convention_that_returns_no_number_is_named(told):
     model = odediff.Model(Recorded(), TABLE, network_time=lambda t: told)
