@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from odediff.model import Model
 
 MOST = 4096
-"""The most views that are kept of one model: more than the nodes of any grid, and less than a megabyte."""
+"""The most views that are kept of one model: more than the nodes of most grids, and less than two megabytes."""
 
 
 class View(NamedTuple):
