@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,10 @@ class Views:
 
     def __init__(self) -> None:
         self._known: dict[Node, View] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy starts without views: another thread may add some meanwhile, and a pickle may outlive their rules."""
+        return type(self), ()
 
     def at(self, model: Model, node: Node) -> View:
         """The view of ``node``.

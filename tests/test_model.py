@@ -1,5 +1,6 @@
 """A recorded network shows what reaches it; closed forms and the embedded network show what comes of it."""
 
+import copy
 import functools
 import math
 import pickle
@@ -397,6 +398,18 @@ def test_one_answer_for_all_calls_is_none_that_is_overwritten():
     model = odediff.Model(lambda x, time: constant, TABLE)
     assert torch.isfinite(odediff.sample(model, (2, 3), steps=6, solver=solvers.LMS())).all()
     assert pickle.loads(pickle.dumps(odediff.Model(nn.Identity(), TABLE))).path == TABLE
+
+
+def tanh(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x)
+
+
+def test_a_copy_of_a_model_keeps_nothing_of_its_calls():
+    model, sizes = odediff.Model(tanh, TABLE), []
+    for t in (0.3, 0.5):
+        model.predict(TABLE.node(t), states(2))
+        sizes += [len(pickle.dumps(model)), len(pickle.dumps(copy.deepcopy(model)))]
+    assert sizes == sizes[:1] * 4
 
 
 # --- chunks -------------------------------------------------------------------------------------------------------
