@@ -149,6 +149,8 @@ def multiplier(factor: float, x: Tensor) -> float | Tensor:
     """``factor`` as it multiplies ``x``, with the same bits: torch converts a number for as long as two sums take."""
     if type(x) is not Tensor or not x.is_cpu or not -LARGEST <= factor <= LARGEST:
         return factor
+    if not x.ndim or not x.is_floating_point():  # there a tensor would take part in the promotion of dtypes
+        return factor
     return torch.from_numpy(np.array(factor, dtype=np.float64 if x.dtype is torch.float64 else np.float32))
 
 

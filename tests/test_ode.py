@@ -81,6 +81,14 @@ def test_a_sum_is_multiplied_as_by_a_number(factor, dtype):
         torch.testing.assert_close(combine((factor, x)), x * factor, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex128], ids=str)
+def test_a_sum_of_numbers_keeps_their_dtype(dtype):
+    x = torch.tensor(0.7, dtype=dtype)
+    torch.testing.assert_close(combine((1 / 3, x)), x * (1 / 3), rtol=0, atol=0)
+    rows = torch.stack([x, x])
+    torch.testing.assert_close(torch.func.vmap(lambda row: combine((1 / 3, row)))(rows), rows * (1 / 3), rtol=0, atol=0)
+
+
 def test_gradients_pass_through_combine():
     x, y = (random(2, 3).requires_grad_() for _ in range(2))
     combine((2.0, x), (np.array([3.0, 4.0]), y)).sum().backward()
