@@ -19,7 +19,7 @@ from odediff.overwriting import LastOutput, is_constant, one_memory, share_memor
 from odediff.prediction import FORMS, Form, NetworkPrediction
 from odediff.schedule import Schedule, Section
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
-from odediff.view import Views, told_time
+from odediff.view import Views, own_path, told_time
 from solvers import Node, Prediction
 from solvers.arguments import require_switch, require_whole
 from solvers.real import Real
@@ -146,11 +146,6 @@ class Model:
         parts = (part for module in held_modules(self.network) for part in module.modules())
         return any(part.training and isinstance(part, UNSTEADY) and getattr(part, "p", 1.0) > 0 for part in parts)
 
-    @property
-    def _own_path(self) -> Schedule:
-        """The schedule that the network was trained on."""
-        return self.trained_path or self.path
-
     def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
         """The same model under these conditions: ``model.condition(label=3, guidance=2.0)``.
 
@@ -193,7 +188,8 @@ class Model:
         """
         if not isinstance(path, Schedule):
             raise TypeError(f"path={path!r} is not a schedule; pass one such as odediff.VPCosine()")
-        return replace(self, path=Section(path, self._own_path), trained_path=self._own_path)
+        trained = own_path(self)
+        return replace(self, path=Section(path, trained), trained_path=trained)
 
     def rows(self, index: Sequence[int] | Tensor) -> Model:
         """The same model for the samples ``index`` alone."""

@@ -84,7 +84,7 @@ def _view(model: Model, node: Node) -> View:
     return View(time, scale, *coefficients(model.prediction, seen))
 
 
-def _own_path(model: Model) -> Schedule:
+def own_path(model: Model) -> Schedule:
     """The schedule that the network was trained on."""
     return model.trained_path or model.path
 
@@ -96,7 +96,7 @@ def _seen(model: Model, node: Node) -> Node:
 
 def _clock(model: Model, t: Real) -> Real:
     """The time that the network receives at a time of the schedule that it was trained on."""
-    path = _own_path(model)
+    path = own_path(model)
     if model.network_time is None and model.continuous and isinstance(path, VPTable):
         return t * path.T - 1  # down to -1 at the data; the table itself ends at 0
     if model.network_time is None:
@@ -108,7 +108,7 @@ def _clock(model: Model, t: Real) -> Real:
 
 
 def _require_defined(model: Model, seen: Node) -> None:
-    first = 0.0 if model.continuous else _own_path(model).first_defined
+    first = 0.0 if model.continuous else own_path(model).first_defined
     # The tolerance covers grids that miss the first entry by round-off.
     if anywhere(seen.t < first * (1 - 1e-9)):
         raise ValueError(
