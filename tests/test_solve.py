@@ -402,6 +402,17 @@ def test_extrapolation_uses_the_nodes_that_there_are(nodes):
     assert found.stats.nfe == nodes
 
 
+@pytest.mark.parametrize(("solver", "known"), [(RK4(Rotation()), 0), (solvers.DPMpp(2), 1)], ids=["stages", "past"])
+def test_extrapolation_reads_the_predictions_at_the_starts_of_steps_alone(solver, known):
+    problem, x = mild_mixture(), starting_points()
+    options = {"past": [(problem.node(1.3), x)][:known], "trajectory": True}
+    found = solve(problem, solver, x, [*TIMES, 0.0], closing="extrapolate", **options)
+    states = solve(problem, solver, x, TIMES, **options).trajectory
+    nodes = problem.nodes(TIMES)[:-1]
+    recent = [(node, problem.predict(node, state).x0) for node, state in zip(nodes, states, strict=False)]
+    torch.testing.assert_close(found.x, extrapolate_data(problem.node(0.0), recent), rtol=0, atol=1e-13)
+
+
 def test_extrapolation_from_a_single_node_is_the_denoising_step():
     assert torch.equal(solved(times=(0.4, 0.0), closing="extrapolate").x, solved(times=(0.4, 0.0)).x)
 
