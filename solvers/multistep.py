@@ -206,7 +206,9 @@ class ExponentialAdams(Solver):
         require_path(self, ode)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
-        after = int(_closed_by_own_step(ode, self.line))
+        # Where the line is singular at the data, the closing step is the one that the method would take itself. On
+        # other lines it comes after its last step, as ``denoise_to_zero`` does in DPM-Solver's reference code.
+        after = int(requests(ode).denoised and bool(self.line.singular(DATA)))
         if state is not None:
             require_run(self, state, History, "history")
             if state.line != self.line:
@@ -356,14 +358,6 @@ def _corrected(planned: Formulas, correctors: Formulas) -> Formulas:
     weights[:, 1:] += np.where(both, ratio[1:] * changes, 0.0)
     reads[1:] = np.where(both, np.maximum(reads[1:], correctors.reads), reads[1:])
     return Formulas(ratio, weights, reads)
-
-
-def _closed_by_own_step(ode: Any, line: Line) -> bool:
-    """Whether a closing step follows that a method on ``line`` would take itself: a DDIM step, if the line is singular.
-
-    On other lines it comes after the method's last step, as ``denoise_to_zero`` does in DPM-Solver's reference code.
-    """
-    return requests(ode).denoised and bool(line.singular(DATA))
 
 
 def _rows(mask: np.ndarray, like: Tensor) -> Tensor:
