@@ -24,9 +24,9 @@ TO_DATA = ((0.26, 6), (0.395, 5))
 TO_DATA_BOUNDED = ((0.2, 6), (0.26, 5))
 TO_NOISE = ((1.0, 3),)
 """Each entry is (largest node distance in asinh(s/c), order). Larger distances amplify the network's errors near the
-data: where the error of x0 is bounded, so that the regression is as good at all levels, they begin at closer nodes.
-Towards the noise a low order is used up to larger distances, because the regression, which starts there without
-history, is worse still."""
+data. Where the error of x0 is bounded (`PathODE.bounded_error`), the regression follows trained networks better up to
+closer nodes; see benchmarks/DEVELOPMENT.md. Towards the noise a low order is used up to larger distances, because the
+regression, which starts there without history, is worse still."""
 LARGEST_S = 12.0
 """The largest s = sigma/alpha from which a step towards the data is one of Adams' formulas."""
 NEAR, NEAR_POINTS = 0.1, 2

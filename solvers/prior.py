@@ -22,8 +22,8 @@ SCALES, DECISIONS, SPACING = 25, 15, 0.6
 LEAST_LEVEL, LARGEST_LEVEL = 1e-3, 200.0
 """The noise levels between which a network has errors."""
 BOUNDED = 3.0
-"""The level above which the error of a network that predicts x0, v or a flow is bounded in x0: a few times the data's
-deviation, at which its output has the largest share in x0."""
+"""The level above which the error of a network that predicts x0, v or a flow is bounded in x0: the share of its output
+in x0, s/sqrt(1 + s^2) for v and s/(1 + s) for a flow, has nearly reached its limit there."""
 SIGNED = ("scale", "decision")
 DIVISORS = ("error_width", "error_bounded", "spacing", "common_scale")
 """The constants that may be negative, and those that are divisors."""
