@@ -15,8 +15,10 @@ from solvers.sums import Terms, combine, per_row
 
 BLOCK = 2**17
 """The most numbers that a temporary of `Mixture` holds."""
-KEPT = 2**20
+KEPT = 2**22
 """The most numbers that a `Mixture` keeps for the nodes at which it was asked."""
+LINES = 4
+"""The number of sums of x0 and eps for which it keeps them at each node: methods read theirs along a few lines."""
 
 
 class Trigonometric:
@@ -72,16 +74,30 @@ class _Place:
         prior = mixture._log_weights - mixture._means.shape[1] / 2 * np.log(self.total)
         means = _column(self.alpha) * mixture._means
         with torch.inference_mode(False):  # autograd refuses tensors that are made in inference mode
-            self.means, self.prior, self.falls, self.of_eps = (
-                torch.from_numpy(value).to(like) for value in (means, prior, -0.5 / self.total, self.sigma / self.total)
+            self.means, self.prior, self.falls = (
+                torch.from_numpy(value).to(like) for value in (means, prior, -0.5 / self.total)
             )
+        self._parts: dict[tuple[float, float], tuple[Tensor | None, Tensor]] = {}
 
-    def slopes(self, data: Real, noise: Real, like: Tensor) -> Tensor:
-        """The factors of ``x - alpha m_k`` in ``data x0 + noise eps``, given each component."""
-        if is_zero(data) and isinstance(noise, float) and noise == 1:
-            return self.of_eps
-        found = (data * self.alpha * self.variances + noise * self.sigma) / self.total
-        return torch.from_numpy(found).to(like)
+    def parts(self, data: Real, noise: Real, mixture: "Mixture", like: Tensor) -> tuple[Tensor | None, Tensor]:
+        """``data m_k`` and the factor of ``x - alpha m_k`` in ``data x0 + noise eps``, given component k.
+
+        They are kept if all samples share them. The first is None where it is 0.
+        """
+        if not (isinstance(data, float) and isinstance(noise, float)):
+            return self._computed(data, noise, mixture, like)
+        if (data, noise) not in self._parts:
+            if len(self._parts) >= LINES:
+                self._parts.clear()
+            self._parts[data, noise] = self._computed(data, noise, mixture, like)
+        return self._parts[data, noise]
+
+    def _computed(self, data: Real, noise: Real, mixture: "Mixture", like: Tensor) -> tuple[Tensor | None, Tensor]:
+        data, noise = _column(data), _column(noise)
+        slopes = (data * self.alpha * self.variances + noise * self.sigma) / self.total
+        with torch.inference_mode(False):
+            means = torch.from_numpy(_column(data) * mixture._means).to(like) if anywhere(data != 0) else None
+            return means, torch.from_numpy(slopes).to(like)
 
 
 class Mixture:
@@ -116,20 +132,19 @@ class Mixture:
     def _predict(self, node: Node, x: Tensor) -> Prediction:
         place = self._place(node, x)
         # Row-wise reductions, no matrix product across the batch: a sample's bits do not depend on its batch mates.
-        centred = x.reshape(len(x), 1, self._means.shape[1]) - place.means
+        centred = x.reshape(x.shape[0], 1, self._means.shape[1]) - place.means
         log_density = torch.addcmul(place.prior, vector_norm(centred, dim=-1).square(), place.falls)
         responsibility = torch.softmax(log_density, dim=1)
 
         def mix(data: Real, noise: Real) -> Tensor:
-            data, noise = _column(data), _column(noise)
-            slopes = place.slopes(data, noise, x)
-            if anywhere(data != 0):
-                means = torch.from_numpy(_column(data) * self._means).to(x)
+            means, slopes = place.parts(data, noise, self, x)
+            if means is None:  # eps, which most solvers read
+                parts = (slopes * responsibility).unsqueeze(-1) * centred
+            else:
                 parts = torch.addcmul(means, slopes.unsqueeze(-1), centred)
                 parts.mul_(responsibility.unsqueeze(-1))
-            else:  # eps, which most solvers read, needs no means
-                parts = (slopes * responsibility).unsqueeze(-1) * centred
-            return parts.sum(1).reshape(x.shape)
+            found = parts.sum(1)
+            return found if x.ndim == 2 else found.reshape(x.shape)
 
         return Mixed(mix)
 
@@ -139,7 +154,7 @@ class Mixture:
             return _Place(self, node.alpha, node.sigma, x)
         key = node.alpha, node.sigma, x.dtype, x.device
         if key not in self._places:
-            if len(self._places) * self._means.size >= KEPT:
+            if len(self._places) * self._means.size * (1 + LINES) >= KEPT:
                 self._places.clear()
             self._places[key] = _Place(self, node.alpha, node.sigma, x)
         return self._places[key]
@@ -189,12 +204,12 @@ class ExactODE(PathODE):
         self.distribution = distribution
         self.path = path or Trigonometric()
         self.span = span
-        self.like: Tensor | None = None
+        self.like: tuple[torch.dtype, torch.device, torch.Size] | None = None
 
     def watching(self, like: Tensor, span: Sequence[float]) -> "ExactODE":
         """The same problem, which raises for states unlike ``like`` and times outside ``span``."""
         watched = ExactODE(self.distribution, self.path, span)
-        watched.like = like
+        watched.like = like.dtype, like.device, like.shape[1:]
         return watched
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
@@ -202,10 +217,9 @@ class ExactODE(PathODE):
         if self.span and not everywhere((min(self.span) <= node.t) & (node.t <= max(self.span))):
             raise AssertionError(f"the field was called at t={node.t}, outside the span {self.span}")
         if self.like is not None:
-            like = self.like
-            expected, got = (like.dtype, like.device, like.shape[1:]), (x.dtype, x.device, x.shape[1:])
-            if expected != got:
-                raise AssertionError(f"the field was called with {got} for a state of {expected}")
+            got = x.dtype, x.device, x.shape[1:]
+            if got != self.like:
+                raise AssertionError(f"the field was called with {got} for a state of {self.like}")
         return self.distribution.predict(node, x)
 
     def node(self, t: Real) -> Node:
