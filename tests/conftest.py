@@ -1,7 +1,19 @@
+import gc
 import os
 
+import pytest
 import torch
 
 # One worker of pytest-xdist runs on each core: more threads than that would only wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+# The libraries and the collected tests, half a million objects, stay until the end: the collector, which would go
+# through them again and again, starts with the first test and leaves them out.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    gc.freeze()
+    gc.enable()
