@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -116,10 +116,17 @@ def _line_without_solver(causes: Sequence[BaseException], app: App) -> str | Non
     return f"{word}: a line belongs to a solver; give both, as in solver=rk4 line@solver.line={name}"
 
 
-def _no_value(causes: Sequence[BaseException], app: App) -> str | None:
-    """A word without a value, such as steps 20."""
-    found = re.search(r"Error parsing override '([\w.]+)'\s+missing EQUAL", str(causes[0]))
-    return f"{found[1]}: give KEY=VALUE, as in steps=20; --help lists the keys" if found else None
+def _unreadable_word(causes: Sequence[BaseException], app: App) -> str | None:
+    """A word that is no KEY=VALUE in Hydra's grammar, such as steps 20, [1,2 or a folder named ü."""
+    if not isinstance(causes[0], OverrideParseException):
+        return None
+    word = causes[0].override
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word}: give KEY=VALUE, as in steps=20; --help lists the keys"
+    quotes = "" if '"' in value or "'" in value else f""", or quote the value within the word, as in '{key}="{value}"'"""
+    reason = [_line(cause) for cause in causes if isinstance(cause, HydraException)][-1]
+    return f"{word} cannot be read ({reason}); close its brackets{quotes}"
 
 
 def _sweep_without_m(causes: Sequence[BaseException], app: App) -> str | None:
@@ -199,7 +206,7 @@ TRANSLATORS: tuple[Callable[[Sequence[BaseException], App], str | None], ...] = 
     _unusable_file,
     _null_group,
     _line_without_solver,
-    _no_value,
+    _unreadable_word,
     _sweep_without_m,
     _unknown_choice,
     _unknown_argument,
