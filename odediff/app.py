@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from odediff.config import Config, SampleTask, conf_folder, register
-from odediff.explain import APP, asked_of_the_network, explain, unknown_key
+from odediff.explain import APP, SWEEP, asked_of_the_network, explain, unknown_key
 from odediff.explain import App as App
 from odediff.files import write_json
 from odediff.run import RECORD, AlreadyRecordedError
@@ -175,7 +175,7 @@ def noted_failures() -> Iterator[None]:
         job = HydraConfig.get()
         if job.mode != RunMode.MULTIRUN:
             raise
-        reason = explain(error)
+        reason = explain(error, SWEEP)
         if _is_plain(error) and not _whole_traceback():
             _say(reason, 1)
         else:

@@ -37,6 +37,9 @@ class App(NamedTuple):
 APP = App("config", "hydra.run.dir")
 """The application of this package."""
 
+SWEEP = APP._replace(folder_key="hydra.sweep.dir")
+"""The same in a sweep, where hydra.run.dir has no effect."""
+
 OURS = {"odediff", "solvers", "benchmarks", "__main__"}
 """Top-level modules that are never named as the place of an error."""
 
@@ -124,7 +127,7 @@ def _unreadable_word(causes: Sequence[BaseException], app: App) -> str | None:
     key, equals, value = word.partition("=")
     if not equals:
         return f"{word}: give KEY=VALUE, as in steps=20; --help lists the keys"
-    quotes = "" if '"' in value or "'" in value else f""", or quote the value within the word, as in '{key}="{value}"'"""
+    quotes = "" if re.search("[\"']", value) else f""", or quote the value within the word, as in '{key}="{value}"'"""
     reason = [_line(cause) for cause in causes if isinstance(cause, HydraException)][-1]
     return f"{word} cannot be read ({reason}); close its brackets{quotes}"
 

@@ -188,7 +188,8 @@ def _usable_folder() -> Path:
     """The folder of the run, without folders in the place of its files."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if in_the_way := [path for path in folder.glob("*.*") if path.suffix in WRITTEN and path.is_dir()]:
-        raise ValueError(f"{in_the_way[0]} is a folder; choose another place with hydra.run.dir=FOLDER")
+        key = f"hydra.{'sweep' if HydraConfig.get().mode == RunMode.MULTIRUN else 'run'}.dir"
+        raise ValueError(f"{in_the_way[0]} is a folder; choose another place with {key}=FOLDER")
     return folder
 
 

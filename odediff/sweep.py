@@ -18,6 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from safetensors.torch import load_file
 
+from odediff.app import plain_failures
+from odediff.explain import SWEEP
 from odediff.files import replacing, write_json
 from odediff.pictures import curves, labelled_grid, montage
 from odediff.run import PASSING, RECORD
@@ -66,8 +68,14 @@ class SweepSummary(Callback):
         """Called by Hydra before the first job: an experiment does not sweep over what the command line gives.
 
         Hydra itself would run the product of both, every job several times. Also, it does not accept null for a group,
-        for which "none of them" is written [].
+        for which "none of them" is written []. Hydra turns what a callback raises into a warning and goes on, so that
+        failures end here.
         """
+        with plain_failures(SWEEP):
+            self._begin(config)
+
+    def _begin(self, config: DictConfig) -> None:
+        Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         given = {one.key_or_group for one in OverridesParser.create().parse_overrides(config.hydra.overrides.task)}
         if given & EXCLUSIVE:
@@ -88,6 +96,10 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra after the last job."""
+        with plain_failures(SWEEP):
+            self._end(config)
+
+    def _end(self, config: DictConfig) -> None:
         folder = Path(config.hydra.sweep.dir)
         # Unresolved: what it refers to, such as the number of the job, is known only within a job.
         subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
@@ -127,8 +139,13 @@ class SweepSummary(Callback):
                 ],
             },
         )
-        print(text_table(header, rows))
+        if without := [job["folder"] for job in jobs if self.x not in job]:
+            raise ValueError(
+                f"hydra.callbacks.sweep.x={self.x} is not in the run.json of job {without[0]}; name one that is, "
+                "such as steps or nfe"
+            )
         drawn = self._gallery(folder, jobs) if self.note else self._curves(folder, jobs)
+        print(text_table(header, rows))
         print(f"table{' and picture' if drawn else ''} in {folder}")
 
     def _curves(self, folder: Path, jobs: Sequence[dict[str, Any]]) -> bool:

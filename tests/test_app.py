@@ -845,6 +845,31 @@ def test_a_full_disk_is_named_with_its_remedy(monkeypatch, tmp_path, capsys, kin
     assert not list((tmp_path / "out").glob("*samples*"))
 
 
+def test_a_full_disk_in_a_sweep_is_named_with_the_folder_that_counts_there(monkeypatch, tmp_path, capsys):
+    def refused(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sample_task, "save_file", refused)
+    assert run(monkeypatch, tmp_path, "-m", "solver=ddim", "steps=2", "hydra.sweep.dir=out", *QUICK) == 1
+    assert "choose another folder with hydra.sweep.dir=FOLDER" in capsys.readouterr().err
+    (tmp_path / "taken").write_text("")
+    assert run(monkeypatch, tmp_path, "-m", "solver=ddim", "steps=2", "hydra.sweep.dir=taken/out", *QUICK) == 2
+    assert "choose another folder with hydra.sweep.dir=FOLDER" in capsys.readouterr().err
+    (tmp_path / "mine" / "0" / "samples.png").mkdir(parents=True)
+    assert run(monkeypatch, tmp_path, "-m", "solver=ddim", "steps=2", "hydra.sweep.dir=mine", *QUICK) == 1
+    assert "choose another place with hydra.sweep.dir=FOLDER" in capsys.readouterr().err
+
+
+def test_a_sweep_whose_table_cannot_be_written_fails_in_one_line(monkeypatch, tmp_path, capsys):
+    (tmp_path / "out" / "sweep.csv").mkdir(parents=True)
+    words = ["-m", "solver=ddim", "steps=2", "task.reference_steps=null", *QUICK]
+    assert run(monkeypatch, tmp_path, *words, "hydra.sweep.dir=out") == 2
+    said = "odediff: out/sweep.csv: a folder has the name of the file to be written; choose another folder with"
+    assert capsys.readouterr().err.strip() == f"{said} hydra.sweep.dir=FOLDER"
+    assert run(monkeypatch, tmp_path, *words, "hydra.sweep.dir=other", "+hydra.callbacks.sweep.x=stepz") == 2
+    assert "hydra.callbacks.sweep.x=stepz is not in the run.json of job 0" in capsys.readouterr().err
+
+
 def test_the_seconds_of_a_job_are_those_of_its_sampling(monkeypatch, tmp_path):
     right, spent = sample_task.sample, []
 
