@@ -38,6 +38,8 @@ ALONG = EXCLUSIVE | {"solver.rtol"}
 """Keys that move a job along its curve; any other key starts another curve."""
 CLOCK = 2.0
 """Seconds by which the clock of a file system may lag behind."""
+NUMBER = "${hydra.job.num}"
+"""The reference that a job's folder is named by, unless hydra.sweep.subdir says otherwise."""
 SHOWN = 8
 """The number of samples in each cell of a gallery, in two rows."""
 
@@ -103,8 +105,9 @@ class SweepSummary(Callback):
         folder = Path(config.hydra.sweep.dir)
         # Unresolved: what it refers to, such as the number of the job, is known only within a job.
         subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
-        depth = len(Path(subdir).parts)
-        found = (file for file in folder.glob("/".join(["*"] * depth + [RECORD])) if file.is_file())
+        # A part that refers to anything but the number, such as the job's words, may contain any number of slashes.
+        levels = ["**/*" if "${" in part.replace(NUMBER, "") else "*" for part in Path(subdir).parts]
+        found = (file for file in folder.glob("/".join([*levels, RECORD])) if file.is_file())
         # An earlier sweep may have left jobs in the same folder.
         files = sorted((file for file in found if file.stat().st_mtime >= self.started - CLOCK), key=_job_number)
         jobs = [{"folder": str(file.parent.relative_to(folder)), **json.loads(file.read_text())} for file in files]
@@ -212,4 +215,4 @@ def _series(job: dict[str, Any]) -> str:
 
 def _job_number(file: Path) -> tuple[int, str]:
     name = file.parent.name
-    return (int(name) if name.isdigit() else 0, name)
+    return (int(name) if name.isdigit() else 0, str(file))

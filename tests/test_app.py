@@ -458,6 +458,18 @@ def test_a_sweep_collects_its_own_jobs_and_none_that_were_there(monkeypatch, tmp
     assert capsys.readouterr().out.count("table and picture in") == 3
 
 
+def test_a_sweep_finds_its_jobs_in_folders_whose_names_contain_folders(monkeypatch, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    imsave(tmp_path / "pictures" / "one.png", np.zeros((28, 28, 3)))
+    words = ["task=invert", "task.images=./pictures", "solver=ddim", "steps=3,4", "progress=false"]
+    named = "hydra.sweep.subdir=${hydra.job.override_dirname}"
+    assert run(monkeypatch, tmp_path, "-m", *words, "samples=1", "hydra.sweep.dir=out", named) == 0
+    jobs = json.loads((tmp_path / "out" / "run.json").read_text())["jobs"]
+    assert [job["steps"] for job in jobs] == ["3", "4"] and all("/" in job["folder"] for job in jobs)
+    assert run(monkeypatch, tmp_path, "-m", *words, "samples=2", "hydra.sweep.dir=other", named) == 1
+    assert "2 of 2 jobs failed" in capsys.readouterr().err
+
+
 def test_a_sweep_that_is_resumed_keeps_what_has_ended_and_computes_the_rest(monkeypatch, tmp_path, capsys):
     arguments = ["-m", "task=sample", "task.reference_steps=null", "hydra.sweep.dir=out", *QUICK, "solver=ddim"]
     assert run(monkeypatch, tmp_path, *arguments, "nfe=3,4,5") == 0
