@@ -49,6 +49,9 @@ MOVED = rf"({'|'.join(WITH_A_VALUE)}|-m|--multirun|-h|--help|--hydra-help|-r|--r
 
 def main() -> None:
     """The console script: run, or print one clear line and exit with 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as in 2>&-; a progress bar would fail
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal cannot encode is printed as an escape instead of failing the run.
         if isinstance(stream, TextIOWrapper):

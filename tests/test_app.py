@@ -762,6 +762,12 @@ def test_a_terminal_of_few_letters_shows_their_codes(tmp_path):
     assert (tmp_path / "\u00fc" / "samples.png").is_file()
 
 
+def test_a_run_whose_errors_go_nowhere_ends_as_any_other(tmp_path):
+    command = f"exec {sys.executable} -m odediff solver=ddim steps=2 samples=1 hydra.run.dir=out 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out" / "run.json").is_file()
+
+
 def test_the_console_script_finds_a_solver_where_it_is(tmp_path):
     (tmp_path / "mine.py").write_text("import solvers\n\nclass Mine(solvers.DDIM):\n    pass\n")
     script = Path(sys.executable).with_name("odediff")
