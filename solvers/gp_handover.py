@@ -7,6 +7,8 @@ polynomial amplifies the network's errors, which grow with s as errors of x0.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise, zip_longest
 from typing import NamedTuple
@@ -30,7 +32,10 @@ regression, which starts there without history, is worse still."""
 LARGEST_S = 12.0
 """The largest s = sigma/alpha from which a step towards the data is one of Adams' formulas."""
 NEAR, NEAR_POINTS = 0.1, 2
-"""Below s = 0.1, steps towards the data read at most two slopes: higher orders would only amplify network error."""
+"""Below s = 0.1, steps towards the data read at most two slopes: between nodes that are far apart in log s, higher
+orders would amplify the network's errors, and overshoot where fine structure of the data is resolved."""
+CLOSE_NEAR, CLOSE_NEAR_POINTS = 0.35, 3
+"""They read three if the newest two nodes are at most 0.35 apart in log s."""
 MOST_PAST_SLOPES = 3
 """The first step reads at most this many slopes of earlier nodes: a fourth would be held beside the predictions that
 the regression reads until then."""
@@ -95,13 +100,16 @@ def stretch(
     last = len(calls) - calls[::-1].index(True)
     stays = denoised == nodes[last - 1]
     ahead = [*nodes[first:last], *([] if stays else [denoised or nodes[last]])]
-    most = np.array([NEAR_POINTS if to_data and a.s < NEAR else method.points for a in nodes[first:last]])
+    trail = [*reversed(known), *nodes[first:last]]
+    most = np.full(last - first, method.points)
+    if to_data:
+        most = np.array([_slopes_read(a, b, method.points) for a, b in pairwise(trail)][-len(most) :])
     moves = method.plan(_Circle(), known, ahead, False, most[: len(ahead) - 1])  # type: ignore[arg-type]
     formulas = [move.formula for move in moves]
     if denoised:
         step = (None if stays else formulas.pop()) or IDENTITY
-        newest, before = [*reversed(nodes[first:last]), *known][:2]
-        formulas.append(_denoised(step, newest, before, denoised))
+        seen = trail[: -1 - _slopes_read(trail[-2], trail[-1], CLOSE_NEAR_POINTS) : -1]
+        formulas.append(_denoised(step, seen, denoised))
     formulas += [None] * (len(calls) - last)
     steps = pairwise(nodes[first:])
     filled = tuple(formula or _straight(a, b) for formula, (a, b) in zip(formulas, steps, strict=True))
@@ -113,14 +121,22 @@ def _straight(a: Node, b: Node) -> Formula:
     return Formula(LINE.scale(b) / LINE.scale(a), (LINE.scale(b) * (LINE.q(b) - LINE.q(a)),))
 
 
-def _denoised(step: Formula, newest: Node, before: Node, end: Node) -> Formula:
-    """x0 at ``end``, the end of ``step``, by the slope there, extrapolated linearly from those at two nodes.
+def _slopes_read(before: Node, newest: Node, most: int) -> int:
+    """The number of slopes that a step towards the data from ``newest`` reads, at most ``most``."""
+    if newest.s >= NEAR:
+        return most
+    return CLOSE_NEAR_POINTS if before.s <= newest.s * math.exp(CLOSE_NEAR) else NEAR_POINTS
+
+
+def _denoised(step: Formula, seen: Sequence[Node], end: Node) -> Formula:
+    """x0 at ``end``, the end of ``step``, by the slope there, extrapolated from those at the nodes ``seen``.
 
     On a rotation ``x0 = c^2 alpha/R^2 x - c sigma/R slope``.
     """
-    beyond = (LINE.q(end) - LINE.q(newest)) / (LINE.q(newest) - LINE.q(before))
-    radius = LINE.scale(end)
+    radius, places, same = LINE.scale(end), np.array([LINE.q(node) for node in seen]), np.eye(len(seen), dtype=bool)
     of_state, of_slope = (LINE.c / radius) ** 2 * end.alpha, -LINE.c * end.sigma / radius
-    there = (of_slope * (1 + beyond), -of_slope * beyond) if beyond else (of_slope,)
-    weights = zip_longest(step.weights, there, fillvalue=0.0)
+    # Lagrange's polynomials at the end.
+    factors = (LINE.q(end) - places) / np.where(same, 1.0, places[:, None] - places)
+    there = of_slope * np.where(same, 1.0, factors).prod(axis=1)
+    weights = zip_longest(step.weights, there.tolist(), fillvalue=0.0)
     return Formula(of_state * step.ratio, tuple(of_state * moved + slope for moved, slope in weights))

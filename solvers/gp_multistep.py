@@ -116,9 +116,9 @@ class GPMultistep(Solver):
 
     Between close nodes the trajectory is a polynomial to more digits than the process can resolve. There the steps are
     corrected Adams' formulas along a rotation, in asinh(s/c): towards the data, below s = 12, of order 5 between nodes
-    at most 0.395 apart in it and of order 6 up to 0.26, but of order 3 below 0.1; towards the noise, of order 3, up to
-    1.0. On DDPM's table, with nodes whose density in log s is a plateau, this takes grids of at least 19, 30 and 10
-    calls; see `solvers.gp_handover`. On other grids inversion is the regression from the data on.
+    at most 0.395 apart in it and of order 6 up to 0.26, but of orders 3 and 4 below s = 0.1; towards the noise, of
+    order 3, up to 1.0. On DDPM's table, with nodes whose density in log s is a plateau, this takes grids of at least
+    19, 30 and 10 calls; see `solvers.gp_handover`. On other grids inversion is the regression from the data on.
 
     A network that predicts x0, v or a flow (`PathODE.bounded_error`) is modelled with an error of x0 that is bounded
     from s = 3 on, and steps towards the data are Adams' from closer nodes on: of order 5 at most 0.26 apart and of

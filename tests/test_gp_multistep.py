@@ -31,8 +31,9 @@ from solvers import (
     solve,
 )
 from solvers.counting import counted
-from solvers.gp_handover import LARGEST_S, NEAR, stretch
+from solvers.gp_handover import LARGEST_S, NEAR, _denoised, stretch
 from solvers.gp_multistep import FAR, planned
+from solvers.multistep import Formula
 from solvers.prior import DECISIONS, SCALES, SMALL, _decided, mean_distance
 from solvers.testing import ExactODE, Gaussian
 
@@ -327,6 +328,24 @@ def test_near_the_data_steps_read_two_slopes_and_correct_by_three(steps, order):
     assert [len(formula.weights) for formula in adams.formulas[:2]] == [4, 5]
     assert {len(formula.weights) for formula in adams.formulas[2 : near - adams.first]} == {order}
     assert {len(formula.weights) for formula in adams.formulas[near - adams.first + 2 :]} == {3}
+
+
+@pytest.mark.parametrize(("distance", "weights"), [(0.3, 4), (0.4, 3)])
+def test_between_nodes_that_are_close_in_log_s_they_read_one_more(distance, weights):
+    levels = [*np.geomspace(12.0, 0.1, 40), *0.1 * np.exp(-distance * np.arange(1, 6)), 0.0]
+    adams = stretch(tuple(node(s) for s in levels), (True,) * 45, ())
+    assert {len(formula.weights) for formula in adams.formulas[-4:]} == {weights}
+
+
+@pytest.mark.parametrize("seen", [2, 3])
+def test_denoising_reads_the_slope_off_a_polynomial_in_q(seen):
+    line, nodes, end = Rotation(0.4), [node(0.03), node(0.04), node(0.055)][:seen], node(0.025)
+    places = np.array([line.q(n) for n in nodes])
+    denoised = _denoised(Formula(1.0, ()), nodes, end)
+    for power in range(seen + 1):
+        x0 = (0.4 / line.scale(end)) ** 2 * end.alpha * 0.7 - 0.4 * end.sigma / line.scale(end) * line.q(end) ** power
+        found = denoised.ratio * 0.7 + np.dot(denoised.weights, places**power)
+        assert (abs(found - x0) < 1e-12) == (power < seen)
 
 
 @pytest.mark.parametrize(
