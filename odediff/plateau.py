@@ -40,12 +40,18 @@ MOST_OF_FEW, LEAST_OF_MANY = 11, 18
 HIGH, HIGH_AT, HIGH_POWER = (14.0, 28.0), (5, 13), 0.9
 """The levels above which nodes thin out (the first for up to 5 nodes, the second from 13 on), and their exponent."""
 CLOSE, CLOSE_HIGH, CLOSE_AT = 22, 0.78, (22, 30, 50)
-CLOSE_LOW, CLOSE_LOW_POWER, CLOSE_LAST = (0.15, 0.3, 0.3), (0.8, 0.6, 0.6), (0.011, 0.013, 0.013)
+CLOSE_LOW, CLOSE_LOW_POWER, CLOSE_LAST = (0.15, 0.3, 0.3), (0.8, 0.6, 0.6), (0.011, 0.003, 0.003)
 CLOSE_HIGH_POWER = (0.7, 0.3, 0.2)
+ABOVE_END, LARGEST_ABOVE_END = 2.0, 0.013
 """The law from 22 nodes on, which suits `solvers.gp_handover`: the high level divided by the number of nodes and, for
 22, 30 and 50 nodes, the low level, its exponent, the last node, and the exponent of the high level. The scatter of a
 network's errors weighs most at high levels, where a step's error is its length times that scatter: many nodes go
-there."""
+there. The last node is not below min(ABOVE_END s_end, LARGEST_ABOVE_END), where s_end is the level of the path's end:
+a network that is followed to the data leaves an error there that is proportional to the last level, but one with a
+table of levels is followed to the table's end only, and a node close to it would be wasted."""
+CUT = 1.25
+"""A path whose end is above the last node of the law divided by this is cut off while structure of the data is still
+being resolved."""
 DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH, DEPARTURE_HIGH_POWER = 0.04, 0.6, 2.0, 0.5
 """The law of nodes that start from a given level, as in an inversion; DEPARTURE_HIGH is the high level divided by the
 number of nodes. Errors at low levels, where the solve begins, are carried all the way, so many nodes go there."""
@@ -79,13 +85,14 @@ def departing(count: int, last: float) -> Law:
     return Law(DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH * count, DEPARTURE_HIGH_POWER, last)
 
 
-def law_of(count: int) -> Law:
-    """The law of ``count`` nodes that lead to the data."""
+def law_of(count: int, end: float) -> Law:
+    """The law of ``count`` nodes that lead to the data, on a path whose end has the level ``end``."""
     if count >= CLOSE:
         low, low_power, high_power, last = (
             float(np.interp(count, CLOSE_AT, values))
             for values in (CLOSE_LOW, CLOSE_LOW_POWER, CLOSE_HIGH_POWER, CLOSE_LAST)
         )
+        last = max(last, min(ABOVE_END * end, LARGEST_ABOVE_END))
         return Law(low, low_power, CLOSE_HIGH * count, high_power, last)
     share = float(np.interp(count, (MOST_OF_FEW, LEAST_OF_MANY), (0.0, 1.0)))
     few, many = ((p.low, p.low_power, p.last * ((10 - p.less) / (count - p.less)) ** p.fall) for p in (FEW, MANY))

@@ -127,8 +127,12 @@ def test_a_plateau_may_end_above_its_first_level():
     assert times[0] > times[1] > times[2]
 
 
-@pytest.mark.parametrize("path", [VPTable.linear(), VE(), RectifiedFlow(), VPTable.scaled_linear()], ids=repr)
-@pytest.mark.parametrize("steps", [4, 10, 11, 15, 17, 21, 22, 23, 25, 31, 35, 60])
+MANY = (4, 10, 11, 15, 17, 21, 22, 23, 25, 31, 35, 60)
+PLATEAUS = [(path, steps) for path in (VPTable.linear(), VPTable.cosine(), VE(), RectifiedFlow()) for steps in MANY]
+PLATEAUS += [(path, steps) for path in (VPTable.scaled_linear(), VE(0.02, 20.0)) for steps in (4, 8, 10, 11)]
+
+
+@pytest.mark.parametrize(("path", "steps"), PLATEAUS, ids=repr)
 def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps):
     node = path.node(path.start)
     first = min(72 * max(1, (steps - 1) / 8) ** 0.6, max(72, 0.95 * float(node.s)))
@@ -138,13 +142,27 @@ def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps
     calls = steps - above
     many = min(1, max(0, (calls - 11) / 7))
     last = (1 - many) * 0.048 * (8.5 / (calls - 1.5)) ** 1.57 + many * 0.058 * (10 / calls) ** 2.2
-    last = 0.011 + 0.002 * min(1, (calls - 22) / 8) if calls >= 22 else last
-    assert levels[-1] == pytest.approx(max(last, path.sigma(path.end) / path.alpha(path.end)))
+    end = path.sigma(path.end) / path.alpha(path.end)
+    if calls >= 22:
+        last = max(0.011 - 0.008 * min(1, (calls - 22) / 8), min(2 * end, 0.013))
+    assert levels[-1] == pytest.approx(max(last, end))
     parts = [
         quad(lambda v: plateau_density(math.exp(v), calls), math.log(low), math.log(high), epsabs=1e-12)[0]
         for high, low in pairwise(levels)
     ]
     np.testing.assert_allclose(parts, np.mean(parts), rtol=1e-4)
+
+
+@pytest.mark.parametrize("path", [VPTable.scaled_linear(), VE(0.03, 14.0), VE(0.03, 70.0)], ids=repr)
+@pytest.mark.parametrize("steps", [12, 13, 22, 51])
+def test_between_the_ends_of_a_path_that_is_cut_off_the_plateau_has_the_nodes_of_karras(path, steps):
+    assert torch.equal(grid.plateau(path, steps), grid.karras(path, steps))
+    assert not torch.equal(grid.plateau(path, 9), grid.karras(path, 9))
+
+
+@pytest.mark.parametrize("path", [VE(0.03, 80.0), VE(0.002, 14.0), VPTable.linear()], ids=repr)
+def test_a_path_that_is_cut_off_at_one_end_has_a_plateau_of_its_own(path):
+    assert not any(torch.equal(grid.plateau(path, steps), grid.karras(path, steps)) for steps in range(3, 60))
 
 
 @every_path
