@@ -1,9 +1,10 @@
-"""What the loop holds a method to, step by step."""
+"""What the loop holds a method to, step by step, and a problem, call by call."""
 
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
+from solvers.ode import ODE, Prediction, require_part
 from solvers.solver import Solver, Step
 
 END = object()
@@ -21,7 +22,7 @@ def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Ten
         raise TypeError(f"{solver}.solve returned a {type(solved).__name__}; let it yield solvers.Step(x)")
     steps = iter(solved)
     for made in range(wanted):
-        version = None if x.is_inference() else x._version
+        before = writes(x)
         step = next(steps, END)
         if step is END:
             raise ValueError(
@@ -32,7 +33,7 @@ def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Ten
             raise TypeError(f"{solver}.{own} {verb} a {type(step).__name__}; let it {verb[:-2]} solvers.Step(x)")
         if not isinstance(step.x, Tensor):
             raise TypeError(f"{solver}.{own}: the state is a {type(step.x).__name__}; let it be a torch.Tensor")
-        if version is not None and x._version != version:
+        if writes(x) != before:
             raise ValueError(
                 f"{solver}.{own} writes to the state x that it is given, which belongs to the caller; let it compute "
                 "a new tensor, as solvers.combine does"
@@ -46,3 +47,36 @@ def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Ten
         yield step
     if next(steps, END) is not END:
         raise ValueError(f"{solver}.solve goes on after {wanted} steps; let it yield one for every interval")
+
+
+def require_slope(ode: ODE, slope: object, x: Tensor, before: int | None) -> None:
+    """Raise `ValueError` unless ``slope``, which ``ode`` returned at ``x``, has one number for each of its components.
+
+    One of another shape would be broadcast, and so mix samples. `writes` were ``before`` when the field was called.
+    """
+    _require_unwritten(ode, x, before)
+    require_part(ode, "dx/dt", slope, x.shape)
+
+
+def require_prediction(ode: ODE, prediction: object, x: Tensor, before: int | None) -> None:
+    """The same for a prediction at ``x``, whose parts are seen when they are computed."""
+    _require_unwritten(ode, x, before)
+    if not isinstance(prediction, Prediction):
+        raise TypeError(
+            f"ode={type(ode).__name__}.predict returned a {type(prediction).__name__}; let it return "
+            "solvers.Prediction(x0, eps)"
+        )
+    prediction.hold_to(ode, x.shape)
+
+
+def writes(x: Tensor) -> int | None:
+    """How often ``x`` has been written to; None for tensors of inference mode, which do not count."""
+    return None if x.is_inference() else x._version
+
+
+def _require_unwritten(ode: ODE, x: Tensor, before: int | None) -> None:
+    if writes(x) != before:
+        raise ValueError(
+            f"ode={type(ode).__name__} writes to the state x that it is given, which the method still reads; let it "
+            "compute a new tensor"
+        )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.contract import require_prediction, require_slope, writes
 from solvers.ode import ODE, Coordinates, Node, PathODE, Prediction
 from solvers.real import Real
 from solvers.requests import NONE, Requests
@@ -81,7 +82,10 @@ class CountedODE(ODE):
 
     def __call__(self, t: Real, x: Tensor) -> Tensor:
         self.ledger.count(self.index)
-        return self.ode(t, x)
+        before = writes(x)
+        slope = self.ode(t, x)
+        require_slope(self.ode, slope, x, before)
+        return slope
 
     def node(self, t: Real) -> Node:
         return self.ode.node(t)
@@ -116,7 +120,9 @@ class CountedPathODE(CountedODE, PathODE):
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         self.ledger.count(self.index)
+        before = writes(x)
         prediction = self.ode.predict(node, x)
+        require_prediction(self.ode, prediction, x, before)
         if (firsts := self.requests.firsts) is not None:
             firsts.see(node, prediction, self.index)
         return prediction

@@ -43,8 +43,8 @@ DATA = Node(0.0, 1.0, 0.0)
 class Prediction:
     """What the network predicts from a state: the data ``x0`` and the noise ``eps`` of ``x = alpha x0 + sigma eps``.
 
-    Each may be given as a function without arguments. It is called on first use, so that a method that reads only one
-    of the two never pays for the other.
+    Both have the shape of the state. Each may be given as a function without arguments. It is called on first use, so
+    that a method that reads only one of the two never pays for the other.
     """
 
     __slots__ = ("_eps", "_x0")
@@ -66,6 +66,10 @@ class Prediction:
             self._eps = self._eps()
         return self._eps
 
+    def hold_to(self, ode: "ODE", shape: tuple[int, ...]) -> None:
+        """Raise `ValueError`, at once or when a part is computed, unless ``ode`` made both in the state's ``shape``."""
+        self._x0, self._eps = _held(ode, "x0", self._x0, shape), _held(ode, "eps", self._eps, shape)
+
     def terms(self, data: Real, noise: Real) -> Terms:
         """``data x0 + noise eps`` as a sum over the tensors at hand: for a network, the state and its output."""
         parts = ((data, lambda: self.x0), (noise, lambda: self.eps))
@@ -76,6 +80,25 @@ class Prediction:
         return combine(*self.terms(data, noise))
 
 
+def require_part(ode: "ODE", name: str, found: object, shape: tuple[int, ...]) -> Tensor:
+    """``found``, which ``ode`` returned as ``name``; raises `ValueError` unless it has the ``shape`` of the state."""
+    if isinstance(found, Tensor) and found.shape == shape and found.is_floating_point():
+        return found
+    got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise ValueError(
+        f"ode={type(ode).__name__} returned {got} as {name} for a state of {tuple(shape)}; let it be a real "
+        "floating-point tensor of that shape"
+    )
+
+
+def _held(
+    ode: "ODE", name: str, part: Tensor | Callable[[], Tensor], shape: tuple[int, ...]
+) -> Tensor | Callable[[], Tensor]:
+    if isinstance(part, Tensor):
+        return require_part(ode, name, part, shape)
+    return lambda: require_part(ode, name, part(), shape)
+
+
 class ODE(ABC):
     """An initial value problem's right-hand side, ``dx/dt = f(t, x)``, for a batch of independent samples."""
 
@@ -84,7 +107,7 @@ class ODE(ABC):
 
     @abstractmethod
     def __call__(self, t: Any, x: Tensor) -> Tensor:
-        """Return dx/dt in the shape of ``x``, ``(B, ...)``.
+        """Return dx/dt as a new tensor in the shape of ``x``, ``(B, ...)``, which must not be written to.
 
         ``t`` is a float. Methods whose samples keep their own times pass a ``(B,)`` array to a `PathODE`, and to any
         other ODE a tensor ``(B, 1, ...)`` in the dtype of ``x``, which broadcasts against it.

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from solvers.arguments import require_whole
 from solvers.closing import EXTRAPOLATED, denoise, extrapolate
-from solvers.contract import held_to_contract
+from solvers.contract import held_to_contract, writes
 from solvers.counting import BudgetSpent, counted
 from solvers.dense import Dense
 from solvers.fusion import fusion, require_compiler
@@ -151,10 +151,10 @@ def _steps(
 
 
 def _show(callback: Callable[[Node, Tensor], object], node: Node, x: Tensor) -> None:
-    """Call ``callback``, and raise if it writes to the state; tensors of inference mode do not count their versions."""
-    before = None if x.is_inference() else x._version
+    """Call ``callback``, and raise if it writes to the state or returns one."""
+    before = writes(x)
     answer = callback(node, x)
-    if before is not None and x._version != before:
+    if writes(x) != before:
         raise ValueError("callback writes to the state of the solve; let it work on x.clone()")
     if isinstance(answer, Tensor) and answer is not x:
         raise ValueError(

@@ -772,6 +772,85 @@ def test_a_step_that_writes_to_its_state_is_found_out():
     solvers.testing.check(DDIM())
 
 
+class Answering(ODE):
+    """A field that returns what it is told to."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, t, x):
+        return self.answer(x)
+
+
+class Predicting(ExactODE):
+    """A path whose prediction is changed by a function of the exact one and the state."""
+
+    def __init__(self, change):
+        super().__init__(Gaussian())
+        self.change = change
+
+    def predict(self, node, x):
+        return self.change(super().predict(node, x), x)
+
+
+PLAIN = (
+    Euler(),
+    RK4(),
+    solvers.GaussLegendre(),
+    solvers.AdaptiveAdams(line=None),
+    solvers.Adaptive(),
+    solvers.Scipy(),
+    solvers.Torchdiffeq(),
+    solvers.Torchdiffeq("rk4"),
+)
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=str)
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: None, "ode=Answering returned a NoneType as dx/dt for a state of"),
+        (lambda x: 1.0, "ode=Answering returned a float as dx/dt for a state of"),
+        (lambda x: -x[0], r"ode=Answering returned \(2,\) of torch.float64 as dx/dt for a state of"),
+        (lambda x: -x[:, :1], r"ode=Answering returned \(\d, 1\) of torch.float64 as dx/dt for a state of"),
+        (lambda x: 1j * x, "ode=Answering returned .*complex128 as dx/dt for a state of .* real floating-point tensor"),
+        (lambda x: x.neg_(), "ode=Answering writes to the state x"),
+    ],
+    ids=["nothing", "a number", "one row", "one column", "complex", "in place"],
+)
+def test_a_field_that_returns_no_slope_is_named(solver, answer, message):
+    with pytest.raises(ValueError, match=message):
+        solve(Answering(answer), solver, torch.ones(3, 2, dtype=torch.float64), [0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [DDIM(), Euler(), UniPC(), solvers.GPMultistep(), solvers.AdaptiveAdams(), solvers.BDIA(), solvers.ETDRK4()],
+    ids=lambda solver: type(solver).__name__,
+)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda found, x: (found.x0, found.eps), TypeError, r"predict returned a tuple; let it return solvers.Pred"),
+        (
+            lambda found, x: Prediction(found.x0[0], found.eps[0]),
+            ValueError,
+            r"returned \(2,\) of torch.float64 as (x0|eps)",
+        ),
+        (
+            lambda found, x: Prediction(lambda: found.x0[:, :1], lambda: 0.0),
+            ValueError,
+            r"returned (\(4, 1\) of.* as x0|a float as eps)",
+        ),
+        (lambda found, x: Prediction(x.mul_(2), x), ValueError, "ode=Predicting writes to the state x"),
+    ],
+    ids=["a pair", "one row", "later", "in place"],
+)
+def test_predictions_of_another_shape_are_named(solver, change, error, message):
+    with pytest.raises(error, match=message):
+        solve(Predicting(change), solver, starting_points()[:4, :2].clone(), TIMES)
+
+
 def test_a_step_that_returns_a_bare_tensor_is_told_what_to_return():
     with pytest.raises(TypeError, match=r"step returned a Tensor; let it return solvers\.Step\(x\)"):
         solved(Bare())
