@@ -61,12 +61,23 @@ PID = Controller(integral=0.3, proportional=0.3, derivative=0.1)
 
 
 def row_norm(x: Tensor) -> np.ndarray:
-    """The root mean square of each row, ``(B,)`` float64 on the CPU.
+    """The root mean square of each row, ``(B,)`` float64 on the CPU, finite wherever the components are.
 
     A long row is summed in blocks: torch splits the sum of a single long row between threads, so that a sample solved
     alone would round differently than in a batch.
     """
     rows = x.detach().reshape(len(x), -1).contiguous()
+    sizes = _root_mean_squares(rows)
+    if not np.isfinite(sizes).all():
+        # Squares overflow long before the components do: in float32 from 2e19 on.
+        largest = rows.abs().amax(dim=1, keepdim=True)
+        scales = largest[:, 0].cpu().double().numpy()
+        overflown = np.isfinite(scales) & ~np.isfinite(sizes)
+        sizes[overflown] = (scales * _root_mean_squares(rows / largest))[overflown]
+    return sizes
+
+
+def _root_mean_squares(rows: Tensor) -> np.ndarray:
     size = rows.shape[1]
     if size <= BLOCK:
         norms = vector_norm(rows, dim=1)

@@ -431,6 +431,22 @@ def test_the_size_of_an_error_is_the_root_mean_square_of_all_components(size):
     np.testing.assert_allclose(row_norm(x), exact, rtol=1e-13)
 
 
+@pytest.mark.parametrize("size", [2, 5001])
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 3e38), (torch.float64, 1e307)])
+def test_the_size_of_a_row_is_finite_where_its_components_are(dtype, large, size):
+    x = torch.full((4, size), large, dtype=dtype)
+    x[1], x[2, 0], x[3, 0] = 1.0, math.inf, math.nan
+    np.testing.assert_allclose(row_norm(x), [float(x[0, 0]), 1.0, math.inf, math.nan], rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [solvers.GaussLegendre(), *PLAIN], ids=name)
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 1e30), (torch.float64, 1e200)])
+def test_large_states_are_followed_as_small_ones_are(solver, dtype, large):
+    x = torch.full((2, 3), large, dtype=dtype)
+    found = solve(Plain(lambda t, x: -x), solver, x, [0.0, 0.5, 1.0])
+    assert torch.allclose(found.x / large, torch.full_like(x, math.exp(-1)), rtol=2e-3)
+
+
 def test_a_step_ends_on_what_lies_ahead_or_well_before_it():
     ode, solver, x = mild_mixture(), AdaptiveAdams(), starting_points()[:1]
     start, end = map(ode.node, SPAN)
