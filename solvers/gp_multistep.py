@@ -19,7 +19,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
 from solvers.prior import Array, Features, Prior, mean_distance
 from solvers.real import Real
-from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import Term, advance, combine, pending, single
 
 FAR = 70.0
@@ -205,7 +205,6 @@ class GPMultistep(Solver):
                 predictions=state.predictions[: points - 1],
                 belief=belief,
             )
-        require_states(past, x)
         known = tuple(node for node, _ in past)
         moves, belief, adams = _planned_and_handed_over(
             prior, points, tuple(nodes), known, denoised, steep, ode.bounded_error

@@ -16,7 +16,7 @@ from solvers.plan_cache import kept_plan
 from solvers.quadrature import VARIABLES, Array, Variable, adams_weights, value
 from solvers.real import Real
 from solvers.requests import requests
-from solvers.solver import Law, Past, Solver, Step, require_path, require_run, require_states
+from solvers.solver import Law, Past, Solver, Step, require_path, require_run
 from solvers.sums import Term, advance, pending, single, total
 
 MOST_POINTS = 6
@@ -218,7 +218,7 @@ class ExponentialAdams(Solver):
                 )
             moves = kept_plan(self, ode, state.nodes, tuple(nodes), state.predicted, None, after)
             return state._replace(moves=moves, next=0)
-        exact = _checked_past(self, past, x)
+        exact = _read(self, past)
         moves = kept_plan(self, ode, tuple(node for node, _ in exact), tuple(nodes), False, None, after)
         slopes = tuple(single(self.line.terms(node, ode.predict(node, known))) for node, known in exact)
         return History(self.line, moves, 0, tuple(node for node, _ in exact), slopes, False)
@@ -390,9 +390,8 @@ def _require_monotone(solver: ExponentialAdams, stack: Node, usable: np.ndarray,
         )
 
 
-def _checked_past(solver: ExponentialAdams, past: Past, x: Tensor) -> Past:
+def _read(solver: ExponentialAdams, past: Past) -> Past:
     """As many exact pairs as the first step reads, newest first."""
-    require_states(past, x)
     nearest = past[: solver.points - 1]
     # Nothing behind a singular node is read, and the node itself need not have a prediction.
     usable = [bool(solver.usable(_stacked([node])).any()) for node, _ in nearest]

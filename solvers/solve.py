@@ -21,7 +21,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE
 from solvers.requests import FirstPredictions, Requests
 from solvers.solution import Solution, SolveError, Status
-from solvers.solver import Past, Solver, Step, require_rows, require_solver
+from solvers.solver import Past, Solver, Step, require_past, require_rows, require_solver
 
 Closing = Literal["denoise", "extrapolate"] | None
 
@@ -195,8 +195,7 @@ def _check(
         if not isinstance(stream, NoiseStream):
             raise TypeError(f"stream={stream!r} must be a solvers.NoiseStream; pass solvers.NoiseStream(seed)")
         stream.ids(len(x))
-    if len(past) and not solver.reads_past:
-        raise ValueError(f"past: {solver} reads no exact states at earlier nodes; leave it out")
+    require_past(solver, past, x)
     ode.require_batch(len(x))
 
 

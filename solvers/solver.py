@@ -155,12 +155,19 @@ def require_solver(solver: object) -> None:
         raise TypeError(f"solver={solver!r} must be a solvers.Solver; pass {remedy}")
 
 
-def require_states(past: Past, x: Tensor) -> None:
-    """Raise `ValueError` unless every state of ``past`` has the shape of ``x``."""
-    for i, (_, known) in enumerate(past):
+def require_past(solver: Solver, past: object, x: Tensor) -> None:
+    """Raise unless ``past`` holds (node, state) pairs, with states in the shape of x, and is empty if not read."""
+    if not isinstance(past, Sequence):
+        raise TypeError(f"past={past!r} must be a sequence of (node, state) pairs, newest first; leave it out for none")
+    if past and not solver.reads_past:
+        raise ValueError(f"past: {solver} reads no exact states at earlier nodes; leave it out")
+    for i, pair in enumerate(past):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Node)):
+            raise TypeError(f"past[{i}] must be a pair (node, state), newest first; ode.node(t) is the node of a time")
+        known = pair[1]
         if not isinstance(known, Tensor) or known.shape != x.shape:
             got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
-            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; pass (node, state) pairs")
+            raise ValueError(f"past[{i}] has the state {got} for x of {tuple(x.shape)}; pass those of its samples")
 
 
 def require_rows(state: Any, x: Tensor) -> None:

@@ -25,7 +25,7 @@ from solvers.reversible import (
     starts,
 )
 from solvers.runge_kutta import RK4
-from solvers.solver import Past, Solver, Step, require_path, require_states
+from solvers.solver import Past, Solver, Step, require_path
 from solvers.sums import combine, per_row
 
 
@@ -57,7 +57,6 @@ class TwoStep(ReversibleSolver):
         require_companion(self, state)
         if state is not None and len(past):
             raise ValueError("past, state: both carry a history; give one of them")
-        require_states(past, x)
         if past:
             (node, partner), scale = past[0], self.scale(nodes[0])
             if len(nodes) > 1 and (node.t - nodes[0].t) * (nodes[1].t - nodes[0].t) >= 0:

@@ -724,6 +724,29 @@ def test_a_past_that_nothing_would_read_is_refused(solver):
         solve(problem, solver, x, [1.3, 1.2], past=[(problem.node(1.35), x)])
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [DDIM(), solvers.Leapfrog(), UniPC(), solvers.GPMultistep(), solvers.PNDM()],
+    ids=lambda solver: type(solver).__name__,
+)
+@pytest.mark.parametrize(
+    ("past", "message"),
+    [
+        (None, "past=None must be a sequence of .* leave it out for none"),
+        (3, "past=3 must be a sequence"),
+        ([3], r"past\[0\] must be a pair \(node, state\)"),
+        ([Trigonometric().node(1.3)], r"past\[0\] must be a pair"),
+        ([(1.3, starting_points())], r"past\[0\] must be a pair .*ode\.node\(t\)"),
+    ],
+    ids=["nothing", "a number", "numbers", "a node", "a time"],
+)
+def test_a_past_that_holds_no_pairs_is_named_before_the_first_call(solver, past, message):
+    if isinstance(past, list) and not solver.reads_past:
+        message = "past: .* leave it out"
+    with pytest.raises((TypeError, ValueError), match=message):
+        solve(untouched(), solver, starting_points(), [1.2, 1.1, 1.0], past=past)
+
+
 @pytest.mark.parametrize("solver", [one for one in exported_variants() if one.reads_past], ids=str)
 def test_a_past_that_is_read_changes_the_solve(solver):
     problem, x, times = mild_mixture(), starting_points(), [1.2, 1.1, 1.0]
