@@ -110,7 +110,8 @@ class PairRun(Run):
         state, place = combine((1.0, self.z), (span.direction * h0, rate)), self._at(h0)
         probed = self._rate(place, span.slope(ode, span.node(place), state, self.dtype))
         d2 = row_norm((probed - rate).mul_(scale)) / h0
-        return second_step(h0, d1, d2, self.power, span.length)
+        # The algorithm's bounds have no unit: of a slow field over a long span it asks for a step that does not move.
+        return np.maximum(second_step(h0, d1, d2, self.power, span.length), span.smallest)
 
     def _rate(self, q: np.ndarray, slope: Tensor) -> Tensor:
         """dz/dq: the slope itself, except for the DPM pairs, whose slope is dz/ds with q = -log s."""

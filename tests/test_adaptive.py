@@ -447,6 +447,15 @@ def test_large_states_are_followed_as_small_ones_are(solver, dtype, large):
     assert torch.allclose(found.x / large, torch.full_like(x, math.exp(-1)), rtol=2e-3)
 
 
+@pytest.mark.parametrize("solver", PLAIN, ids=name)
+@pytest.mark.parametrize("unit", [1e-20, 1e12, 1e17, 1e20, 1e25])
+def test_the_unit_of_time_decides_nothing(solver, unit):
+    """A decay over its own time constant, in seconds, years or the age of the universe."""
+    x, times = torch.ones(2, 3, dtype=torch.float64), [0.0, 0.5 * unit, unit]
+    found = solve(Plain(lambda t, x: -x / unit), replace(solver, rtol=1e-6), x, times)
+    torch.testing.assert_close(found.x, torch.full_like(x, math.exp(-1)), rtol=0, atol=5e-6)
+
+
 def test_a_step_ends_on_what_lies_ahead_or_well_before_it():
     ode, solver, x = mild_mixture(), AdaptiveAdams(), starting_points()[:1]
     start, end = map(ode.node, SPAN)
