@@ -74,7 +74,10 @@ class Ledger:
 
 
 class CountedODE(ODE):
-    """An ODE that counts its calls, and carries what the solve requests."""
+    """An ODE that counts its calls, holds the first one to the contract, and carries what the solve requests."""
+
+    held = False
+    """Whether a call has been checked: one that breaks the contract does so from the first call on."""
 
     def __init__(self, ode: ODE, ledger: Ledger, requests: Requests, index: Tensor | None = None) -> None:
         self.ode, self.ledger, self.requests, self.index = ode, ledger, requests, index
@@ -82,9 +85,12 @@ class CountedODE(ODE):
 
     def __call__(self, t: Real, x: Tensor) -> Tensor:
         self.ledger.count(self.index)
+        if self.held:
+            return self.ode(t, x)
         before = writes(x)
         slope = self.ode(t, x)
         require_slope(self.ode, slope, x, before)
+        self.held = True
         return slope
 
     def node(self, t: Real) -> Node:
@@ -120,9 +126,11 @@ class CountedPathODE(CountedODE, PathODE):
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         self.ledger.count(self.index)
-        before = writes(x)
+        before = None if self.held else writes(x)
         prediction = self.ode.predict(node, x)
-        require_prediction(self.ode, prediction, x, before)
+        if not self.held:
+            require_prediction(self.ode, prediction, x, before)
+            self.held = True
         if (firsts := self.requests.firsts) is not None:
             firsts.see(node, prediction, self.index)
         return prediction
