@@ -45,7 +45,7 @@ class Code:
             the end nearest to the data.
         solver: the method that decodes.
         path, prediction, guidance, conditions, null, weights: those of the model that encoded; the path as its `repr`,
-            the weights as their hash.
+            the weights as their hash, with the name of the model's class if that has a `Model.predict` of its own.
         stats: the cost of encoding.
         status: how encoding ended for each sample, ``(B,)``, values of `solvers.Status`.
         state: the companion of a reversible method.
@@ -265,13 +265,15 @@ class Code:
 
 def describe_model(model: Model) -> dict[str, Any]:
     """The fields of a `Code` that describe the model that encoded."""
+    kind = type(model)
+    derived = "" if kind.predict is Model.predict else f" in {kind.__module__}.{kind.__qualname__}"
     return {
         "path": repr(model.path),
         "prediction": model.prediction,
         "guidance": model.guidance,
         "conditions": dict(model.conditions),
         "null": dict(model.null),
-        "weights": fingerprint(model.network),
+        "weights": fingerprint(model.network) + derived,
     }
 
 

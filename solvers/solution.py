@@ -69,7 +69,7 @@ class Stats:
     rejected: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The end state ``x`` of a solve, and how it was reached.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from solvers.arguments import require_whole
+from solvers.arguments import require_switch, require_whole
 from solvers.closing import EXTRAPOLATED, denoise, extrapolate
 from solvers.contract import held_to_contract, writes
 from solvers.counting import BudgetSpent, counted
@@ -71,6 +71,8 @@ def solve(
         SolveError: a sample failed.
     """
     _check(ode, solver, x, closing, stream, past, callback, max_nfe)
+    for name, value in (("progress", progress), ("throw", throw), ("trajectory", trajectory), ("compile", compile)):
+        require_switch(name, value)
     if compile:
         require_compiler()
     nodes = ode.nodes(_checked_times(times))

@@ -18,7 +18,20 @@ from odediff.code import FORMAT, read_back, written
 from odediff.conditions import equal_conditions
 from odediff.fingerprint import tensors_hash
 from odediff.problems import exact_model
-from solvers import BDIA, DDIM, EDICT, OBELM, AsynchronousLeapfrog, FixedPoint, Heun, Noise, Reversible, Rotation
+from solvers import (
+    BDIA,
+    DDIM,
+    EDICT,
+    OBELM,
+    AsynchronousLeapfrog,
+    FixedPoint,
+    Heun,
+    Node,
+    Noise,
+    Prediction,
+    Reversible,
+    Rotation,
+)
 from solvers.testing import Gaussian
 
 TABLE = odediff.VPTable.linear()
@@ -35,9 +48,22 @@ class Network(torch.nn.Module):
         return torch.tanh(self.weight * x + 0.1 * label.reshape(-1, 1).to(x.dtype))
 
 
+class Halved(odediff.Model):
+    """The same network, read in another way."""
+
+    def predict(self, node: Node, x: torch.Tensor) -> Prediction:
+        found = super().predict(node, x)
+        return Prediction(found.x0, 0.5 * found.eps)
+
+
 def model(weight: float = 0.3, label=1, guidance=2.0, path: odediff.Schedule = TABLE, **options) -> odediff.Model:
     conditions = {"label": label}
     return odediff.Model(Network(weight), path, conditions=conditions, null={"label": 0}, guidance=guidance, **options)
+
+
+def halved() -> Halved:
+    one = model()
+    return Halved(one.network, one.path, conditions=one.conditions, null=one.null, guidance=one.guidance)
 
 
 def bent(table: odediff.VPTable) -> odediff.VPTable:
@@ -187,6 +213,7 @@ def test_an_altered_or_foreign_file_is_refused(tmp_path: Path):
     ("other", "message"),
     [
         (model(weight=0.4), "model.weights=.* differs"),
+        (halved(), r"model.weights=.* in .*Halved differs"),
         (model(guidance=3.0), "model.guidance=3.0 differs from the encoder's 2.0.*edit=True"),
         (model(label=2), "model.conditions=.*label: 2.* differs from the encoder's .*label: 1.*edit=True"),
         (model(label=torch.tensor([1, 1, 1, 2])), "model.conditions="),

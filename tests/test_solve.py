@@ -108,6 +108,10 @@ def solved(solver=None, x=None, times=TIMES, **options):
         ({"times": [[1.0, 0.5], [0.2]]}, (TypeError, ValueError), r"times"),
         ({"times": None}, (TypeError, ValueError), r"times"),
         ({"callback": 3}, TypeError, r"callback=3"),
+        ({"throw": "no"}, TypeError, r"throw='no' must be True or False"),
+        ({"progress": None}, TypeError, r"progress=None must be True or False"),
+        ({"trajectory": 1}, TypeError, r"trajectory=1 must be True or False"),
+        ({"compile": "reduce-overhead"}, TypeError, r"compile='reduce-overhead' must be True or False"),
         ({"solver": DDPM()}, ValueError, r"stream=None.*NoiseStream\(seed\)"),
         ({"solver": DDIM(eta=0.5)}, ValueError, r"stream=None.*NoiseStream\(seed\)"),
         ({"solver": DDPM(), "stream": 3}, TypeError, r"stream=3.*NoiseStream"),
@@ -753,6 +757,11 @@ def test_a_past_that_is_read_changes_the_solve(solver):
     past = [(problem.node(t), flow(x, torch.tensor([1.2, t], dtype=torch.float64))[0]) for t in (1.25, 1.3, 1.35)]
     with_past, without = (solve(problem, solver, x, times, past=known).x for known in (past, ()))
     assert not torch.equal(with_past, without)
+
+
+def test_two_solutions_may_be_compared():
+    one, other = (solved() for _ in range(2))
+    assert one == one and one != other and len({one, other}) == 2
 
 
 def test_a_failure_is_carried_to_another_process_whole():
