@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from odediff.plateau import CUT, departing, first_level, law_of
+from odediff.plateau import CLOSE, departing, first_level, law_of
 from odediff.schedule import Schedule, VPTable
 from solvers.arguments import as_number
 
@@ -166,11 +166,10 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     path's start, which itself precedes them, and the last node. With more steps the first moves towards the path's
     start and the last towards its end. Up to 13 steps, nodes thin out above a lower level, since they are needed where
     images take shape. From 22 nodes on they suit the formulas for close nodes, and more and more of them lie at high
-    levels. If ``end`` is given, as for an inversion, which starts there, more of them lie near it.
-    A path that is cut off at both ends, which begins below the first of these nodes and ends above the last, as Stable
-    Diffusion's table does from 12 steps on, has the nodes of `karras`.
-    The grid was made for `solvers.GPMultistep`, whose step from the last node makes no call; the constants of both were
-    chosen together, see benchmarks/DEVELOPMENT.md.
+    levels; on a path that begins below the first of them and ends above the last, as Stable Diffusion's table does,
+    they are the nodes of `karras`. If ``end`` is given, as for an inversion, which starts there, more of them lie near
+    it. The grid was made for `solvers.GPMultistep`, whose step from the last node makes no call; the constants of both
+    were chosen together, see benchmarks/DEVELOPMENT.md.
     """
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)
@@ -187,7 +186,7 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
             "infinity: give a smaller end, or use grid.angle"
         )
     law = law_of(count, least) if end is None else departing(count, least)
-    if end is None and not above and law.last <= CUT * least:
+    if end is None and count >= CLOSE and not above and law.last < least:
         return karras(path, steps)
     if (last := min(law.last, first / 2)) > least:
         least, last_time = last, path.time(-math.log(last))

@@ -49,9 +49,6 @@ network's errors weighs most at high levels, where a step's error is its length 
 there. The last node is not below min(ABOVE_END s_end, LARGEST_ABOVE_END), where s_end is the level of the path's end:
 a network that is followed to the data leaves an error there that is proportional to the last level, but one with a
 table of levels is followed to the table's end only, and a node close to it would be wasted."""
-CUT = 1.25
-"""A path whose end is above the last node of the law divided by this is cut off while structure of the data is still
-being resolved."""
 DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH, DEPARTURE_HIGH_POWER = 0.04, 0.6, 2.0, 0.5
 """The law of nodes that start from a given level, as in an inversion; DEPARTURE_HIGH is the high level divided by the
 number of nodes. Errors at low levels, where the solve begins, are carried all the way, so many nodes go there."""

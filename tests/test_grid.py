@@ -129,7 +129,7 @@ def test_a_plateau_may_end_above_its_first_level():
 
 MANY = (4, 10, 11, 15, 17, 21, 22, 23, 25, 31, 35, 60)
 PLATEAUS = [(path, steps) for path in (VPTable.linear(), VPTable.cosine(), VE(), RectifiedFlow()) for steps in MANY]
-PLATEAUS += [(path, steps) for path in (VPTable.scaled_linear(), VE(0.02, 20.0)) for steps in (4, 8, 10, 11)]
+PLATEAUS += [(path, steps) for path in (VPTable.scaled_linear(), VE(0.02, 20.0)) for steps in MANY[:6]]
 
 
 @pytest.mark.parametrize(("path", "steps"), PLATEAUS, ids=repr)
@@ -154,10 +154,10 @@ def test_the_plateau_holds_equally_much_of_its_density_between_nodes(path, steps
 
 
 @pytest.mark.parametrize("path", [VPTable.scaled_linear(), VE(0.03, 14.0), VE(0.03, 70.0)], ids=repr)
-@pytest.mark.parametrize("steps", [12, 13, 22, 51])
+@pytest.mark.parametrize("steps", [22, 23, 51])
 def test_between_the_ends_of_a_path_that_is_cut_off_the_plateau_has_the_nodes_of_karras(path, steps):
     assert torch.equal(grid.plateau(path, steps), grid.karras(path, steps))
-    assert not torch.equal(grid.plateau(path, 9), grid.karras(path, 9))
+    assert not torch.equal(grid.plateau(path, 21), grid.karras(path, 21))
 
 
 @pytest.mark.parametrize("path", [VE(0.03, 80.0), VE(0.002, 14.0), VPTable.linear()], ids=repr)
