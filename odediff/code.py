@@ -45,7 +45,7 @@ class Code:
             the end nearest to the data.
         solver: the method that decodes.
         path, prediction, guidance, conditions, null, weights: those of the model that encoded; the path as its `repr`,
-            the weights as their hash, with the name of the model's class if that has a `Model.predict` of its own.
+            the weights as their hash, followed by the name of the model's class if that overrides `Model.predict`.
         stats: the cost of encoding.
         status: how encoding ended for each sample, ``(B,)``, values of `solvers.Status`.
         state: the companion of a reversible method.

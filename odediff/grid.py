@@ -8,7 +8,7 @@ The grids over noise levels (`log_snr`, `karras`, `polyexponential`, `beta`) nee
 starts with alpha below 1e-3 (zero terminal SNR, rectified flow), they place their nodes as if it started at sigma/alpha
 = 1e3, but put the first node at the path's own start: no part of the schedule is cut off. `angle` needs no such level.
 
-`plateau` ends above `path.end` if there are few steps and `end` is not given.
+`plateau` ends above `path.end` unless `end` is given, or the path is cut off above the last level of the plateau.
 
 Difference from diffusers: the time after the last visited one is always 0, never a stride below it, and no node is
 appended twice.
@@ -168,8 +168,8 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     images take shape. From 22 nodes on they suit the formulas for close nodes, and more and more of them lie at high
     levels; on a path that begins below the first of them and ends above the last, as Stable Diffusion's table does,
     they are the nodes of `karras`. If ``end`` is given, as for an inversion, which starts there, more of them lie near
-    it. The grid was made for `solvers.GPMultistep`, whose step from the last node makes no call; the constants of both
-    were chosen together, see benchmarks/DEVELOPMENT.md.
+    it. The grid was made for `solvers.GPMultistep`, whose first step makes no call if it stays above s = 70; the
+    constants of both were chosen together, see benchmarks/DEVELOPMENT.md.
     """
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)

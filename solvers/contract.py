@@ -1,4 +1,4 @@
-"""What the loop holds a method to, step by step, and a problem, call by call."""
+"""What the loop holds a method to at every step, and a problem at its first call."""
 
 from collections.abc import Iterable, Iterator
 

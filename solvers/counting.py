@@ -77,7 +77,7 @@ class CountedODE(ODE):
     """An ODE that counts its calls, holds the first one to the contract, and carries what the solve requests."""
 
     held = False
-    """Whether a call has been checked: one that breaks the contract does so from the first call on."""
+    """Whether a call has been checked. One is enough: a problem that breaks the contract does so at its first call."""
 
     def __init__(self, ode: ODE, ledger: Ledger, requests: Requests, index: Tensor | None = None) -> None:
         self.ode, self.ledger, self.requests, self.index = ode, ledger, requests, index

@@ -32,7 +32,7 @@ regression, which starts there without history, is worse still."""
 LARGEST_S = 12.0
 """The largest s = sigma/alpha from which a step towards the data is one of Adams' formulas."""
 NEAR, NEAR_POINTS = 0.1, 2
-"""Below s = 0.1, steps towards the data read at most two slopes: between nodes that are far apart in log s, higher
+"""Below s = 0.1, steps towards the data read two slopes: between nodes that are far apart in log s, higher
 orders would amplify the network's errors, and overshoot where fine structure of the data is resolved."""
 CLOSE_NEAR, CLOSE_NEAR_POINTS = 0.35, 3
 """They read three if the newest two nodes are at most 0.35 apart in log s."""

@@ -107,7 +107,7 @@ class ODE(ABC):
 
     @abstractmethod
     def __call__(self, t: Any, x: Tensor) -> Tensor:
-        """Return dx/dt as a new tensor in the shape of ``x``, ``(B, ...)``, which must not be written to.
+        """Return dx/dt as a new tensor in the shape of ``x``, ``(B, ...)``; ``x`` itself must not be written to.
 
         ``t`` is a float. Methods whose samples keep their own times pass a ``(B,)`` array to a `PathODE`, and to any
         other ODE a tensor ``(B, 1, ...)`` in the dtype of ``x``, which broadcasts against it.
