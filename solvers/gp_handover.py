@@ -108,7 +108,9 @@ def stretch(
     formulas = [move.formula for move in moves]
     if denoised:
         step = (None if stays else formulas.pop()) or IDENTITY
-        seen = trail[: -1 - _slopes_read(trail[-2], trail[-1], CLOSE_NEAR_POINTS) : -1]
+        # At the newest node itself the slope is known, and the others would only be read with weights of zero.
+        read = 1 if stays else _slopes_read(trail[-2], trail[-1], CLOSE_NEAR_POINTS)
+        seen = trail[: -1 - read : -1]
         formulas.append(_denoised(step, seen, denoised))
     formulas += [None] * (len(calls) - last)
     steps = pairwise(nodes[first:])

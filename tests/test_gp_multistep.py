@@ -337,6 +337,13 @@ def test_between_nodes_that_are_close_in_log_s_they_read_one_more(distance, weig
     assert {len(formula.weights) for formula in adams.formulas[-4:]} == {weights}
 
 
+@pytest.mark.parametrize(("end", "weights"), [(0.12, 1), (0.11, 5)])
+def test_denoising_at_the_last_node_reads_its_slope_alone(end, weights):
+    levels = tuple(node(s) for s in [*np.geomspace(12.0, 0.12, 40), 0.0])
+    adams = stretch(levels, (True,) * 40, (), denoised=levels[-2] if end == 0.12 else node(end))
+    assert len(adams.formulas[-1].weights) == weights
+
+
 @pytest.mark.parametrize("seen", [2, 3])
 def test_denoising_reads_the_slope_off_a_polynomial_in_q(seen):
     line, nodes, end = Rotation(0.4), [node(0.03), node(0.04), node(0.055)][:seen], node(0.025)
