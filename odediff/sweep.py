@@ -107,7 +107,8 @@ class SweepSummary(Callback):
         subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
         # A part that refers to anything but the number, such as the job's words, may contain any number of slashes.
         levels = ["**/*" if "${" in part.replace(NUMBER, "") else "*" for part in Path(subdir).parts]
-        found = (file for file in folder.glob("/".join([*levels, RECORD])) if file.is_file())
+        # A set, since with two such parts some versions of Python find a file once for each way to part its folders.
+        found = {file for file in folder.glob("/".join([*levels, RECORD])) if file.is_file()}
         # An earlier sweep may have left jobs in the same folder.
         files = sorted((file for file in found if file.stat().st_mtime >= self.started - CLOCK), key=_job_number)
         jobs = [{"folder": str(file.parent.relative_to(folder)), **json.loads(file.read_text())} for file in files]
