@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from solvers import ODE, Node, Prediction, combine
+from solvers import Node, Prediction, combine
 from solvers.real import Real, anywhere, is_zero
 from solvers.sums import Terms, total
 
@@ -54,9 +54,6 @@ class NetworkPrediction(Prediction):
     def eps(self) -> Tensor:
         """The predicted noise."""
         return self._once("eps", 0.0, 1.0)
-
-    def hold_to(self, ode: ODE, shape: tuple[int, ...]) -> None:
-        """Nothing to check: the model has seen the output, whose shape both parts have."""
 
     def terms(self, data: Real, noise: Real) -> Terms:
         """``data x0 + noise eps`` as a sum of the state and the output, without computing x0 or eps."""

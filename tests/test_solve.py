@@ -883,6 +883,28 @@ def test_predictions_of_another_shape_are_named(solver, change, error, message):
         solve(Predicting(change), solver, starting_points()[:4, :2].clone(), TIMES)
 
 
+class Halves(Prediction):
+    """A prediction with parts of its own."""
+
+    def __init__(self, x):
+        self.x = x
+
+    @property
+    def x0(self):
+        return 0.5 * self.x
+
+    @property
+    def eps(self):
+        return 0.25 * self.x
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Euler(), UniPC()], ids=lambda solver: type(solver).__name__)
+def test_a_prediction_may_compute_its_parts_by_properties_of_its_own(solver):
+    x = starting_points()
+    plain = solve(Predicting(lambda found, x: Prediction(0.5 * x, 0.25 * x)), solver, x, TIMES)
+    assert torch.equal(solve(Predicting(lambda found, x: Halves(x)), solver, x, TIMES).x, plain.x)
+
+
 def test_a_step_that_returns_a_bare_tensor_is_told_what_to_return():
     with pytest.raises(TypeError, match=r"step returned a Tensor; let it return solvers\.Step\(x\)"):
         solved(Bare())
