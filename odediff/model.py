@@ -215,7 +215,11 @@ class Model:
             require_rows_for(name, value, batch)
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
-        """Split ``x`` at ``node`` into data and noise: one pass of the network, or two under guidance."""
+        """Split ``x`` at ``node`` into data and noise: one pass of the network, or two under guidance.
+
+        The node's time, alpha and sigma are floats, or ``(B,)`` arrays where samples keep their own time (``rtol``); a
+        subclass that steers by the time must be ready for both. A `Code` is decoded by the subclass that made it alone.
+        """
         time, scale, data, noise = self._views.at(self, node)
         x_seen = x if scale is None else x * (scale if isinstance(scale, float) else per_row(scale, x))
         output = self._call(x_seen, time, self.conditions)
