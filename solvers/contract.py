@@ -33,7 +33,7 @@ def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Ten
             raise TypeError(f"{solver}.{own} {verb} a {type(step).__name__}; let it {verb[:-2]} solvers.Step(x)")
         if not isinstance(step.x, Tensor):
             raise TypeError(f"{solver}.{own}: the state is a {type(step.x).__name__}; let it be a torch.Tensor")
-        if writes(x) != before:
+        if before is not None and x._version != before:
             raise ValueError(
                 f"{solver}.{own} writes to the state x that it is given, which belongs to the caller; let it compute "
                 "a new tensor, as solvers.combine does"

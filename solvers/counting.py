@@ -126,13 +126,16 @@ class CountedPathODE(CountedODE, PathODE):
 
     def predict(self, node: Node, x: Tensor) -> Prediction:
         self.ledger.count(self.index)
-        before = None if self.held else writes(x)
-        prediction = self.ode.predict(node, x)
-        if not self.held:
-            require_prediction(self.ode, prediction, x, before)
-            self.held = True
+        prediction = self.ode.predict(node, x) if self.held else self._first(node, x)
         if (firsts := self.requests.firsts) is not None:
             firsts.see(node, prediction, self.index)
+        return prediction
+
+    def _first(self, node: Node, x: Tensor) -> Prediction:
+        before = writes(x)
+        prediction = self.ode.predict(node, x)
+        require_prediction(self.ode, prediction, x, before)
+        self.held = True
         return prediction
 
     def node_at(self, log_snr: Real) -> Node:
