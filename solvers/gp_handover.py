@@ -127,7 +127,7 @@ def _slopes_read(before: Node, newest: Node, most: int) -> int:
     """The number of slopes that a step towards the data from ``newest`` reads, at most ``most``."""
     if newest.s >= NEAR:
         return most
-    return CLOSE_NEAR_POINTS if before.s <= newest.s * math.exp(CLOSE_NEAR) else NEAR_POINTS
+    return min(most, CLOSE_NEAR_POINTS if before.s <= newest.s * math.exp(CLOSE_NEAR) else NEAR_POINTS)
 
 
 def _denoised(step: Formula, seen: Sequence[Node], end: Node) -> Formula:
