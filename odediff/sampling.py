@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import numpy as np
 import torch
@@ -27,14 +27,53 @@ from odediff.model import Model
 from odediff.problem import ProbabilityFlow, require_model
 from odediff.schedule import Schedule, VPTable
 from odediff.tolerance import at_tolerance, follows_tolerance, require_one_budget, tolerance_span
-from solvers import GPMultistep, Node, NoiseStream, Solver, solve
+from solvers import GPMultistep, Node, NoiseStream, Solution, Solver, solve
 from solvers.solve import Closing
 from solvers.solver import require_solver
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CLOSING_CALLS: dict[Closing, int] = {"denoise": 1, "extrapolate": 0, None: 0}
 """The number of calls that each closing rule makes itself."""
 
 
+class Options(TypedDict, total=False):
+    """The arguments of `sample` on which the type of its result does not depend."""
+
+    noise: Tensor | None
+    solver: Solver | None
+    grid: Grid | Tensor | None
+    steps: int | None
+    nfe: int | None
+    rtol: float | None
+    seed: int
+    samples: Sequence[int] | None
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+    closing: AutoClosing
+    callback: Callable[[Node, Tensor], object] | None
+    progress: bool
+    trajectory: bool
+    throw: bool
+
+
+@overload
+def sample(
+    model: Model,
+    shape: Sequence[int] | None = None,
+    *,
+    return_solution: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def sample(
+    model: Model, shape: Sequence[int] | None = None, *, return_solution: Literal[True], **options: Unpack[Options]
+) -> Solution: ...
+@overload
+def sample(
+    model: Model, shape: Sequence[int] | None = None, *, return_solution: bool, **options: Unpack[Options]
+) -> Tensor | Solution: ...
 def sample(
     model: Model,
     shape: Sequence[int] | None = None,
@@ -55,7 +94,7 @@ def sample(
     trajectory: bool = False,
     throw: bool = True,
     return_solution: bool = False,
-) -> Any:
+) -> Tensor | Solution:
     """Sample from ``model``: solve its probability-flow ODE (or the solver's SDE) from noise to data.
 
     Args:

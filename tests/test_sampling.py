@@ -1,3 +1,4 @@
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import solvers
 from odediff.defaults import default_grid
 from odediff.doctor import diagnose
 from odediff.problems import exact_model
-from odediff.sampling import steps_within
+from odediff.sampling import Options, steps_within
 from solvers import (
     DDIM,
     DDPM,
@@ -709,3 +710,12 @@ def test_where_alpha_vanishes_like_a_root_the_first_step_is_ddims():
     ):
         found = odediff.sample(exact_model(data, path, "v"), noise=x, solver=solver, steps=30)
         assert float((found - exact).abs().max()) < most, solver
+
+
+# For type checkers
+
+
+def test_a_type_checker_knows_all_arguments():
+    given = inspect.signature(odediff.sample).parameters
+    assert {*Options.__annotations__} == {*given} - {"model", "shape", "return_solution"}
+    assert all(given[name].annotation == kind.__forward_arg__ for name, kind in Options.__annotations__.items())
