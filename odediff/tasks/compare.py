@@ -48,7 +48,7 @@ def run(config: DictConfig, problems: Sequence[str] | None, nfe: Sequence[int], 
     if not run.solver.deterministic:
         raise ValueError(
             f"solver={run.solver} is stochastic and does not follow the flow that the others are measured against; "
-            "python -m benchmarks.nfe_quality measures its distance to the data"
+            "in a clone of the repository, python -m benchmarks.nfe_quality measures its distance to the data"
         )
     if samples < 2 or not nfe or min(nfe) < 1:
         raise ValueError(f"task.samples={samples} task.nfe={list(nfe)}: give at least 2 samples and a number of calls")
