@@ -1,5 +1,6 @@
 """odediff: a diffusion model as an ODE. Sampling integrates it from noise to data, inversion from data to noise."""
 
+from odediff import shadow  # noqa: F401  # isort: skip
 from odediff import custom, doctor, grid, metrics, problems, zoo
 from odediff.code import Code
 from odediff.inversion import decode, encode, mix_codes, slerp

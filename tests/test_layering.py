@@ -1,6 +1,9 @@
 """Law 1: solvers is a numerical library; it knows neither odediff nor the application's Hydra."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,20 @@ def test_the_solver_package_is_where_the_law_looks():
 )
 def test_the_law_sees_every_form_of_import(source):
     assert imported_packages(source) & FORBIDDEN
+
+
+@pytest.mark.parametrize("name", ["solvers.py", "solvers/__init__.py"])
+def test_a_file_that_hides_the_solvers_is_named(tmp_path, name):
+    hiding = tmp_path / name
+    hiding.parent.mkdir(exist_ok=True)
+    hiding.write_text("")
+    ended = subprocess.run(
+        [sys.executable, "-c", "import odediff"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SOLVERS.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stderr.splitlines()[-1] == (
+        f"ImportError: solvers: {hiding} is found instead of the package that comes with odediff; rename or move it"
+    )
