@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -48,7 +50,9 @@ def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: tor
 
 def require_rows_for(name: str, value: Any, batch: int) -> None:
     """Raise `ValueError` if a tensor of ``value`` has neither one row nor one for each sample of a non-empty batch."""
-    nested(lambda part: _require_rows(name, part, batch) if batch and _has_rows(part) else None, value)
+    for part in tensors(value) if batch else ():
+        if part.ndim:
+            _require_rows(name, part, batch)
 
 
 def _require_rows(name: str, part: Tensor, batch: int) -> None:
@@ -101,21 +105,43 @@ def as_row_numbers(index: Any, count: int | None) -> Tensor:
 
 def row_count(values: Any) -> int | None:
     """The number of samples that the tensors of ``values`` have rows for; None if each has a single row."""
-    found: list[int] = []
-    nested(lambda part: found.append(len(part)) if _has_rows(part) and len(part) > 1 else None, values)
-    return max(found, default=None)
+    return max((len(part) for part in tensors(values) if part.ndim and len(part) > 1), default=None)
 
 
 def nested(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply ``function`` to the value, or to every part of a dict, a list or a tuple, in a new one.
 
-    Objects of other classes count as one value, since they may be more than their parts.
+    A dict of a class derived from dict, and a named tuple, keep their class; a named tuple that nothing changes is
+    returned itself. Objects of other classes count as one value, since they may be more than their parts.
     """
-    if type(value) is dict:
-        return {key: nested(function, part) for key, part in value.items()}
+    if isinstance(value, dict):
+        parts = {key: nested(function, part) for key, part in value.items()}
+        if type(value) is dict:
+            return parts
+        like = copy.copy(value)
+        for key, part in parts.items():  # some classes refuse `update`
+            like[key] = part
+        return like
+    if not _is_sequence(value):
+        return function(value)
+    members = [nested(function, part) for part in value]
     if type(value) in (list, tuple):
-        return type(value)(nested(function, part) for part in value)
-    return function(value)
+        return type(value)(members)
+    return value if all(map(operator.is_, members, value)) else value._make(members)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among the parts that `nested` goes through, in its order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict) or _is_sequence(value):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part)
+
+
+def _is_sequence(value: Any) -> bool:
+    """Whether a value is a list, a tuple or a named tuple."""
+    return type(value) in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_make"))
 
 
 def equal_conditions(one: Any, other: Any) -> bool:

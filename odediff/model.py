@@ -45,8 +45,8 @@ class Model:
             negated and given the time 1 - t.
         conditions: keyword arguments of every call. A number stands for all samples and reaches the network as a
             tensor: an integer in int64, a float in the network's precision but at least float32. A tensor or an array,
-            also inside a dict or a list, has one row for each sample and keeps its precision. Lists of numbers are
-            passed unchanged.
+            also inside a dict, a list or a tuple, has one row for each sample and keeps its precision. Lists of numbers
+            are passed unchanged.
         null: the conditions that mean "no condition"; guidance needs them.
         guidance: the scale w of classifier-free guidance, ``u + w (c - u)`` (1 + w in Ho & Salimans 2022); one
             number, or one per sample, which the default solver treats as strong guidance. w = 1 is the conditional

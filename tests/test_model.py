@@ -5,7 +5,7 @@ import functools
 import math
 import pickle
 import warnings
-from collections import UserDict
+from collections import OrderedDict, UserDict, defaultdict
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -256,6 +256,25 @@ def test_tensors_in_dicts_and_lists_have_a_row_for_each_sample_too(kind):
 class Size(NamedTuple):
     height: float
     width: float
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda w: OrderedDict(height=w), lambda w: defaultdict(list, height=w), lambda w: Size(w, 1.0)]
+)
+def test_dicts_of_other_classes_and_named_tuples_have_rows_and_keep_their_class(kind):
+    def network(x, time, added):
+        assert type(added) is type(kind(1.0)) and getattr(added, "default_factory", list) is list
+        height = added.height if isinstance(added, Size) else added["height"]
+        return torch.tanh(x * height.reshape(-1, 1, 1))
+
+    order = torch.tensor([2, 0, 3, 1])
+    for weights in (torch.tensor([0.5, 1.0, 2.0, 3.0]), np.array([0.5, 1.0, 2.0, 3.0], dtype=np.float32)):
+        model = odediff.Model(network, TABLE, "v", {"added": kind(weights)})
+        for how in ({"steps": 5}, {"rtol": 1e-2}):
+            found = odediff.sample(model.rows(order), noise=states(4)[order], **how)
+            torch.testing.assert_close(found, odediff.sample(model, noise=states(4), **how)[order])
+    with pytest.raises(ValueError, match="condition 'added' has 4 rows but the batch 3"):
+        odediff.sample(model, (3, 2, 3), steps=5)
 
 
 @pytest.mark.parametrize("encoding", [UserDict(ids=torch.arange(6)), Size(1.0, 2.0)], ids=["mapping", "named tuple"])
