@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odediff.conditions import as_row_numbers, as_tensors, chunks, expanded, require_rows_for, row_count, selected
+from odediff.conditions import (
+    as_row_numbers,
+    as_tensors,
+    chunks,
+    expanded,
+    require_rows_for,
+    row_count,
+    selected,
+    tensors,
+)
 from odediff.fingerprint import held_modules
 from odediff.overwriting import LastOutput, is_constant, one_memory, share_memory, written
 from odediff.prediction import FORMS, Form, NetworkPrediction
@@ -264,12 +273,12 @@ class Model:
 
     def _whole(self, x: Tensor, times: Tensor, keywords: Mapping[str, Any]) -> Tensor:
         """One pass of the whole batch, refused if it writes to its input."""
-        watched = [x, *(value for value in keywords.values() if isinstance(value, Tensor))] if keywords else [x]
+        told = [(name, part) for name, value in keywords.items() for part in tensors(value)] if keywords else []
+        watched = [x, *(part for _, part in told)] if told else [x]
         before = written(watched)
         output = self._pass((x, times), keywords)
         if (after := written(watched)) != before:
-            conditions = (f"the condition {name!r}" for name, value in keywords.items() if isinstance(value, Tensor))
-            names = ["its input, which is the solver's state", *conditions]
+            names = ["its input, which is the solver's state", *(f"the condition {name!r}" for name, _ in told)]
             wrong = next(name for name, one, other in zip(names, before, after, strict=True) if one != other)
             raise ValueError(
                 f"network {type(self.network).__name__} writes to {wrong}; let it work on a clone, or make its first "

@@ -1033,6 +1033,20 @@ def test_a_network_that_writes_to_its_condition_is_refused():
         odediff.sample(model, (2, 3), steps=3)
 
 
+@pytest.mark.parametrize("kind", [lambda w: {"deep": (w, "text")}, lambda w: [{}, w], lambda w: Size(w, 1.0)])
+def test_a_network_that_writes_to_a_tensor_inside_a_condition_is_refused(kind):
+    weights = torch.ones(2)
+
+    def writes(x, time, label, added):
+        if isinstance(added, dict):
+            added.clear()
+        return torch.tanh(x) + weights.mul_(0.5)[:, None]
+
+    model = odediff.Model(writes, TABLE, "v", {"label": torch.zeros(2), "added": kind(weights)})
+    with pytest.raises(ValueError, match=r"network function writes to the condition 'added'.*clone"):
+        odediff.sample(model, (2, 3), steps=3)
+
+
 @pytest.mark.parametrize("how", [{"steps": 3}, {"rtol": 1e-2}, {"rtol": 1e-2, "solver": solvers.Adaptive()}], ids=str)
 @pytest.mark.parametrize("rows", [3, 8])
 def test_rows_of_another_batch_are_refused_before_the_first_call(how, rows):
