@@ -6,7 +6,7 @@ import dis
 import functools
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from types import CellType, FunctionType
+from types import CellType, CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -125,7 +125,8 @@ def _held(network: Any) -> Iterator[nn.Module | Tensor | np.ndarray]:
     """The modules, tensors and arrays that a callable is or holds.
 
     A function holds its defaults, its closure and the globals that it names; a partial its arguments; another object
-    its attributes.
+    that can be called its attributes. An object that cannot be called, such as the owner of a method, holds those of
+    its attributes that are modules.
     """
     seen: set[int] = set()
 
@@ -149,15 +150,28 @@ def _parts(value: Any) -> list[Any]:
         return list(value)
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
-    if not callable(value) or isinstance(value, type):
+    if isinstance(value, type | ModuleType):
         return []
+    if not callable(value):
+        return [part for part in _attributes(value) if isinstance(part, nn.Module)]
     if hasattr(value, "_torchdynamo_orig_callable"):
         return [value._torchdynamo_orig_callable]
     if isinstance(value, FunctionType):
         return [*_given(value), *_globals(value)]
     if hasattr(value, "__self__"):
         return [value.__self__, getattr(value, "__func__", None)]
-    return list(getattr(value, "__dict__", {}).values())
+    return _attributes(value)
+
+
+def _attributes(value: Any) -> list[Any]:
+    """The attributes that an object has of its own, also those in slots."""
+    slots = [
+        getattr(value, name, None)
+        for kind in type(value).__mro__
+        for name, slot in vars(kind).items()
+        if isinstance(slot, MemberDescriptorType)
+    ]
+    return [*getattr(value, "__dict__", {}).values(), *slots]
 
 
 def _given(function: FunctionType) -> list[Any]:
@@ -167,10 +181,19 @@ def _given(function: FunctionType) -> list[Any]:
 
 
 def _globals(function: FunctionType) -> list[Any]:
-    """The globals that a function names, except functions of other packages."""
-    names = dict.fromkeys(i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL")
+    """The globals that a function names, also in functions inside it, except functions of other packages."""
+    instructions = (i for code in _codes(function.__code__) for i in dis.get_instructions(code))
+    names = dict.fromkeys(i.argval for i in instructions if i.opname == "LOAD_GLOBAL")
     found = [function.__globals__[name] for name in names if name in function.__globals__]
     return [one for one in found if not isinstance(one, FunctionType) or _package(one) == _package(function)]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of the functions inside it."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
 
 
 def _package(function: FunctionType) -> str:

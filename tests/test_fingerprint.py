@@ -1,6 +1,8 @@
 """A network is its weights: however it is wrapped it stays the same one, and another one is told apart."""
 
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +32,27 @@ class Caller:
         return self.network(x, time)
 
 
+@dataclass
+class Trainer:
+    net: nn.Module
+    steps: int = 1000
+
+    def eps(self, x, time):
+        return self.net(x, time)
+
+
+class Slotted:
+    __slots__ = ("_Slotted__net", "unset")
+
+    def __init__(self, net):
+        self.__net = net
+
+    def eps(self, x, time):
+        return self.__net(x, time)
+
+
 ONE, OTHER = Net(0.1), Net(0.2)
+OWNER_OF_ONE, OWNER_OF_OTHER = Trainer(ONE), Trainer(OTHER)
 
 
 def closed_over(network):
@@ -66,6 +88,31 @@ def named_other(x, time):
     return OTHER(x, time)
 
 
+def owned_one(x, time):
+    return OWNER_OF_ONE.net(x, time)
+
+
+def owned_other(x, time):
+    return OWNER_OF_OTHER.net(x, time)
+
+
+def nested_one(x, time):
+    return torch.cat([(lambda row: ONE(row, time))(row) for row in x.split(1)])
+
+
+def nested_other(x, time):
+    return torch.cat([(lambda row: OTHER(row, time))(row) for row in x.split(1)])
+
+
+OWNERS = {
+    "method of an owner": lambda network: Trainer(network).eps,
+    "method of an owner with slots": lambda network: Slotted(network).eps,
+    "owner in a closure": lambda network: closed_over(Trainer(network).eps),
+    "namespace": lambda network: (lambda owner: lambda x, time: owner.net(x, time))(SimpleNamespace(net=network)),
+    "owner that is global": lambda network: owned_one if network is ONE else owned_other,
+    "global of an inner function": lambda network: nested_one if network is ONE else nested_other,
+}
+"""Functions of a network that is an attribute of an object that cannot be called, or that an inner function names."""
 WRAPPERS = {
     "lambda": closed_over,
     "default": by_default,
@@ -82,6 +129,7 @@ WRAPPERS = {
     "parallel": nn.DataParallel,
     "compiled": partial(torch.compile, backend="eager"),
     "compiled function": lambda network: torch.compile(closed_over(network), backend="eager"),
+    **OWNERS,
 }
 
 
@@ -147,14 +195,24 @@ def test_a_function_without_weights_is_the_arrays_that_it_reads_and_not_how_ofte
     assert before != fingerprint(pulling_to(np.array([1.0, 1.0, 2.0])))
 
 
-def test_a_code_of_another_network_behind_a_lambda_is_refused():
+@pytest.mark.parametrize("wrap", [closed_over, *OWNERS.values()], ids=["lambda", *OWNERS])
+def test_a_code_of_another_network_behind_a_function_is_refused(wrap):
     def model(network):
-        return odediff.Model(closed_over(network), odediff.VPTable.linear())
+        return odediff.Model(wrap(network), odediff.VPTable.linear())
 
     code = odediff.encode(model(ONE), torch.ones(2, 3), steps=4)
     odediff.decode(model(ONE), code)
     with pytest.raises(ValueError, match=r"model\.weights"):
         odediff.decode(model(OTHER), code)
+
+
+@pytest.mark.parametrize("wrap", [OWNERS[name] for name in list(OWNERS)[:4]], ids=list(OWNERS)[:4])
+def test_the_mode_and_the_precision_of_a_network_are_seen_behind_its_owner(wrap):
+    network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).double()
+    model = odediff.Model(wrap(network), odediff.VPTable.linear())
+    assert model.unsteady and model.dtype == torch.float64
+    network.eval()
+    assert not model.unsteady
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
