@@ -36,8 +36,6 @@ from solvers.sums import per_row
 from solvers.transfer import placed
 
 Network = Callable[..., Tensor]
-UNSTEADY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-"""Modules whose output depends on whether they are in training mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +149,8 @@ class Model:
 
     @property
     def unsteady(self) -> bool:
-        """Whether dropout or batch statistics make the network's output change from call to call."""
-        parts = (part for module in held_modules(self.network) for part in module.modules())
-        return any(part.training and isinstance(part, UNSTEADY) and getattr(part, "p", 1.0) > 0 for part in parts)
+        """Whether the network's output depends on chance, such as dropout, or on the statistics of the batch."""
+        return any(_is_unsteady(part) for module in held_modules(self.network) for part in module.modules())
 
     def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
         """The same model under these conditions: ``model.condition(label=3, guidance=2.0)``.
@@ -333,6 +330,19 @@ class Model:
 def _parameters(network: Any) -> Iterator[nn.Parameter]:
     """The parameters of a network, or of the modules that a function holds."""
     return (parameter for module in held_modules(network) for parameter in module.parameters())
+
+
+def _is_unsteady(part: nn.Module) -> bool:
+    """Whether a part of a network draws random numbers, or normalises by the statistics of the batch."""
+    if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        return part.training or part.running_mean is None
+    if not part.training:
+        return False
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, nn.RNNBase):
+        return part.dropout > 0 and part.num_layers > 1  # the last layer drops nothing
+    return isinstance(part, nn.RReLU) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
 
 
 def _require_guidance(guidance: Any) -> None:

@@ -63,7 +63,7 @@ def probability_flow(model: Model) -> ProbabilityFlow:
 
 
 def require_model(model: object) -> None:
-    """Raise unless ``model`` is a `Model` whose path begins in the data; warn if its network is in training mode.
+    """Raise unless ``model`` is a `Model` whose path begins in the data; warn if its network is unsteady.
 
     Each public function calls this once, directly: the warning points at the line that called that function.
     """
@@ -80,7 +80,8 @@ def require_model(model: object) -> None:
         )
     if model.unsteady:
         warnings.warn(
-            f"network {type(model.network).__name__} is in training mode: dropout or batch statistics change its "
-            "output, so no seed fixes a sample; call network.eval()",
+            f"the output of network {type(model.network).__name__} depends on dropout, other chance or the statistics "
+            "of its batch, so no seed fixes a sample; end its training mode by network.eval(), and let every batch "
+            "norm track running statistics",
             stacklevel=3,
         )

@@ -943,6 +943,28 @@ def test_a_network_in_training_mode_is_warned_of(part):
 
 
 @pytest.mark.parametrize(
+    ("part", "steady"),
+    [
+        (nn.GRU(3, 3, num_layers=2, dropout=0.5), nn.GRU(3, 3, num_layers=2)),
+        (nn.MultiheadAttention(4, 2, dropout=0.5), nn.MultiheadAttention(4, 2)),
+        (nn.RReLU(), nn.LeakyReLU()),
+    ],
+)
+def test_every_part_that_draws_in_training_mode_is_warned_of(part, steady):
+    assert odediff.Model(nn.Sequential(part), TABLE).unsteady
+    assert not odediff.Model(nn.Sequential(part).eval(), TABLE).unsteady
+    assert not odediff.Model(nn.Sequential(steady), TABLE).unsteady
+
+
+def test_a_batch_norm_without_running_statistics_is_warned_of_in_every_mode():
+    network = nn.BatchNorm1d(3, track_running_stats=False).eval()
+    x = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 5.0], [2.0, 0.0, 1.0]])
+    assert not torch.equal(network(x[:2]), network(x)[:2])
+    with pytest.warns(UserWarning, match="statistics of its batch.*let every batch norm track running statistics"):
+        odediff.probability_flow(odediff.Model(network, TABLE))
+
+
+@pytest.mark.parametrize(
     "call",
     [
         odediff.probability_flow,
