@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import solvers
-from odediff.conditions import as_row_numbers, equal_conditions, selected
+from odediff.conditions import as_row_numbers, equal_conditions, nested, selected
 from odediff.files import replacing
 from odediff.fingerprint import fingerprint, tensors_hash
 from odediff.model import Model
@@ -287,9 +287,14 @@ def _moved(value: Any, device: str | torch.device) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(one) for key, one in value.items()}
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    """The value with its tensors copied; a mapping of a class of its own becomes a dict."""
+
+    def copied(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return _copied(dict(part))
+        return part.detach().clone() if isinstance(part, Tensor) else part
+
+    return nested(copied, value)
 
 
 def grid_nodes(model: Model, times: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import UserDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -602,6 +603,15 @@ def test_a_code_keeps_its_own_conditions():
     label += 5
     with pytest.raises(ValueError, match="conditions.*differs from the encoder's"):
         odediff.decode(model, code)
+
+
+@pytest.mark.parametrize("kind", [lambda w: [w], lambda w: ({"deep": w},), lambda w: UserDict(deep=w)])
+def test_a_code_keeps_its_own_tensors_inside_conditions(kind):
+    weights = torch.ones(2)
+    model = odediff.Model(lambda x, time, parts: 0.1 * x, TABLE, conditions={"parts": kind(weights)})
+    code = odediff.encode(model, torch.ones(2, 3), steps=5)
+    weights += 5
+    assert equal_conditions(dict(code.conditions), {"parts": kind(torch.ones(2))})
 
 
 @pytest.mark.parametrize("solver", [BDIA(), FixedPoint(tolerance=1e-5, history=2)], ids=repr)
