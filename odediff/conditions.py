@@ -145,7 +145,10 @@ def _is_sequence(value: Any) -> bool:
 
 
 def equal_conditions(one: Any, other: Any) -> bool:
-    """Whether two conditions or guidances are equal; one row, or a number, equals any number of rows like it."""
+    """Whether two conditions or guidances are equal; one row, or a number, equals any number of rows like it.
+
+    A value that is no number, NaN, equals itself.
+    """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return set(one) == set(other) and all(equal_conditions(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -154,7 +157,7 @@ def equal_conditions(one: Any, other: Any) -> bool:
         if isinstance(one, Tensor) or isinstance(other, Tensor):
             numeric = all(isinstance(value, Tensor | np.ndarray | np.number | int | float) for value in (one, other))
             return numeric and _equal_rows(*(torch.as_tensor(value).detach().cpu() for value in (one, other)))
-        return bool(one == other)
+        return bool(one == other or (one != one and other != other))
     except Exception:  # objects of other classes may refuse to be compared
         return one is other
 
@@ -162,7 +165,7 @@ def equal_conditions(one: Any, other: Any) -> bool:
 def _equal_rows(one: Tensor, other: Tensor) -> bool:
     rows = [value.reshape(1) if value.ndim == 0 else value for value in (one, other)]
     alike = rows[0].shape[1:] == rows[1].shape[1:] and (len(rows[0]) == len(rows[1]) or 1 in map(len, rows))
-    return alike and bool((rows[0] == rows[1]).all())
+    return alike and bool(((rows[0] == rows[1]) | (rows[0].isnan() & rows[1].isnan())).all())
 
 
 def _has_rows(value: Any) -> TypeGuard[Tensor]:

@@ -650,6 +650,12 @@ ROW = torch.ones(1, 2)
         ({"a": ROW}, {"b": ROW}, False),
         (np.ones(2), np.ones(2).tolist(), False),
         (None, None, True),
+        (math.nan, float("nan"), True),
+        (math.nan, 1.0, False),
+        (torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, math.nan]]).expand(3, 2), True),
+        (torch.tensor([[1.0, math.nan]]), torch.tensor([[math.nan, 1.0]]), False),
+        (torch.tensor([[1.0, math.nan]]), torch.tensor([[1.0, 2.0]]), False),
+        (torch.tensor([math.nan]), math.nan, True),
     ],
 )
 def test_any_two_conditions_can_be_compared(one, other, equal):
