@@ -348,6 +348,9 @@ def _hashable(value: Any) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_shown(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        parts = ", ".join(repr(one) if isinstance(one, str) else _shown(one) for one in value)
+        return f"({parts})" if isinstance(value, tuple) else f"[{parts}]"
     if isinstance(value, Tensor) and value.numel() > 10:
         return f"tensor of shape {tuple(value.shape)}"
     return str(value.tolist() if isinstance(value, Tensor) else value)

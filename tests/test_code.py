@@ -377,14 +377,19 @@ def test_a_null_that_was_recorded_is_no_edit():
         odediff.decode(replace(mine, null={"label": 2}), code, edit=True)
 
 
-def test_conditions_of_one_shape_are_said_to_differ_by_their_values():
+@pytest.mark.parametrize(("kind", "end"), [(lambda w: w, "}"), (lambda w: ["low", (w,)], r"\)]}")])
+def test_conditions_of_one_shape_are_said_to_differ_by_their_values(kind, end):
     mine, other = (
-        replace(model(), network=lambda x, time, label: 0.1 * x, conditions={"label": torch.full((4, 3), float(value))})
+        replace(
+            model(),
+            network=lambda x, time, label: 0.1 * x,
+            conditions={"label": kind(torch.full((4, 3), float(value)))},
+        )
         for value in (1, 2)
     )
     code = odediff.encode(mine, images(), solver=DDIM(), steps=8)
     with pytest.raises(
-        ValueError, match=r"tensor of shape \(4, 3\)} differs from .* of the same shape, with other values"
+        ValueError, match=rf"tensor of shape \(4, 3\){end} differs from .* of the same shape, with other values"
     ):
         odediff.decode(other, code)
 
