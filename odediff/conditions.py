@@ -15,8 +15,14 @@ from solvers.transfer import placed
 
 
 def as_tensors(value: Any) -> Any:
-    """Convert arrays to tensors; everything else stays as it is."""
-    return nested(lambda part: torch.as_tensor(part) if isinstance(part, np.ndarray | np.number) else part, value)
+    """Convert NumPy's arrays and numbers to tensors, and its truth values to True and False; leave everything else."""
+
+    def converted(part: Any) -> Any:
+        if isinstance(part, np.ndarray | np.number):
+            return torch.as_tensor(part)
+        return bool(part) if isinstance(part, np.bool_) else part
+
+    return nested(converted, value)
 
 
 def selected(value: Any, index: Tensor) -> Any:

@@ -434,6 +434,16 @@ def test_nested_conditions_come_back_from_a_file(tmp_path: Path):
         odediff.encode(odd, images(), solver=DDIM(), steps=8).save(tmp_path / "odd.safetensors")
 
 
+def test_a_truth_value_of_numpy_is_one_of_python(tmp_path: Path):
+    def network(x, time, flag, parts):
+        assert flag is True and parts == [False]
+        return 0.1 * x
+
+    one, other = (odediff.Model(network, TABLE, "v", {"flag": flag, "parts": [np.False_]}) for flag in (np.True_, True))
+    odediff.encode(one, images(), steps=5).save(tmp_path / "code.safetensors")
+    assert odediff.decode(other, Code.load(tmp_path / "code.safetensors")).isfinite().all()
+
+
 # --- between codes ------------------------------------------------------------------------------------------------
 
 
