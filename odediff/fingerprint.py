@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from solvers.transfer import as_array
+
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -217,7 +219,7 @@ def _bits(value: Any) -> Iterator[bytes | memoryview]:
         yield f"{value.dtype}{tuple(value.shape)}".encode()
     elif isinstance(value, Tensor):
         dense = value.detach().dequantize() if value.is_quantized else value.detach().to_dense()
-        yield dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        yield as_array(dense.cpu().contiguous().reshape(-1).view(torch.uint8)).data
     elif isinstance(value, np.ndarray):
         yield f"{value.dtype}{value.shape}".encode()
         yield value.tobytes() if value.dtype != object else repr(value.tolist()).encode()

@@ -255,7 +255,7 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
 def _real_numbers(times: Iterable[float]) -> Array | None:
     """The times in float64; None if they are not real numbers."""
     if isinstance(times, torch.Tensor):
-        return None if times.is_complex() else times.detach().cpu().double().numpy()
+        return None if times.is_complex() else np.array(times.tolist(), dtype=np.float64)
     try:
         given = np.array(list(times))
         return None if np.iscomplexobj(given) else given.astype(np.float64)

@@ -123,7 +123,7 @@ def _record(
             # Continue from the state that decoding will reach, rounding included, not from the target.
             x = mean + offsets[-1]
     before = climbing or Stats(0, 0, torch.zeros(len(first), dtype=torch.int64, device="cpu"), 0)
-    here = ode.ledger
+    here = ode.ledger.stats(len(offsets))
     return Code.of(
         model,
         grid_nodes(model, times),
@@ -131,9 +131,9 @@ def _record(
         solver=solver,
         stats=Stats(
             nfe=before.nfe + here.nfe,
-            network_evaluations=before.network_evaluations + here.nfe * here.passes,
+            network_evaluations=before.network_evaluations + here.network_evaluations,
             evaluations=before.evaluations + here.evaluations,
-            steps=len(offsets),
+            steps=here.steps,
         ),
         status=finite_status(x),
         offsets=torch.stack(offsets),

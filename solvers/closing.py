@@ -23,7 +23,7 @@ def denoise(ode: Any, a: Node, b: Node, x: Tensor, failed: Tensor | None) -> Ste
     if failed is None:
         return DDIM().step(ode, a, b, x)
     left = failed == Status.SUCCESS
-    status = torch.where(left & ~ode.ledger.affordable, int(Status.BUDGET), failed)
+    status = torch.where(left & torch.from_numpy(~ode.ledger.affordable), int(Status.BUDGET), failed)
     index = torch.nonzero(status == Status.SUCCESS).ravel().to(x.device)
     if len(index):
         x = x.index_copy(0, index, DDIM().step(ode.rows(index), a, b, x[index]).x)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from solvers.arguments import as_number
+from solvers.transfer import as_array
 
 BLOCK = 1024
 """The number of components that are summed at once; see `row_norm`."""
@@ -71,7 +72,7 @@ def row_norm(x: Tensor) -> np.ndarray:
     if not np.isfinite(sizes).all():
         # Squares overflow long before the components do: in float32 from 2e19 on.
         largest = rows.abs().amax(dim=1, keepdim=True)
-        scales = largest[:, 0].cpu().double().numpy()
+        scales = as_array(largest[:, 0].cpu().double())
         overflown = np.isfinite(scales) & ~np.isfinite(sizes)
         sizes[overflown] = (scales * _root_mean_squares(rows / largest))[overflown]
     return sizes
@@ -86,7 +87,7 @@ def _root_mean_squares(rows: Tensor) -> np.ndarray:
         blocks = vector_norm(rows[:, :whole].reshape(len(rows), -1, BLOCK), dim=2)
         rest = vector_norm(rows[:, whole:], dim=1)
         norms = vector_norm(torch.cat([blocks, rest[:, None]], dim=1).cpu().double(), dim=1)
-    return norms.cpu().double().numpy() / math.sqrt(max(size, 1))
+    return as_array(norms.cpu().double()) / math.sqrt(max(size, 1))
 
 
 def first_step(d0: np.ndarray, d1: np.ndarray, span: float) -> np.ndarray:

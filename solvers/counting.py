@@ -13,6 +13,7 @@ from solvers.ode import ODE, Coordinates, Node, PathODE, Prediction
 from solvers.real import Real
 from solvers.requests import NONE, Requests
 from solvers.solution import Stats, Status
+from solvers.transfer import as_array
 
 
 class BudgetSpent(Exception):
@@ -30,31 +31,32 @@ class Ledger:
         self.passes = ode.passes
         self.budget = math.inf if budget is None else budget
         self.batch_calls = 0
-        self.row_calls = torch.zeros(batch, dtype=torch.int64, device="cpu")
-        self.accepted: Tensor | None = None
-        self.rejected: Tensor | None = None
+        # Arrays: inside a transform of torch.func a new tensor has no memory of its own to write to.
+        self.row_calls = np.zeros(batch, dtype=np.int64)
+        self.accepted: np.ndarray | None = None
+        self.rejected: np.ndarray | None = None
 
     def left(self, index: Tensor) -> np.ndarray:
         """How many evaluations the samples ``index`` can still afford."""
-        return self.budget - self.evaluations[index].numpy()
+        return self.budget - self.evaluations[as_array(index)]
 
     def count(self, index: Tensor | None) -> None:
-        if self.budget < math.inf and not self.affordable[... if index is None else index].all():
+        if self.budget < math.inf and not self.affordable[... if index is None else as_array(index)].all():
             raise BudgetSpent
         if index is None:
             self.batch_calls += 1
         else:
-            self.row_calls.numpy()[index.numpy()] += 1
+            self.row_calls[as_array(index)] += 1
 
     def tried(self, ids: np.ndarray, accepted: np.ndarray, rejected: np.ndarray) -> None:
         """Count the steps that the samples ``ids`` have just tried."""
         if self.accepted is None or self.rejected is None:
-            self.accepted, self.rejected = torch.zeros_like(self.row_calls), torch.zeros_like(self.row_calls)
-        self.accepted.numpy()[ids] += accepted
-        self.rejected.numpy()[ids] += rejected
+            self.accepted, self.rejected = np.zeros_like(self.row_calls), np.zeros_like(self.row_calls)
+        self.accepted[ids] += accepted
+        self.rejected[ids] += rejected
 
     @property
-    def evaluations(self) -> Tensor:
+    def evaluations(self) -> np.ndarray:
         """The evaluations of the field for each sample, ``(B,)``."""
         return self.row_calls + self.batch_calls
 
@@ -65,10 +67,11 @@ class Ledger:
 
     def stats(self, steps: int) -> Stats:
         """What was counted, for a grid of which ``steps`` are complete."""
-        return Stats(self.nfe, self.nfe * self.passes, self.evaluations, steps, self.accepted, self.rejected)
+        tried = (None if counts is None else torch.from_numpy(counts) for counts in (self.accepted, self.rejected))
+        return Stats(self.nfe, self.nfe * self.passes, torch.from_numpy(self.evaluations), steps, *tried)
 
     @property
-    def affordable(self) -> Tensor:
+    def affordable(self) -> np.ndarray:
         """Which samples have an evaluation left, ``(B,)``."""
         return self.evaluations < self.budget
 

@@ -351,7 +351,7 @@ def _product(defect: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: Tensor
 
     def product(v: Tensor, some: Tensor) -> Tensor:
         at = some.to(z.device)
-        # Dual numbers rather than torch.func.jvp, whose transforms forbid counting the evaluations in place.
+        # Dual numbers rather than torch.func.jvp, inside which no new tensor shares its memory with NumPy.
         with forward_ad.dual_level():
             image = forward_ad.unpack_dual(defect(forward_ad.make_dual(z[at], v), rows[at]))
         assert image.tangent is not None, "the state at the start of a step moves its end"

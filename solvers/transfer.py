@@ -1,4 +1,4 @@
-"""From the host's memory to a device."""
+"""From the host's memory to a device, and from tensors to NumPy."""
 
 from __future__ import annotations
 
@@ -20,3 +20,14 @@ def placed(values: Tensor, device: torch.device, dtype: torch.dtype | None = Non
 def index_on(device: torch.device, rows: np.ndarray) -> Tensor:
     """Row indices, or a mask of rows, on ``device``."""
     return placed(torch.from_numpy(rows), device)
+
+
+def as_array(values: Tensor) -> np.ndarray:
+    """``values``, on the host, as an array that is only read; a copy inside a transform of torch.func.
+
+    There a tensor has no memory of its own that NumPy could share.
+    """
+    try:
+        return values.numpy()
+    except RuntimeError:
+        return np.array(values.tolist(), dtype=str(values.dtype).removeprefix("torch."))

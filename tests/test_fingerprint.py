@@ -1,5 +1,6 @@
 """A network is its weights: however it is wrapped it stays the same one, and another one is told apart."""
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -291,3 +292,14 @@ def test_a_state_may_hold_more_than_dense_tensors():
             self.told = state["told"]
 
     assert fingerprint(Extra(1)) == fingerprint(Extra(1)) != fingerprint(Extra(2))
+
+
+def test_a_fingerprint_is_the_same_inside_a_transform():
+    network, found = nn.Linear(3, 3), []
+
+    def loss(weight):
+        found.append(fingerprint(network))
+        return weight.sum()
+
+    torch.func.grad(loss)(torch.ones(2))
+    assert found == [fingerprint(copy.deepcopy(network))]  # a copy, whose fingerprint nothing remembers

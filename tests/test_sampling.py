@@ -712,6 +712,25 @@ def test_where_alpha_vanishes_like_a_root_the_first_step_is_ddims():
         assert float((found - exact).abs().max()) < most, solver
 
 
+@pytest.mark.parametrize("how", [{"steps": 5}, {"nfe": 9, "solver": Heun()}, {"rtol": 1e-2}], ids=str)
+@pytest.mark.parametrize("call", ["sample", "encode"])
+def test_the_constant_target_of_a_loss_is_computed_inside_a_transform(how, call):
+    network = torch.nn.Linear(3, 3, dtype=torch.float64)
+    teacher = odediff.Model(lambda x, time: network(x), TABLE, "v")
+    x, weight = torch.randn(2, 3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+
+    def target():
+        return odediff.sample(teacher, noise=x, **how) if call == "sample" else odediff.encode(teacher, x, **how).x
+
+    def loss(weight):
+        return (weight * x - target()).square().sum()
+
+    gradient = torch.func.grad(loss)(weight)
+    expected = (2 * x * (x - target())).sum(0)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(torch.func.jvp(loss, (weight,), (weight,))[1], expected.sum())
+
+
 # For type checkers
 
 
