@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from odediff.points import components
+
 
 class Accuracy(NamedTuple):
     """A summary of the errors of many samples; a failed sample has an infinite error."""
@@ -23,11 +25,13 @@ def sample_errors(x: Tensor, exact: Tensor, deviation: float) -> Tensor:
 
     ``sqrt(mean over components of (x - exact)^2) / deviation``.
     """
-    if x.shape != exact.shape or x.ndim < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; pass the shape of exact, {tuple(exact.shape)}, (B, ...)")
+    if x.shape != exact.shape or x.ndim < 1:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and exact {tuple(exact.shape)}; pass both in one shape, (B, ...)"
+        )
     if not deviation > 0:
         raise ValueError(f"deviation={deviation!r} must be positive: it is the unit of the errors")
-    errors = (x.double() - exact.double()).flatten(1).square().mean(1).sqrt() / deviation
+    errors = components(x.double() - exact.double()).square().mean(1).sqrt() / deviation
     return torch.where(errors.isfinite(), errors, torch.inf)
 
 

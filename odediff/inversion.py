@@ -15,6 +15,7 @@ from torch import Tensor
 from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid, default_grid, default_solver, warn_of_scale
 from odediff.model import Model
+from odediff.points import components
 from odediff.problem import ProbabilityFlow, require_model
 from odediff.replay import NullConditionedFlow, Replayed
 from odediff.sampling import make_times
@@ -241,9 +242,9 @@ def slerp(x: Tensor, y: Tensor, weight: float) -> Tensor:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             given = f"has dtype {value.dtype}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
             raise TypeError(f"{name} {given}; pass a floating-point torch.Tensor of shape (B, ...)")
-    if x.shape != y.shape or x.ndim < 2:
-        raise ValueError(f"y has shape {tuple(y.shape)}; pass the shape of x, {tuple(x.shape)}, (B, ...)")
-    flat_x, flat_y = x.double().flatten(1), y.double().flatten(1)
+    if x.shape != y.shape or x.ndim < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; pass both in one shape, (B, ...)")
+    flat_x, flat_y = components(x.double()), components(y.double())
     norms = (flat_x.norm(dim=1) * flat_y.norm(dim=1)).clamp(min=torch.finfo(torch.float64).tiny)
     theta = torch.arccos(((flat_x * flat_y).sum(1) / norms).clamp(-1, 1))[:, None]
     sine = torch.sin(theta)

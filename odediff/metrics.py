@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odediff.points import as_points, distances, finite
+from odediff.points import as_points, components, distances, finite
 
 FEW = 16
 """The largest dimension in which distances are computed difference by difference."""
@@ -56,12 +56,12 @@ def class_accuracy(images: Tensor, labels: Tensor, classifier: Callable[[Tensor]
 
 def round_trip_error(images: Tensor, again: Tensor) -> Tensor:
     """Root-mean-square difference of each sample, ``(N,)``, for images in [-1, 1]: 2 is black against white."""
-    if images.shape != again.shape or images.ndim < 2:
+    if images.shape != again.shape or images.ndim < 1:
         raise ValueError(
-            f"again has shape {tuple(again.shape)}; pass the shape of images, {tuple(images.shape)}, (N, ...)"
+            f"images has shape {tuple(images.shape)} and again {tuple(again.shape)}; pass both in one shape, (N, ...)"
         )
     difference = finite("images", images) - finite("again", again)
-    return difference.flatten(1).square().mean(1).sqrt()
+    return components(difference).square().mean(1).sqrt()
 
 
 def psnr(images: Tensor, again: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid
 from odediff.inversion import climb, inversion_times, require_images
 from odediff.model import Model
+from odediff.points import components
 from odediff.problem import ProbabilityFlow, require_model
 from odediff.recorders import finite_status, pivots
 from odediff.replay import NullConditionedFlow
@@ -102,7 +103,7 @@ def shared_null(
         nulls = adam.step(nulls, gradients, torch.arange(len(images), device="cpu"), learning_rate)
     rows = {name: value[None] for name, value in nulls.items()}
     calls = 2 * (len(nodes) - 1)
-    optimised = torch.cat([value.flatten(1).to(pivot) for value in nulls.values()], dim=1)
+    optimised = torch.cat([components(value).to(pivot) for value in nulls.values()], dim=1)
     return _code(model, times, pivot[0], rows, calls, passes + calls, finite_status(optimised))
 
 
@@ -250,7 +251,7 @@ def _loss_and_gradient(
         bare = replace(model, conditions={**model.conditions, **model.null, **leaves}, guidance=1.0)
         free = _landing(bare, a, b, x)
         weight = per_row(torch.as_tensor(model.guidance, dtype=torch.float64, device="cpu").detach().numpy(), x)
-        loss = (free + weight * (wanted - free) - target).square().flatten(1).mean(1)
+        loss = components(free + weight * (wanted - free) - target).square().mean(1)
         gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
     return loss.detach().cpu(), dict(zip(leaves, gradients, strict=True))
 

@@ -1,5 +1,7 @@
 """Samples as points: checked, in float64, ``(rows, D)``; and their distances."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,11 @@ def finite(name: str, values: Tensor) -> Tensor:
     if not values.isfinite().all():
         raise ValueError(f"{name} holds {int((~values.isfinite()).sum())} values that are not finite; drop their rows")
     return values
+
+
+def components(x: Tensor) -> Tensor:
+    """The components of each sample, ``(B, D)``: samples ``(B,)`` have one, and a batch may be empty."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def as_points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid
 from odediff.inversion import climb, inversion_times, require_images
 from odediff.model import Model
+from odediff.points import components
 from odediff.problem import ProbabilityFlow, require_model
 from odediff.replay import mean_step
 from solvers import DDIM, Node, NoiseStream, Solver, Stats, Status, combine
@@ -99,7 +100,7 @@ def pivots(model: Model, images: Tensor, times: Tensor, solver: Solver, progress
 
 def finite_status(x: Tensor) -> Tensor:
     """The status of each sample, ``(B,)``, judged by its end state."""
-    finite = x.flatten(1).isfinite().all(1).cpu()
+    finite = components(x).isfinite().all(1).cpu()
     return torch.where(finite, int(Status.SUCCESS), int(Status.NON_FINITE))
 
 

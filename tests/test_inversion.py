@@ -306,3 +306,27 @@ def test_an_image_that_is_not_finite_is_named_or_lost_alone(throw):
 def test_a_weight_that_is_no_number_is_named(weight):
     with pytest.raises(ValueError, match="weight=.*must be a finite number"):
         odediff.inversion.slerp(torch.ones(2, 3), torch.zeros(2, 3), weight)
+
+
+RECORDERS = [odediff.direct_inversion, odediff.edit_friendly, odediff.cycle_diffusion]
+OPTIMISERS = [odediff.null_text, odediff.shared_null, odediff.negative_prompt]
+
+
+@pytest.mark.parametrize("encode", [*RECORDERS, *OPTIMISERS])
+@pytest.mark.parametrize("batch", [4, 0])
+def test_a_sample_may_be_a_number_without_an_axis_of_its_own(encode, batch):
+    def network(x, time, c):
+        return torch.tanh(x + c.reshape(-1, *(1,) * (x.ndim - 1)))
+
+    model = odediff.Model(network, TABLE, "v", {"c": 1.0}, {"c": torch.tensor(0.5, dtype=torch.float64)}, guidance=2.0)
+    numbers = states(4).ravel()[:batch]
+    code, expected = encode(model, numbers, steps=4), encode(model, numbers[:, None], steps=4)
+    torch.testing.assert_close(code.x, expected.x[:, 0])
+    torch.testing.assert_close(odediff.decode(model, code), odediff.decode(model, expected)[:, 0])
+
+
+def test_codes_of_numbers_are_mixed():
+    model = odediff.Model(lambda x, time: torch.tanh(x), TABLE, "v")
+    one, other = (odediff.encode(model, numbers, steps=4) for numbers in (states().ravel(), 1 - states().ravel()))
+    columns = [replace(code, x=code.x[:, None], digest="") for code in (one, other)]
+    torch.testing.assert_close(odediff.mix_codes(one, other, 0.3).x, odediff.mix_codes(*columns, 0.3).x[:, 0])

@@ -73,6 +73,17 @@ def test_class_accuracy_counts_right_labels_across_batches():
     assert metrics.class_accuracy(images, wrong, lambda x: x.flatten(1), batch=5) == pytest.approx(20 / 23)
 
 
+def test_the_round_trip_error_of_numbers_is_their_difference():
+    numbers = torch.tensor([0.0, -1.0, 0.5])
+    np.testing.assert_allclose(
+        metrics.round_trip_error(numbers, numbers + torch.tensor([0.02, 2.0, 0.0])), [0.02, 2, 0], rtol=1e-6
+    )
+    np.testing.assert_allclose(metrics.psnr(numbers, numbers + 0.02), [40, 40, 40], rtol=1e-5)
+    assert metrics.round_trip_error(numbers[:0], numbers[:0]).shape == (0,)
+    with pytest.raises(ValueError, match=r"images has shape \(\) and again \(\); pass both in one shape, \(N, ...\)"):
+        metrics.round_trip_error(numbers[0], numbers[0])
+
+
 def test_round_trip_error_and_psnr_of_a_known_offset():
     images = torch.zeros(3, 1, 4, 4)
     again = torch.stack([torch.full((1, 4, 4), 0.02), torch.full((1, 4, 4), -2.0), torch.zeros(1, 4, 4)])

@@ -163,3 +163,7 @@ def test_the_summary_counts_failures_and_switched_modes():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_error_of_numbers_is_their_difference_in_units_of_the_deviation():
+    assert sample_errors(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.0]), 0.25).tolist() == [2.0, 0.0]

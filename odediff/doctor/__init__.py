@@ -69,7 +69,7 @@ def diagnose(
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor (N, ...) in [-1, 1], not a {type(images).__name__}")
     if images.ndim < 2 or len(images) < 4:
-        raise ValueError(f"images of shape {tuple(images.shape)}: give at least 4 of them, (N, ...)")
+        raise ValueError(f"images of shape {tuple(images.shape)}: give at least 4, such as (N, D) or (N, C, H, W)")
     model.require_batch(len(images))
     index = torch.linspace(0, len(images) - 1, min(samples, len(images)), device="cpu").round().long()
     chosen = images[index.to(images.device)].to(model.device)
