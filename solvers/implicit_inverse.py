@@ -187,15 +187,18 @@ class ImplicitInverse(ReversibleSolver):
         """``-P G(z)`` for some of the samples, a function of z and their rows; NaN for those that cannot afford it."""
         ratio = _preconditioner(a, b)
 
-        def function(z: Tensor, rows: Tensor) -> Tensor:
-            affordable = evaluations_left(ode, rows) >= self.base.calls(1)
-            if not affordable.all():
-                keep = index_on(z.device, np.flatnonzero(affordable))
-                found = function(z[keep], rows[keep]) if len(keep) else z[keep]
-                return (z * float("nan")).index_copy(0, keep, found)
+        def of_all(z: Tensor, rows: Tensor) -> Tensor:
             there, here = _node_rows(b, rows, len(x)), _node_rows(a, rows, len(x))
             scale = ratio if isinstance(ratio, float) else ratio[rows.cpu().numpy()]
             return combine((scale, x[rows] - fresh_step(self.base, _rows(ode, rows, len(x)), there, here, z)))
+
+        def function(z: Tensor, rows: Tensor) -> Tensor:
+            affordable = evaluations_left(ode, rows) >= self.base.calls(1)
+            if affordable.all():
+                return of_all(z, rows)
+            keep = index_on(z.device, np.flatnonzero(affordable))
+            found = of_all(z[keep], rows[keep]) if len(keep) else z[keep]
+            return (z * float("nan")).index_copy(0, keep, found)
 
         return function
 

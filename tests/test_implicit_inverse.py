@@ -1,5 +1,6 @@
 """Implicit inverses: they undo a step where it can be undone, and say so where they did not."""
 
+import gc
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -290,3 +291,22 @@ def test_the_inverse_counts_the_steps_from_pure_noise_as_the_method_does(solver)
     found = solve(mild_mixture(), inverse, starting_points(), [math.pi / 2, 1.2, 0.9, 0.5])
     assert found.stats.nfe == inverse.calls_over(mild_mixture(), found.nodes)
     assert found.stats.nfe == solver.calls_over(mild_mixture(), found.nodes)
+
+
+@pytest.mark.parametrize("solver", [FixedPoint(), FixedPoint(history=3), NewtonKrylov()], ids=repr)
+def test_no_state_outlives_its_encoding(solver):
+    model = odediff.Model(lambda x, time: 0.1 * torch.tanh(x), TABLE)
+    images = torch.ones(5, 7, dtype=torch.float64)
+
+    def alive():
+        return sum(type(one) is torch.Tensor and one.shape == images.shape for one in gc.get_objects())
+
+    odediff.encode(model, images, solver=solver, steps=5)  # torch loads parts of itself at the first derivative
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        odediff.encode(model, images, solver=solver, steps=5)
+        assert alive() == before
+    finally:
+        gc.enable()
