@@ -316,15 +316,29 @@ class Model:
 
     def _computes_in(self, x: Tensor) -> torch.dtype:
         """The precision in which the network receives ``x``: a module's own."""
-        parameter = self._parameter
-        return x.dtype if parameter is None else parameter.dtype
+        if (place := self._place) is None:
+            return x.dtype
+        try:
+            return place[0][place[1]].dtype
+        except (KeyError, AttributeError):  # the parameter was removed, as by a parametrization
+            del self.__dict__["_place"]
+            return self._computes_in(x)
 
     @cached_property
-    def _parameter(self) -> Tensor | None:
-        """A parameter of a module's precision, which may change: `torch.nn.Module.half` changes it in place."""
+    def _place(self) -> tuple[Mapping[str, Any], str] | None:
+        """Where a module holds a floating-point parameter, which may be another one later.
+
+        `torch.nn.Module.half` changes it in place, `load_state_dict` with ``assign=True`` replaces it.
+        """
         module = getattr(self.network, "__self__", self.network)
-        parameters = module.parameters() if isinstance(module, nn.Module) else ()
-        return next((parameter for parameter in parameters if parameter.is_floating_point()), None)
+        parts = module.modules() if isinstance(module, nn.Module) else ()
+        places = (
+            (part._parameters, name)
+            for part in parts
+            for name, parameter in part.named_parameters(recurse=False)
+            if parameter.is_floating_point()
+        )
+        return next(places, None)
 
 
 def _parameters(network: Any) -> Iterator[nn.Parameter]:

@@ -1094,6 +1094,18 @@ def test_a_network_that_changes_its_precision_is_followed():
     assert torch.equal(found, expected)
 
 
+def test_a_network_whose_weights_are_replaced_is_called_in_their_precision():
+    network = Told(nn.Sequential(nn.Linear(3, 3)))
+    model = odediff.Model(network, TABLE, "v")
+    odediff.sample(model, (2, 3), steps=2)
+    weights = {name: value.double() for name, value in network.state_dict().items()}
+    network.load_state_dict(weights, assign=True)
+    found = odediff.sample(model, (2, 3), steps=2, dtype=torch.float64)
+    assert torch.equal(found, odediff.sample(odediff.Model(network, TABLE, "v"), (2, 3), steps=2, dtype=torch.float64))
+    nn.utils.parametrize.register_parametrization(network.module[0], "weight", nn.Identity())
+    assert torch.equal(odediff.sample(model, (2, 3), steps=2, dtype=torch.float64), found)
+
+
 class Told(torch.nn.Module):
     """A module of the state, as a network of state and time."""
 
