@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odediff.conditions import tensors
 from odediff.fingerprint import held_modules
 
 
@@ -23,7 +24,7 @@ class LastOutput:
         """A copy starts without a last output."""
         return type(self), ()
 
-    def replace(self, output: Tensor, inputs: Sequence[Any], network: Any) -> None:
+    def replace(self, output: Tensor, inputs: tuple[Any, ...], network: Any) -> None:
         """Record the next output, computed from ``inputs``.
 
         Writes by a replayed CUDA graph or another library are not counted: another tensor in the memory of an output
@@ -44,10 +45,14 @@ class LastOutput:
         self._output, self._version = weakref.ref(output), 0 if output.is_inference() else output._version
 
 
-def is_constant(output: Tensor, inputs: Sequence[Any], network: Any) -> bool:
-    """Whether an output shares memory with the network's inputs or weights, or repeats one value in many places."""
+def is_constant(output: Tensor, inputs: tuple[Any, ...], network: Any) -> bool:
+    """Whether an output shares memory with the network's inputs or weights, or repeats one value in many places.
+
+    Tensors inside dicts, lists and tuples are inputs too. A tensor that a function holds is none of these: it may be
+    the memory that a CUDA graph answers in.
+    """
     modules = (tensor for module in held_modules(network) for tensor in (*module.parameters(), *module.buffers()))
-    known = (*(value for value in inputs if isinstance(value, Tensor)), *modules)
+    known = (*tensors(inputs), *modules)
     return 0 in output.stride() or any(share_memory(output, tensor) for tensor in known)
 
 

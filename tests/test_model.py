@@ -373,8 +373,13 @@ def test_constants_and_answers_that_the_network_was_told_are_none_that_are_overw
         def forward(self, x, time):
             return self.mean[:]
 
-    told = {"conditions": {"target": target}}
-    for network, words in ((lambda x, t: mean.expand_as(x), {}), (lambda x, t, target: target, told), (Mean(), {})):
+    told, deep = ({"conditions": {"target": one}} for one in (target, {"deep": [target]}))
+    for network, words in (
+        (lambda x, t: mean.expand_as(x), {}),
+        (lambda x, t, target: target, told),
+        (lambda x, t, target: target["deep"][0], deep),
+        (Mean(), {}),
+    ):
         model = odediff.Model(network, TABLE, "x0", chunk=chunk, **words)
         assert torch.isfinite(odediff.sample(model, (2, 2, 3), steps=5, solver=solver)).all()
 
