@@ -105,6 +105,10 @@ def decode(
     the image that the same code stands for there, such as one of another class (a dual diffusion implicit bridge, Su et
     al. 2023).
 
+    No gradients are recorded. The image of a code that contains no more than its states is also
+    ``solvers.solve(odediff.probability_flow(model), code.solver, code.x, code.times.flip(0)).x``, which records them; a
+    code with a companion is decoded from rounded states, which have none.
+
     Raises:
         ValueError: ``model`` differs from the encoder in schedule, prediction form, weights, guidance or condition, or
             has a threshold; or the encoding of some samples failed.

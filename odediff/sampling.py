@@ -97,6 +97,9 @@ def sample(
 ) -> Tensor | Solution:
     """Sample from ``model``: solve its probability-flow ODE (or the solver's SDE) from noise to data.
 
+    No gradients are recorded. ``solvers.solve(odediff.probability_flow(model), solver, noise, times).x`` records them
+    if the solver is `Solver.differentiable` (with ``closing=None`` if it `Solver.closes` by itself).
+
     Args:
         model: the network and its declaration.
         shape: the shape of the result, ``(B, ...)``; not with ``noise``.

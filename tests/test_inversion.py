@@ -330,3 +330,22 @@ def test_codes_of_numbers_are_mixed():
     one, other = (odediff.encode(model, numbers, steps=4) for numbers in (states().ravel(), 1 - states().ravel()))
     columns = [replace(code, x=code.x[:, None], digest="") for code in (one, other)]
     torch.testing.assert_close(odediff.mix_codes(one, other, 0.3).x, odediff.mix_codes(*columns, 0.3).x[:, 0])
+
+
+def test_gradients_are_those_of_the_solve_that_sample_and_decode_make():
+    solver = solvers.DPMpp(2)
+    model, grid = odediff.Model(lambda x, time: torch.tanh(x), TABLE, "v"), odediff.grid.log_snr
+    flow, code = odediff.probability_flow(model), odediff.encode(model, states(2), solver=solver, grid=grid, steps=6)
+    sampled = odediff.sample(model, noise=states(2).requires_grad_(), solver=solver, grid=grid, steps=6)
+    decoded = odediff.decode(model, code)
+    assert not sampled.requires_grad and not decoded.requires_grad
+
+    def sample(noise):
+        return solvers.solve(flow, solver, noise, grid(model.path, 6)).x
+
+    def decode(x):
+        return solvers.solve(flow, code.solver, x, code.times.flip(0)).x
+
+    assert torch.equal(sample(states(2)), sampled) and torch.equal(decode(code.x), decoded)
+    for function, x in ((sample, states(2)), (decode, code.x)):
+        torch.autograd.gradcheck(function, x.clone().requires_grad_())
