@@ -65,7 +65,9 @@ class Prior:
       y = integral_{s_o}^s eps du, x0 = y - s eps, where s_o is the level at which the solve begins: before, it has no
       effect. A network's error in eps is about constant at low and middle levels, so that in x0 it grows with s; far
       above the data, and in networks that predict x0, v or a flow, it stops growing: a bump at the level b = exp(c)
-      has the height 1/sqrt(1 + (b/bounded)^2). Without this part the process suits exact scores, not trained networks.
+      has the height 1/sqrt(1 + (b/bounded)^2). Between close nodes larger errors can be followed: the deviation is
+      error max(1, spacing/h)^smoothness, at most close_error, for nodes h apart in the mean. Without this part the
+      process suits exact scores, not trained networks.
 
     The remainder is independent from one prediction to the next, with deviation
     noise max(floor, min(1, h/spacing)^smoothness) at a distance h in log s from the previous node: between close nodes
@@ -79,6 +81,7 @@ class Prior:
         decision, decision_spread: the mean and deviation of log a.
         decision_variance: the variance of all decisions' coefficients together; that of all Gaussian scales is 1.
         error: the deviation of eps due to the network's smooth errors.
+        close_error: the largest such deviation between close nodes.
         error_width: w, the correlation length of these errors in log s.
         error_bounded: the level s above which they are bounded in x0; see `bounded`.
         noise: the deviation of the independent error of a prediction of x0.
@@ -95,6 +98,7 @@ class Prior:
     decision_spread: float = 1.5
     decision_variance: float = 0.065
     error: float = 0.008
+    close_error: float = 0.016
     error_width: float = 1.1
     error_bounded: float = 30.0
     noise: float = 0.012
@@ -120,16 +124,21 @@ class Prior:
 
     def amplified(self, factor: float) -> Prior:
         """The process with the network's errors multiplied by ``factor``."""
-        return replace(self, error=factor * self.error)
+        return replace(self, error=factor * self.error, close_error=factor * self.close_error)
 
     def bounded(self) -> Prior:
         """The process of a network whose error of x0 is bounded; see `PathODE.bounded_error`."""
-        return replace(self, error_bounded=min(self.error_bounded, BOUNDED))
+        return replace(self, error_bounded=min(self.error_bounded, BOUNDED), close_error=self.error)
 
     def own_noise(self, node: Node, before: Node | None) -> float:
         """The deviation of the independent error at ``node``, after the node ``before`` if there is one."""
         close = 1.0 if before is None else min(1.0, abs(float(node.log_snr) - float(before.log_snr)) / self.spacing)
         return self.noise * max(close**self.smoothness, self.floor)
+
+    def smooth_error(self, distance: float) -> float:
+        """The deviation of eps due to the network's smooth errors, for nodes ``distance`` apart in log s."""
+        close = min(1.0, distance / self.spacing) ** self.smoothness
+        return max(self.error, min(self.close_error, self.error / close if close else math.inf))
 
     def features(self, nodes: Sequence[Node], origin: Node, distance: float) -> Features:
         """The features at ``nodes`` of a solve from ``origin`` whose nodes are ``distance`` apart in log s."""
@@ -145,7 +154,7 @@ class Prior:
         parts = [
             (deviations * np.sqrt(squares), deviations * scales**2 * alpha / np.sqrt(squares)),
             self._decisions(alpha, sigma),
-            self._errors(alpha, sigma, min(float(origin.s), LARGEST_LEVEL)),
+            self._errors(alpha, sigma, min(float(origin.s), LARGEST_LEVEL), self.smooth_error(distance)),
             (self.mean * alpha, np.full_like(alpha, self.mean)),
         ]
         state, data = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
@@ -160,13 +169,11 @@ class Prior:
         data = alpha**4 / (alpha**4 + (sigma / levels) ** 4)
         return deviations * state, deviations * data
 
-    def _errors(self, alpha: Array, sigma: Array, origin: float) -> tuple[Array, Array]:
+    def _errors(self, alpha: Array, sigma: Array, origin: float, error: float) -> tuple[Array, Array]:
         width = self.error_width
         centres = np.arange(math.log(LEAST_LEVEL), math.log(LARGEST_LEVEL) + 2 * width, SPACING * width)
         # At this spacing the squares of the bumps add up to the same sum everywhere.
-        deviations = (
-            self.error * math.sqrt(SPACING / math.sqrt(math.pi)) / np.hypot(1, np.exp(centres) / self.error_bounded)
-        )
+        deviations = error * math.sqrt(SPACING / math.sqrt(math.pi)) / np.hypot(1, np.exp(centres) / self.error_bounded)
         with np.errstate(divide="ignore"):
             level, beginning = np.log(sigma) - np.log(alpha), np.log(origin)
         eps = np.exp(-(((level - centres) / width) ** 2) / 2)

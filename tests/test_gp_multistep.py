@@ -113,6 +113,17 @@ def test_errors_of_a_network_are_bounded_above_a_level():
     assert levels[-1] > 200
 
 
+@pytest.mark.parametrize(("distance", "factor"), [(math.inf, 1), (0.55, 1), (0.55 / 1.2, 1.2**2.5), (0.4, 2), (0, 2)])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_errors_of_a_network_are_larger_between_close_nodes_unless_they_are_bounded(distance, factor, bounded):
+    prior = Prior().bounded() if bounded else Prior()
+    far, found = (
+        prior.features([node(0.7)], node(157.0), h).state[0, SCALES + 1 + DECISIONS : -1]
+        for h in (1.0, distance or 1e-9)
+    )
+    np.testing.assert_allclose(found, far * (1 if bounded else factor), rtol=1e-12)
+
+
 def test_one_node_lies_infinitely_far_from_any_other():
     assert mean_distance([node(1.0)]) == mean_distance([Node(1.0, 0.0, 1.0), node(1.0)]) == math.inf
     assert mean_distance([Node(1.0, 0.0, 1.0), node(8.0), node(4.0), node(2.0)]) == pytest.approx(math.log(2))
@@ -602,6 +613,25 @@ def test_a_network_of_bounded_error_is_handed_over_between_closer_nodes(steps, f
     run = GPMultistep().start(ode, ode.nodes(odediff.grid.plateau(TABLE, steps).tolist()), draws(2, 3))
     adams = [len(move.weights) for move in run.moves if not move.belief]
     assert max(adams, default=0) == order
+
+
+@pytest.mark.parametrize("nfe", [24, 30, 50])
+def test_between_close_nodes_a_large_smooth_error_of_eps_is_followed(nfe):
+    data, direction = Gaussian(mean=0.3, deviation=0.7), torch.linspace(-1, 1, 8, dtype=torch.float64)
+    exact = exact_model(data, TABLE)
+
+    def network(x, t):
+        level = torch.from_numpy(TABLE.node(t.numpy()).s).log()[:, None]
+        return exact.network(x, t) + 0.03 * torch.sin(1.3 * level + 3 * direction)
+
+    model = replace(exact, network=network, continuous=False)
+    noise = draws(32, 8)
+    truth = odediff.sample(model, noise=noise, solver=RK4(Rotation(0.5)), grid=odediff.grid.log_snr, steps=300)
+    default, small = (
+        float((odediff.sample(model, noise=noise, nfe=nfe, solver=solver) - truth).square().mean().sqrt())
+        for solver in (None, GPMultistep(prior=Prior(close_error=0.008)))
+    )
+    assert default < 0.75 * small
 
 
 def test_a_sample_does_not_depend_on_the_guidance_of_its_mates():
