@@ -130,13 +130,16 @@ def _slopes_read(before: Node, newest: Node, most: int) -> int:
     return min(most, CLOSE_NEAR_POINTS if before.s <= newest.s * math.exp(CLOSE_NEAR) else NEAR_POINTS)
 
 
-def _denoised(step: Formula, seen: Sequence[Node], end: Node) -> Formula:
-    """x0 at ``end``, the end of ``step``, by the slope there, extrapolated from those at the nodes ``seen``.
+def data_shares(node: Node) -> tuple[Real, Real]:
+    """The coefficients of the state and the slope in x0: ``x0 = c^2 alpha/R^2 x - c sigma/R slope`` on a rotation."""
+    radius = LINE.scale(node)
+    return (LINE.c / radius) ** 2 * node.alpha, -LINE.c * node.sigma / radius
 
-    On a rotation ``x0 = c^2 alpha/R^2 x - c sigma/R slope``.
-    """
-    radius, places, same = LINE.scale(end), np.array([LINE.q(node) for node in seen]), np.eye(len(seen), dtype=bool)
-    of_state, of_slope = (LINE.c / radius) ** 2 * end.alpha, -LINE.c * end.sigma / radius
+
+def _denoised(step: Formula, seen: Sequence[Node], end: Node) -> Formula:
+    """x0 at ``end``, the end of ``step``, by the slope there, extrapolated from those at the nodes ``seen``."""
+    places, same = np.array([LINE.q(node) for node in seen]), np.eye(len(seen), dtype=bool)
+    of_state, of_slope = data_shares(end)
     # Lagrange's polynomials at the end.
     factors = (LINE.q(end) - places) / np.where(same, 1.0, places[:, None] - places)
     there = of_slope * np.where(same, 1.0, factors).prod(axis=1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from solvers.arguments import require_whole
-from solvers.gp_handover import LINE, NO_HANDOVER, Stretch, stretch
+from solvers.gp_handover import LINE, NO_HANDOVER, Stretch, data_shares, stretch
 from solvers.noise import NoiseStream
 from solvers.ode import Node, PathODE
 from solvers.prior import Array, Features, Prior, mean_distance
@@ -52,7 +52,9 @@ class Move(NamedTuple):
     """One step: ``x_b = ratio x_a + sum of weight x0`` over predictions, newest first, and the belief after it.
 
     If ``calls`` is False, no prediction is made at a. If ``belief`` is None, the sum is over slopes. ``slopes`` is the
-    number of slopes kept afterwards; ``shares`` are the coefficients of x0 and eps in the slope at a.
+    number of slopes kept afterwards; ``shares`` are the coefficients of x0 and eps in the slope at a. ``here`` are the
+    coefficients of x_a and the predictions in the regression for the state at a itself, if there are earlier ones: with
+    it the first step along slopes begins, which therefore reads them with the weights ``older``.
     """
 
     ratio: Real
@@ -61,6 +63,8 @@ class Move(NamedTuple):
     belief: Belief | None
     slopes: int = 0
     shares: tuple[Real, Real] = (0.0, 0.0)
+    here: tuple[Real, ...] = ()
+    older: tuple[Real, ...] = ()
 
 
 class History(NamedTuple):
@@ -119,10 +123,12 @@ class GPMultistep(Solver):
     at most 0.395 apart in it and of order 6 up to 0.26, but of orders 3 and 4 below s = 0.1; towards the noise, of
     order 3, up to 1.0. On DDPM's table, with nodes whose density in log s is a plateau, this takes grids of at least
     19, 30 and 10 calls; see `solvers.gp_handover`. On other grids inversion is the regression from the data on.
+    Towards the data the first of these steps begins at what the regression makes of the state at its own node when the
+    prediction there is known, which corrects the regression's last step.
 
     A network that predicts x0, v or a flow (`PathODE.bounded_error`) is modelled with an error of x0 that is bounded
-    from s = 3 on, and steps towards the data are Adams' from closer nodes on: of order 5 at most 0.26 apart and of
-    order 6 up to 0.2.
+    from s = 3 on, and steps towards the data are Adams' from closer nodes on, without that correction: of order 5 at
+    most 0.26 apart and of order 6 up to 0.2.
 
     Args:
         points: the number of predictions that a step reads, the newest included; None means four, and five on grids of
@@ -200,7 +206,7 @@ class GPMultistep(Solver):
                 moves = plan(prior, points, nodes, belief, denoised)
             adams = _stretch(moves, tuple(nodes), state.nodes, denoised, steep, ode.bounded_error)
             return state._replace(
-                moves=_handed_over(moves, nodes, adams),
+                moves=_handed_over(moves, nodes, adams, ode.bounded_error),
                 next=0,
                 predictions=state.predictions[: points - 1],
                 belief=belief,
@@ -253,8 +259,11 @@ def _along_slopes(ode: PathODE, a: Node, x: Tensor, state: History, move: Move) 
     start, slopes = (move.ratio, x), state.slopes
     if not move.calls:
         return combine(start, *_weighted(move.weights, slopes)), (), slopes
-    newest = pending(ode.predict(a, x).terms(*move.shares))
-    kept, end = advance(start, move.weights, newest, slopes)
+    newest, read, weights = pending(ode.predict(a, x).terms(*move.shares)), slopes, move.weights
+    if move.older:
+        read = (*slopes[: len(weights) - 1], *state.predictions)
+        weights = (*weights[: 1 + len(slopes)], *move.older)
+    kept, end = advance(start, weights, newest, read)
     return end, (), (kept, *slopes)
 
 
@@ -298,15 +307,17 @@ def plan(
         basis = np.zeros((len(state), 1 + len(predictions)))
         for column, form in enumerate((state, *predictions)):
             basis[: len(form), column] = form
-        target = np.zeros(len(state))
-        target[: len(targets[i])] = targets[i]
-        coefficients = np.linalg.lstsq(basis, target, rcond=None)[0]
-        state = basis @ coefficients
+        goals = np.zeros((len(state), 2))
+        goals[: len(targets[i])] = np.stack([targets[i], features.state[i]], axis=1)
+        ahead, here = np.linalg.lstsq(basis, goals, rcond=None)[0].T
+        state = basis @ ahead
         radii = [math.hypot(node.alpha, node.sigma) for node in (a, b)]
-        ratio, *weights = (coefficients * radii[1]).tolist()
+        ratio, *weights = (ahead * radii[1]).tolist()
+        own, *others = (here * radii[0]).tolist()
+        corrected = (own / radii[0], *others) if calls and len(predictions) > 1 else ()
         before, predictions = a, predictions[: points - 1]
         belief = Belief(origin, distance, before, state, predictions)
-        moves.append(Move(ratio / radii[0], tuple(weights), calls, belief))
+        moves.append(Move(ratio / radii[0], tuple(weights), calls, belief, here=corrected))
     return tuple(moves)
 
 
@@ -323,7 +334,7 @@ def _planned_and_handed_over(
     """All moves between ``nodes`` of a solve that begins there, the belief at the first, and which are Adams'."""
     moves, belief = planned(prior, points, nodes, past[: points - 1], denoised)
     adams = _stretch(moves, nodes, past, denoised, steep, bounded)
-    return _handed_over(moves, nodes, adams), belief, adams
+    return _handed_over(moves, nodes, adams, bounded), belief, adams
 
 
 def _stretch(
@@ -348,15 +359,30 @@ def _denoised(nodes: Sequence[Node], end: Node | None) -> Node | None:
     return nodes[-2] if nodes[-2].s <= end.s * (1 + 1e-9) else end
 
 
-def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch) -> tuple[Move, ...]:
-    """The moves, with the stretch replacing the regression's; the slopes that it reads are kept."""
+def _handed_over(moves: Sequence[Move], nodes: Sequence[Node], adams: Stretch, bounded: bool) -> tuple[Move, ...]:
+    """The moves, with the stretch replacing the regression's; the slopes that it reads are kept.
+
+    Its first step corrects the regression's last one unless the network's error is ``bounded``, which gains little.
+    """
     found = list(moves)
     if adams.formulas:
         for i in range(max(0, adams.first - adams.earlier), adams.first):
             found[i] = found[i]._replace(slopes=adams.earlier, shares=LINE.shares(nodes[i]))
     for i, (ratio, weights) in enumerate(adams.formulas, adams.first):
         found[i] = Move(ratio, weights, moves[i].calls, None, adams.kept, LINE.shares(nodes[i]))
+    if adams.formulas and moves[adams.first].here and not bounded:
+        found[adams.first] = _corrected(found[adams.first], moves[adams.first].here, nodes[adams.first])
     return tuple(found)
+
+
+def _corrected(move: Move, here: Sequence[Real], a: Node) -> Move:
+    """The step from a along slopes, begun at the state ``here``, whose newest prediction follows from slope and x_a."""
+    own, newest, *older = (move.ratio * coefficient for coefficient in here)
+    of_state, of_slope = data_shares(a)
+    first, *weights = move.weights
+    return move._replace(
+        ratio=own + newest * of_state, weights=(first + newest * of_slope, *weights), older=tuple(older)
+    )
 
 
 def _seen(state: Array, features: Features, i: int, noise: float) -> Array:
