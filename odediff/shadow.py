@@ -4,6 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _spec = find_spec("solvers")
-if _spec is None or not any(Path(folder, "ode.py").exists() for folder in _spec.submodule_search_locations or ()):
-    _found = "nothing" if _spec is None else _spec.origin or "an empty folder"
-    raise ImportError(f"solvers: {_found} is found instead of the package that comes with odediff; rename or move it")
+_found = None if _spec is None or _spec.origin is None else Path(_spec.origin).resolve()
+if _found is None or _found.parents[1] != Path(__file__).resolve().parents[1]:
+    raise ImportError(
+        f"solvers: {_found or 'nothing'} is found instead of the package that comes with odediff; rename or move it"
+    )
