@@ -14,6 +14,9 @@ import solvers
 def written(value: Any) -> Any:
     """A solver as JSON: the names of its classes, their fields, and plain values unchanged.
 
+    A field that older files lack names in its metadata the value, ``absent``, that gives the method of these files; at
+    that value it is left out, so that their codes keep their digest.
+
     Raises:
         TypeError: a part is neither a dataclass nor a plain value.
     """
@@ -25,8 +28,10 @@ def written(value: Any) -> Any:
         raise TypeError(
             f"code.solver contains {value!r}, which has no written form; use numbers, strings and dataclasses"
         )
-    fields = {field.name: written(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
-    return {"class": type(value).__name__, **fields}
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    absent = _absent(type(value))
+    told = {name: written(one) for name, one in fields.items() if name not in absent or one != absent[name]}
+    return {"class": type(value).__name__, **told}
 
 
 def read_back(description: Any) -> Any:
@@ -43,7 +48,12 @@ def read_back(description: Any) -> Any:
         )
     made = getattr(solvers, name)
     known = {field.name for field in dataclasses.fields(made) if field.init}
-    return made(**{key: read_back(value) for key, value in fields.items() if key in known})
+    return made(**_absent(made) | {key: read_back(value) for key, value in fields.items() if key in known})
+
+
+def _absent(kind: type[Any]) -> dict[str, Any]:
+    """The values that stand for the fields that a file lacks."""
+    return {one.name: one.metadata["absent"] for one in dataclasses.fields(kind) if "absent" in one.metadata}
 
 
 def taken_apart(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

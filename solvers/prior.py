@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +66,8 @@ class Prior:
       effect. A network's error in eps is about constant at low and middle levels, so that in x0 it grows with s; far
       above the data, and in networks that predict x0, v or a flow, it stops growing: a bump at the level b = exp(c)
       has the height 1/sqrt(1 + (b/bounded)^2). Between close nodes larger errors can be followed: the deviation is
-      error max(1, spacing/h)^smoothness, at most close_error, for nodes h apart in the mean. Without this part the
-      process suits exact scores, not trained networks.
+      error max(1, spacing/h)^smoothness, for nodes h apart in the mean, up to close_error, if that is larger than
+      error. Without this part the process suits exact scores, not trained networks.
 
     The remainder is independent from one prediction to the next, with deviation
     noise max(floor, min(1, h/spacing)^smoothness) at a distance h in log s from the previous node: between close nodes
@@ -81,7 +81,7 @@ class Prior:
         decision, decision_spread: the mean and deviation of log a.
         decision_variance: the variance of all decisions' coefficients together; that of all Gaussian scales is 1.
         error: the deviation of eps due to the network's smooth errors.
-        close_error: the largest such deviation between close nodes.
+        close_error: the largest such deviation between close nodes; up to ``error``, it has no effect.
         error_width: w, the correlation length of these errors in log s.
         error_bounded: the level s above which they are bounded in x0; see `bounded`.
         noise: the deviation of the independent error of a prediction of x0.
@@ -98,7 +98,7 @@ class Prior:
     decision_spread: float = 1.5
     decision_variance: float = 0.065
     error: float = 0.008
-    close_error: float = 0.016
+    close_error: float = field(default=0.016, metadata={"absent": 0.0})
     error_width: float = 1.1
     error_bounded: float = 30.0
     noise: float = 0.012
@@ -110,12 +110,12 @@ class Prior:
     common_scale: float = 0.83
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = as_number(getattr(self, field.name))
-            positive, signed = field.name in DIVISORS, field.name in SIGNED
+        for one in fields(self):
+            value = as_number(getattr(self, one.name))
+            positive, signed = one.name in DIVISORS, one.name in SIGNED
             if not math.isfinite(value) or value < 0 and not signed or value == 0 and positive:
                 must = "positive and finite" if positive else "finite" if signed else "finite, at least 0"
-                raise ValueError(f"Prior: {field.name}={getattr(self, field.name)!r} must be {must}")
+                raise ValueError(f"Prior: {one.name}={getattr(self, one.name)!r} must be {must}")
 
     def __repr__(self) -> str:
         """The constants that differ from the defaults."""

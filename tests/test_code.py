@@ -26,10 +26,12 @@ from solvers import (
     OBELM,
     AsynchronousLeapfrog,
     FixedPoint,
+    GPMultistep,
     Heun,
     Node,
     Noise,
     Prediction,
+    Prior,
     Reversible,
     Rotation,
 )
@@ -517,6 +519,17 @@ METHODS = [
 @pytest.mark.parametrize("solver", METHODS, ids=repr)
 def test_every_solver_is_written_and_read_back(solver):
     assert read_back(written(solver)) == solver
+
+
+def test_a_code_of_the_default_before_it_followed_larger_errors_between_close_nodes_is_read(tmp_path: Path):
+    file, before = tmp_path / "code.safetensors", GPMultistep(prior=Prior(close_error=0.0))
+    odediff.encode(model(), images(), solver=before, steps=8).save(file)
+    names = (
+        "class scale scale_spread decision decision_spread decision_variance error error_width error_bounded noise "
+        "spacing smoothness floor mean common common_scale"
+    )
+    assert list(header_of(file)["solver"]["prior"]) == names.split()
+    assert Code.load(file).solver == before
 
 
 def test_two_parts_of_a_code_may_be_one_tensor(tmp_path: Path):
