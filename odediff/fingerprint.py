@@ -6,6 +6,7 @@ import dis
 import functools
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -166,14 +167,16 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    """The attributes that an object has of its own, also those in slots."""
-    slots = [
-        getattr(value, name, None)
-        for kind in type(value).__mro__
-        for name, slot in vars(kind).items()
-        if isinstance(slot, MemberDescriptorType)
-    ]
-    return [*getattr(value, "__dict__", {}).values(), *slots]
+    """The attributes that an object has of its own, also those in slots; no property of the object is computed."""
+    found: list[Any] = []
+    with suppress(AttributeError):
+        found += object.__getattribute__(value, "__dict__").values()
+    for kind in type(value).__mro__:
+        for slot in vars(kind).values():
+            if isinstance(slot, MemberDescriptorType):
+                with suppress(AttributeError):  # an empty slot
+                    found.append(slot.__get__(value))
+    return found
 
 
 def _given(function: FunctionType) -> list[Any]:

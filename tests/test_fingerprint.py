@@ -105,9 +105,21 @@ def nested_other(x, time):
     return torch.cat([(lambda row: OTHER(row, time))(row) for row in x.split(1)])
 
 
+class Unreadable(Slotted):
+    __slots__ = ()
+
+    @property
+    def unset(self):
+        raise RuntimeError("computed")
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
 OWNERS = {
     "method of an owner": lambda network: Trainer(network).eps,
     "method of an owner with slots": lambda network: Slotted(network).eps,
+    "method of an owner whose properties fail": lambda network: Unreadable(network).eps,
     "owner in a closure": lambda network: closed_over(Trainer(network).eps),
     "namespace": lambda network: (lambda owner: lambda x, time: owner.net(x, time))(SimpleNamespace(net=network)),
     "owner that is global": lambda network: owned_one if network is ONE else owned_other,
@@ -207,7 +219,7 @@ def test_a_code_of_another_network_behind_a_function_is_refused(wrap):
         odediff.decode(model(OTHER), code)
 
 
-@pytest.mark.parametrize("wrap", [OWNERS[name] for name in list(OWNERS)[:4]], ids=list(OWNERS)[:4])
+@pytest.mark.parametrize("wrap", [OWNERS[name] for name in list(OWNERS)[:5]], ids=list(OWNERS)[:5])
 def test_the_mode_and_the_precision_of_a_network_are_seen_behind_its_owner(wrap):
     network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).double()
     model = odediff.Model(wrap(network), odediff.VPTable.linear())
