@@ -118,15 +118,19 @@ def nested(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply ``function`` to the value, or to every part of a dict, a list or a tuple, in a new one.
 
     A dict of a class derived from dict, and a named tuple, keep their class; a named tuple that nothing changes is
-    returned itself. Objects of other classes count as one value, since they may be more than their parts.
+    returned itself. Objects of other classes count as one value, since they may be more than their parts; so do dicts
+    of a class that cannot be copied or refuses its items.
     """
     if isinstance(value, dict):
         parts = {key: nested(function, part) for key, part in value.items()}
         if type(value) is dict:
             return parts
-        like = copy.copy(value)
-        for key, part in parts.items():  # some classes refuse `update`
-            like[key] = part
+        try:
+            like = copy.copy(value)
+            for key, part in parts.items():  # some classes refuse `update`
+                like[key] = part
+        except Exception:  # others are frozen
+            return function(value)
         return like
     if not _is_sequence(value):
         return function(value)

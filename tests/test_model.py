@@ -277,7 +277,16 @@ def test_dicts_of_other_classes_and_named_tuples_have_rows_and_keep_their_class(
         odediff.sample(model, (3, 2, 3), steps=5)
 
 
-@pytest.mark.parametrize("encoding", [UserDict(ids=torch.arange(6)), Size(1.0, 2.0)], ids=["mapping", "named tuple"])
+class Frozen(dict):
+    def __setitem__(self, key, value):
+        raise TypeError("frozen")
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [UserDict(ids=torch.arange(6)), Size(1.0, 2.0), Frozen(ids=torch.ones(1))],
+    ids=["mapping", "named tuple", "frozen dict"],
+)
 def test_an_object_of_a_class_of_its_own_reaches_the_network_as_it_is(encoding):
     network = Recorded()
     odediff.Model(network, TABLE, conditions={"encoding": encoding}).predict(TABLE.node(0.5), states(2))
