@@ -319,24 +319,24 @@ class Model:
         if (place := self._place) is None:
             return x.dtype
         try:
-            return place[0][place[1]].dtype
+            return place[0]._parameters[place[1]].dtype  # type: ignore[union-attr]
         except (KeyError, AttributeError):  # the parameter was removed, as by a parametrization
             del self.__dict__["_place"]
             return self._computes_in(x)
 
     @cached_property
-    def _place(self) -> tuple[Mapping[str, Any], str] | None:
-        """Where a module holds a floating-point parameter, which may be another one later.
+    def _place(self) -> tuple[nn.Module, str] | None:
+        """The part of a module that holds a floating-point parameter, which may be another one later, and its name.
 
         `torch.nn.Module.half` changes it in place, `load_state_dict` with ``assign=True`` replaces it.
         """
         module = getattr(self.network, "__self__", self.network)
         parts = module.modules() if isinstance(module, nn.Module) else ()
         places = (
-            (part._parameters, name)
+            (part, name)
             for part in parts
-            for name, parameter in part.named_parameters(recurse=False)
-            if parameter.is_floating_point()
+            for name, parameter in part._parameters.items()  # named_parameters may give other names
+            if parameter is not None and parameter.is_floating_point()
         )
         return next(places, None)
 

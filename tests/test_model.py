@@ -1120,6 +1120,30 @@ def test_a_network_whose_weights_are_replaced_is_called_in_their_precision():
     assert torch.equal(odediff.sample(model, (2, 3), steps=2, dtype=torch.float64), found)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("script", [lambda network: network, torch.jit.script], ids=["module", "scripted"])
+def test_a_model_that_has_sampled_is_copied(script):
+    model = odediff.Model(script(Told(nn.Linear(3, 3))), TABLE, "v")
+    found = odediff.sample(model, (2, 3), steps=2)
+    assert torch.equal(odediff.sample(copy.deepcopy(model), (2, 3), steps=2), found)
+
+
+def test_a_copy_of_a_model_follows_the_precision_of_its_own_network():
+    model = odediff.Model(Told(nn.Linear(3, 3)), TABLE, "v")
+    found, mine = odediff.sample(model, (2, 3), steps=2), copy.deepcopy(model)
+    mine.network.double()
+    assert odediff.sample(mine, (2, 3), steps=2, dtype=torch.float64).isfinite().all()
+    assert torch.equal(odediff.sample(model, (2, 3), steps=2), found)
+
+
+def test_a_module_may_name_its_parameters_otherwise():
+    class Renamed(nn.Linear):
+        def named_parameters(self, *arguments, **keywords):
+            return ((f"renamed.{name}", value) for name, value in super().named_parameters(*arguments, **keywords))
+
+    assert odediff.sample(odediff.Model(Told(Renamed(3, 3)), TABLE, "v"), (2, 3), steps=2).isfinite().all()
+
+
 class Told(torch.nn.Module):
     """A module of the state, as a network of state and time."""
 
