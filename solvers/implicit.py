@@ -22,7 +22,7 @@ from solvers.real import Real, native
 from solvers.solution import Status
 from solvers.solver import Past, Solver, Step, require_path, require_run
 from solvers.sums import combine
-from solvers.transfer import index_on
+from solvers.transfer import as_array, index_on
 
 ROUND_OFFS = 16
 """The smallest tolerance of an iteration, in units of the state's round-off."""
@@ -124,10 +124,10 @@ class GaussLegendre(Solver):
 
     def step(self, ode: Any, a: Node, b: Node, x: Tensor, state: Any = None) -> Step:
         """Iterate for the samples that have not failed, then combine their slopes."""
-        status = torch.zeros(len(x), dtype=torch.int64, device="cpu") if state is None else state.clone()
+        status = np.zeros(len(x), dtype=np.int64) if state is None else as_array(state).copy()
         singular = np.broadcast_to(singular_step(self.line, ode, a, b), len(x))
         end = x.clone()
-        left = affording(ode, np.flatnonzero(status == Status.SUCCESS), 1, status.numpy())
+        left = affording(ode, np.flatnonzero(status == Status.SUCCESS), 1, status)
         for rows, solve in ((left[singular[left]], self._frozen), (left[~singular[left]], self._collocate)):
             if len(rows):
                 # In most steps no sample has failed: the whole batch is then solved without a selection.
@@ -135,8 +135,9 @@ class GaussLegendre(Solver):
                 index = index_on(x.device, rows)
                 part = ode if whole else ode.rows(index)
                 from_a, to_b = (a, b) if whole else (_rows(node, rows) for node in (a, b))
-                end[index], status.numpy()[rows] = solve(part, from_a, to_b, x[index])
-        return Step(end, state=status, status=status)
+                end[index], status[rows] = solve(part, from_a, to_b, x[index])
+        known = torch.from_numpy(status)
+        return Step(end, state=known, status=known)
 
     def _frozen(self, ode: Any, a: Node, b: Node, x: Tensor) -> tuple[Tensor, np.ndarray]:
         return DDIM().step(ode, a, b, x).x, np.full(len(x), Status.SUCCESS)

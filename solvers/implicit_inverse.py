@@ -23,7 +23,7 @@ from solvers.reversible import ReversibleSolver, fresh_step, law_of_steps, meets
 from solvers.solution import Status
 from solvers.solver import Law, Past, Solver, Step
 from solvers.sums import combine
-from solvers.transfer import index_on
+from solvers.transfer import as_array, index_on
 
 
 def require_digits(solver: Any, x: Tensor) -> None:
@@ -151,10 +151,11 @@ class ImplicitInverse(ReversibleSolver):
     def unstep(self, ode: Any, a: Node, b: Node, x: Tensor, state: Effort | None = None) -> Step:
         """Solve for the state at b; a sample that was lost costs no further calls."""
         effort = state or self.unstart(ode, (a, b), x)
-        status = effort.status.clone()
+        known = as_array(effort.status).copy()
         regular = self.reverses(a, b)
-        left = np.flatnonzero(status == Status.SUCCESS)
-        left = affording(ode, left, self.base.calls(1) if regular else 1, status.numpy())
+        left = np.flatnonzero(known == Status.SUCCESS)
+        left = affording(ode, left, self.base.calls(1) if regular else 1, known)
+        status = torch.from_numpy(known)
         if not len(left):
             return Step(x, state=effort._replace(status=status), status=status)
         index, rows = torch.from_numpy(left), index_on(x.device, left)
@@ -189,7 +190,7 @@ class ImplicitInverse(ReversibleSolver):
 
         def of_all(z: Tensor, rows: Tensor) -> Tensor:
             there, here = _node_rows(b, rows, len(x)), _node_rows(a, rows, len(x))
-            scale = ratio if isinstance(ratio, float) else ratio[rows.cpu().numpy()]
+            scale = ratio if isinstance(ratio, float) else ratio[as_array(rows.cpu())]
             return combine((scale, x[rows] - fresh_step(self.base, _rows(ode, rows, len(x)), there, here, z)))
 
         def function(z: Tensor, rows: Tensor) -> Tensor:
@@ -372,5 +373,5 @@ def _node_rows(node: Node, rows: Tensor, batch: int) -> Node:
     """The node for those samples, where samples keep their own times."""
     if isinstance(node.t, float) or len(rows) == batch:
         return node
-    index = rows.cpu().numpy()
+    index = as_array(rows.cpu())
     return Node(*(value if isinstance(value, float) else value[index] for value in node))

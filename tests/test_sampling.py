@@ -24,8 +24,11 @@ from solvers import (
     PNDM,
     RK4,
     DPMpp,
+    FixedPoint,
+    GaussLegendre,
     GPMultistep,
     Heun,
+    NewtonKrylov,
     Noise,
     NoiseStream,
     Rotation,
@@ -729,6 +732,19 @@ def test_the_constant_target_of_a_loss_is_computed_inside_a_transform(how, call)
     expected = (2 * x * (x - target())).sum(0)
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(torch.func.jvp(loss, (weight,), (weight,))[1], expected.sum())
+
+
+@pytest.mark.parametrize("solver", [GaussLegendre(), FixedPoint(), FixedPoint(history=2), NewtonKrylov()], ids=repr)
+def test_methods_that_solve_equations_run_inside_a_transform(solver):
+    model = odediff.Model(lambda x, time: 0.1 * torch.tanh(x), TABLE)
+    x = torch.randn(2, 3, dtype=torch.float64)
+
+    def loss(weight):
+        return (weight * x - odediff.encode(model, x, solver=solver, steps=8).x).square().sum()
+
+    gradient = torch.func.grad(loss)(torch.ones(3, dtype=torch.float64))
+    expected = odediff.encode(model, x, solver=solver, steps=8).x
+    torch.testing.assert_close(gradient, (2 * x * (x - expected)).sum(0))
 
 
 # For type checkers
