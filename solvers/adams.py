@@ -168,23 +168,27 @@ class AdamsRun(Run):
         b = np.where(taken, q + 0.8 * (b - q), b)
         h = np.abs(b - q)
         every, most = np.arange(len(q)), int(k.max())
-        # Term m of the corrector is over b and m past nodes; it integrates the products over b and m - 1 of them.
+        # Term m of the corrector is over b and m past nodes; it integrates the products over b and m - 1 of them. Term
+        # k has the divided difference over b and k past nodes. The corrector's difference from the predictor has it
+        # too, with another integral.
         ahead, corrections = step_integrals(past[: most + 1], q, b, self.gauss)
-        weights = newton_weights(ahead[:most], self.differences[:most, :most], k)
-        predicted = self._advanced(weights, self.age)
-        node = self.span.node(b)
-        self._write(self.span.slope(ode, node, predicted, self.dtype))
-
         nodes, slots, differences = attempted = self._with_attempt(b)
-        # Term k has the divided difference over b and k past nodes. The corrector's difference from the predictor has
-        # it too, with another integral.
         orders = k + CHANGES
         terms = corrections[orders, every, None] * differences[orders, : most + 2, every]
-        changes = self._combine(terms.swapaxes(1, 2), slots)
+        # One pass over the history serves the prediction and, but for the share of the slope to come, the changes.
+        weights = np.zeros((4, most + 2, len(q)))
+        weights[0, 1:-1] = newton_weights(ahead[:most], self.differences[:most, :most], k)
+        weights[1:, 1:] = terms[..., 1:].swapaxes(1, 2)
+        sums = self._combine(weights, slots)
+        predicted = self.z + sums[0]
+        node = self.span.node(b)
+        slope = self.span.slope(ode, node, predicted, self.dtype)
+        self._write(slope)
+        changes = sums[1:].addcmul_(slope, per_row(terms[..., 0], slope))
         miss = ahead[k, every] / corrections[k, every]
-        corrected = torch.addcmul(predicted, changes[:, 0], per_row(miss, predicted))
+        corrected = torch.addcmul(predicted, changes[0], per_row(miss, predicted))
         scale = error_scale(self.span, self.solver.tolerances, node, corrected)
-        errors = row_norm(changes.mul_(scale[:, None]).flatten(0, 1)).reshape(-1, 3).T.copy()
+        errors = row_norm(changes.mul_(scale).flatten(0, 1)).reshape(3, -1)
         self.broken = ~np.isfinite(errors[0])
         least = MISS_ON_ROTATION if isinstance(self.solver.line, Rotation) else MISS
         errors[0] *= np.maximum(least * np.abs(miss), 1.0)
@@ -264,9 +268,9 @@ class AdamsRun(Run):
         weights[2] = weights[0]
         weights[2, 1:] -= newton_weights(*self._terms(self.past[1 : most + 1], end, odd), k)
         sums = self._combine(weights, self.age)
-        ended = self.z + sums[:, 0]
-        scale = error_scale(self.span, self.solver.tolerances, self.span.node(end), ended)
-        error, older = row_norm(sums[:, 1:].mul_(scale[:, None]).flatten(0, 1)).reshape(-1, 2).T
+        ended = self.z + sums[0]
+        scale = error_scale(self.span, self.solver.tolerances, self.span.ends[1], ended)
+        error, older = row_norm(sums[1:].mul_(scale).flatten(0, 1)).reshape(2, -1)
         return ended, np.where(self.known > k, np.maximum(error, OLDER * older), error)
 
     def _terms(self, nodes: np.ndarray, end: np.ndarray, odd: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -288,7 +292,7 @@ class AdamsRun(Run):
             some = rows[of]
             weights[:, of] = integral_weights(last.nodes[:, some], last.used[some], last.q[some], q[of], odd)
         ordered = self._by_slot(weights[None], last.slots[:, rows])
-        return last.z[index] + weighted_sums(ordered, self.slopes[index])[:, 0]
+        return last.z[index] + weighted_sums(ordered, self.slopes[index])[0]
 
     def piece(self, row: int) -> AdamsPiece:
         """The polynomial of the row's last step, with the slopes that it reads."""
@@ -350,17 +354,17 @@ class AdamsRun(Run):
 
     def _advanced(self, weights: np.ndarray, slots: np.ndarray) -> Tensor:
         """The states, plus the slopes in the first n of ``slots``, with the weights ``(n, B)``."""
-        return self.z + self._combine(weights[None], slots)[:, 0]
+        return self.z + self._combine(weights[None], slots)[0]
 
     def _combine(self, weights: np.ndarray, slots: np.ndarray) -> Tensor:
-        """Sums of the slopes in the first n of ``slots``, with the weights ``(S, n, B)``: ``(B, S, ...)``."""
+        """Sums of the slopes in the first n of ``slots``, with the weights ``(S, n, B)``: ``(S, B, ...)``."""
         return weighted_sums(self._by_slot(weights, slots), self.slopes)
 
     def _by_slot(self, weights: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The weights ``(S, n, B)`` of the slopes in the first n of ``slots`` as those of all slots, ``(B, S, M)``."""
+        """The weights ``(S, n, B)`` of the slopes in the first n of ``slots`` as those of all slots, ``(S, B, M)``."""
         several, n, count = weights.shape
-        ordered = np.zeros((count, several, self.slopes.shape[1]))
-        ordered[np.arange(count)[:, None], :, slots[:n].T] = weights.T
+        ordered = np.zeros((several, count, self.slopes.shape[1]))
+        ordered[:, np.arange(count), slots[:n]] = weights
         return ordered
 
 

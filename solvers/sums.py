@@ -124,24 +124,25 @@ def advance(start: Term, weights: Sequence[Real], newest: Terms, earlier: Terms)
 
 
 def weighted_sums(weights: np.ndarray, tensors: Tensor) -> Tensor:
-    """``sum over j of weights[b, s, j] tensors[b, j]``: weights ``(B, S, M)``, tensors ``(B, M, ...)``.
+    """``sum over j of weights[s, b, j] tensors[b, j]``: weights ``(S, B, M)`` and tensors ``(B, M, ...)``, S sums.
 
     On the CPU this is a product of two matrices for each sample, all of one shape, so that a sample's bits do not
     depend on the batch. On other devices, for large samples, where zero weights would cost more than this saves, and
     for autograd, it is computed term by term, with other last bits.
     """
-    batch, several, count = weights.shape
+    several, batch, count = weights.shape
     small = math.prod(tensors.shape[2:]) <= LARGE_SAMPLE
     if small and is_bare(tensors) and not (tensors.requires_grad and torch.is_grad_enabled()):
         rows = tensors.detach().reshape(batch, count, -1).numpy()
-        found = torch.from_numpy(np.matmul(weights.astype(rows.dtype), rows))
-        return found.reshape(batch, several, *tensors.shape[2:])
-    found = tensors.new_zeros(batch, several, *tensors.shape[2:])
+        sums = np.empty((several, batch, rows.shape[2]), dtype=rows.dtype)
+        np.matmul(weights.astype(rows.dtype).swapaxes(0, 1), rows, out=sums.swapaxes(0, 1))
+        return torch.from_numpy(sums).reshape(several, batch, *tensors.shape[2:])
+    found = tensors.new_zeros(several, batch, *tensors.shape[2:])
     read = np.flatnonzero(weights.any(axis=(0, 1))).tolist()
     columns = placed(torch.from_numpy(weights[..., read]), tensors.device, tensors.dtype)
-    columns = columns.reshape(batch, several, len(read), *(1,) * (tensors.ndim - 2))
+    columns = columns.reshape(several, batch, len(read), *(1,) * (tensors.ndim - 2))
     for j, column in zip(read, columns.unbind(2), strict=True):
-        found.addcmul_(tensors[:, j, None], column)
+        found.addcmul_(tensors[:, j], column)
     return found
 
 

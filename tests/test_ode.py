@@ -102,18 +102,18 @@ def test_gradients_pass_through_combine():
 )
 def test_weighted_sums_do_not_depend_on_the_batch_and_have_a_gradient(shape, several, dtype):
     tensors = random(9, 11, *shape, dtype=dtype)
-    weights = np.random.default_rng(0).standard_normal((9, several, 11))
-    weights[:, :, 4] = 0.0
+    weights = np.random.default_rng(0).standard_normal((several, 9, 11))
+    weights[..., 4] = 0.0
     found = weighted_sums(weights, tensors)
-    exact = torch.einsum("bsm,bm...->bs...", torch.from_numpy(weights), tensors.double())
+    exact = torch.einsum("sbm,bm...->sb...", torch.from_numpy(weights), tensors.double())
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=100 * torch.finfo(dtype).eps)
     for rows in ([3], [8, 0, 5]):
-        assert torch.equal(weighted_sums(weights[rows], tensors[rows].clone()), found[rows])
+        assert torch.equal(weighted_sums(weights[:, rows], tensors[rows].clone()), found[:, rows])
     recorded = tensors.clone().requires_grad_()
     by_terms = weighted_sums(weights, recorded)
     torch.testing.assert_close(by_terms.detach(), found, rtol=0, atol=100 * torch.finfo(dtype).eps)
     by_terms.sum().backward()
-    slope = torch.from_numpy(weights.sum(1)).to(dtype).reshape(9, 11, *(1,) * len(shape)).expand_as(tensors)
+    slope = torch.from_numpy(weights.sum(0)).to(dtype).reshape(9, 11, *(1,) * len(shape)).expand_as(tensors)
     torch.testing.assert_close(recorded.grad, slope, rtol=1e-5, atol=1e-5)
 
 
