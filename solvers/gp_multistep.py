@@ -27,7 +27,7 @@ FAR = 70.0
 mean, up to about 1/s."""
 MOST_POINTS = 8
 STEEP = 3.0
-"""Above this amplification, on the way to the data, the network's errors are scaled up and Adams' formulas, stable for
+"""Above this amplification, on the way to the data, the process is `Prior.amplified` and Adams' formulas, stable for
 close nodes only, are not used. At guidance 2, which is below it, either change costs as often as it helps."""
 MANY_STEPS = 37
 """Above this many steps a fifth past prediction helps."""
@@ -115,8 +115,8 @@ class GPMultistep(Solver):
     and the last step predicts x0 there.
 
     Strong classifier-free guidance, u + w (c - u) from about w = 2.6 on, amplifies the errors of its two passes
-    (`PathODE.amplification`), and also the field's dependence on the state. The process then scales the network's
-    errors by that factor on the way to the data, where the regression makes every step.
+    (`PathODE.amplification`), and makes the field contract. On the way to the data the process then knows of both
+    (`Prior.amplified`), and the regression makes every step.
 
     Between close nodes the trajectory is a polynomial to more digits than the process can resolve. There the steps are
     corrected Adams' formulas along a rotation, in asinh(s/c): towards the data, below s = 12, of order 5 between nodes

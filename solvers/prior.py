@@ -24,6 +24,8 @@ LEAST_LEVEL, LARGEST_LEVEL = 1e-3, 200.0
 BOUNDED = 3.0
 """The level above which the error of a network that predicts x0, v or a flow is bounded in x0: the share of its output
 in x0, s/sqrt(1 + s^2) for v and s/(1 + s) for a flow, has nearly reached its limit there."""
+WIDER = 2.0
+"""The deviation of the data of all conditions together, over that of one condition's; see `Prior.guidance`."""
 SIGNED = ("scale", "decision")
 DIVISORS = ("error_width", "error_bounded", "spacing", "common_scale")
 """The constants that may be negative, and those that are divisors."""
@@ -76,6 +78,11 @@ class Prior:
     The units are those of data with a deviation of about 1, such as images in [-1, 1]. The defaults were chosen on
     exact mixtures, a kernel density over images and a trained network; see benchmarks/DEVELOPMENT.md.
 
+    Under classifier-free guidance, u + w (c - u), the prediction with the condition responds to the state as that of the
+    scale l, and the one without it as that of a wider scale, 2 l: together like w r_l - (w - 1) r_2l. Between the two
+    levels this is negative, below -1 for strong guidance: the flow contracts, and a prediction says less of those that
+    follow. The features themselves stay: w = 1 trajectories, which serve trained networks best.
+
     Args:
         scale, scale_spread: the mean and deviation of log l.
         decision, decision_spread: the mean and deviation of log a.
@@ -90,6 +97,7 @@ class Prior:
         floor: the share of it that remains, however close they are.
         mean: the deviation of the data's mean; large enough for a constant to be reproduced.
         common, common_scale: the deviation of the common Gaussian scale between nodes 1 apart in log s, and its l.
+        guidance: w, by which predictions respond to the state; see `amplified`.
     """
 
     scale: float = -2.4
@@ -108,6 +116,7 @@ class Prior:
     mean: float = 3.0
     common: float = 0.5
     common_scale: float = 0.83
+    guidance: float = field(default=1.0, metadata={"absent": 1.0})
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -123,8 +132,9 @@ class Prior:
         return f"Prior({', '.join(own)})"
 
     def amplified(self, factor: float) -> Prior:
-        """The process with the network's errors multiplied by ``factor``."""
-        return replace(self, error=factor * self.error, close_error=factor * self.close_error)
+        """The process under the guidance w, at least 1, that multiplies errors by ``factor``; see `PathODE`."""
+        guidance = (1 + math.sqrt(2 * factor**2 - 1)) / 2
+        return replace(self, error=factor * self.error, close_error=factor * self.close_error, guidance=guidance)
 
     def bounded(self) -> Prior:
         """The process of a network whose error of x0 is bounded; see `PathODE.bounded_error`."""
@@ -149,7 +159,7 @@ class Prior:
         common = min(self.mean, self.common / distance**2)
         scales, deviations = np.append(scales, self.common_scale), np.append(np.sqrt(shares), common)
         squares = (scales * alpha) ** 2 + sigma**2
-        response = scales**2 * alpha / squares
+        response = self._response(scales, alpha, sigma)
         mean_response = (response[:, :SCALES] * shares).sum(axis=1)
         parts = [
             (deviations * np.sqrt(squares), deviations * scales**2 * alpha / np.sqrt(squares)),
@@ -160,6 +170,14 @@ class Prior:
         state, data = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
         others = np.repeat(mean_response[:, None], state.shape[1] - len(scales), axis=1)
         return Features(state, data, np.concatenate((response, others), axis=1), mean_response)
+
+    def _response(self, scales: Array, alpha: Array, sigma: Array) -> Array:
+        """The derivative of a guided prediction of x0 with respect to the state, for data of these ``scales``."""
+
+        def of(scales: Array) -> Array:
+            return np.asarray(scales**2 * alpha / ((scales * alpha) ** 2 + sigma**2))
+
+        return self.guidance * of(scales) - (self.guidance - 1) * of(WIDER * scales)
 
     def _decisions(self, alpha: Array, sigma: Array) -> tuple[Array, Array]:
         levels, shares = _normal(self.decision, self.decision_spread, DECISIONS)

@@ -604,10 +604,22 @@ def test_guidance_amplifies_the_errors_of_two_passes(scale):
     ode = probability_flow(guided(scale))
     times = odediff.grid.plateau(TABLE, 12)
     found = solve(ode, GPMultistep(), draws(5, 3), times, closing=None).x
-    errors = Prior().error * (ode.amplification if scale > 2.6 else 1.0)
+    strong = Prior(error=Prior().error * ode.amplification, guidance=scale)
     ode.amplification = 1.0
-    expected = solve(ode, GPMultistep(prior=Prior(error=errors)), draws(5, 3), times, closing=None).x
+    expected = solve(ode, GPMultistep(prior=strong if scale > 2.6 else Prior()), draws(5, 3), times, closing=None).x
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("w", [1.0, 3.0, 7.5])
+@pytest.mark.parametrize("level", [0.05, 0.7, 20.0])
+def test_a_guided_prediction_responds_to_the_state_as_that_of_gaussian_data(w, level):
+    here, scale = TABLE.node_at(-math.log(level)), math.exp(ONE_SCALE.scale)
+    features = replace(ONE_SCALE, guidance=w).features([here], TABLE.node(1.0), 1.0)
+    x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    of_class, of_all = (Gaussian(mean, size).predict(here, x).x0 for mean, size in ((0.4, scale), (0.0, 2 * scale)))
+    (of_all + w * (of_class - of_all)).backward()
+    assert features.mean_response[0] == pytest.approx(float(x.grad) * math.hypot(here.alpha, here.sigma), rel=1e-6)
+    assert features.response[0, 0] == pytest.approx(features.mean_response[0], rel=1e-6)
 
 
 @pytest.mark.parametrize(("scale", "steep"), [(1.0, False), (2.0, False), (3.0, True), (7.5, True)])
