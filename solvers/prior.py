@@ -24,7 +24,7 @@ LEAST_LEVEL, LARGEST_LEVEL = 1e-3, 200.0
 BOUNDED = 3.0
 """The level above which the error of a network that predicts x0, v or a flow is bounded in x0: the share of its output
 in x0, s/sqrt(1 + s^2) for v and s/(1 + s) for a flow, has nearly reached its limit there."""
-WIDER = 2.0
+WIDER = 1.6
 """The deviation of the data of all conditions together, over that of one condition's; see `Prior.guidance`."""
 SIGNED = ("scale", "decision")
 DIVISORS = ("error_width", "error_bounded", "spacing", "common_scale")
@@ -78,10 +78,11 @@ class Prior:
     The units are those of data with a deviation of about 1, such as images in [-1, 1]. The defaults were chosen on
     exact mixtures, a kernel density over images and a trained network; see benchmarks/DEVELOPMENT.md.
 
-    Under classifier-free guidance, u + w (c - u), the prediction with the condition responds to the state as that of the
-    scale l, and the one without it as that of a wider scale, 2 l: together like w r_l - (w - 1) r_2l. Between the two
-    levels this is negative, below -1 for strong guidance: the flow contracts, and a prediction says less of those that
-    follow. The features themselves stay: w = 1 trajectories, which serve trained networks best.
+    Under classifier-free guidance, u + w (c - u), c responds to the state like r_l = l^2/(l^2 + s^2) of the scale l,
+    and u, the prediction for the data of all conditions together, like that of a wider scale, m = 1.6 l: guided
+    predictions respond like w r_l - (w - 1) r_m. Where strong guidance makes this negative, errors of the state die
+    out quickly, and steps are as cautious as that demands. The features stay those of w = 1: guided trajectories of
+    Gaussian data suit some trained networks and not others.
 
     Args:
         scale, scale_spread: the mean and deviation of log l.

@@ -616,7 +616,7 @@ def test_a_guided_prediction_responds_to_the_state_as_that_of_gaussian_data(w, l
     here, scale = TABLE.node_at(-math.log(level)), math.exp(ONE_SCALE.scale)
     features = replace(ONE_SCALE, guidance=w).features([here], TABLE.node(1.0), 1.0)
     x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
-    of_class, of_all = (Gaussian(mean, size).predict(here, x).x0 for mean, size in ((0.4, scale), (0.0, 2 * scale)))
+    of_class, of_all = (Gaussian(mean, size).predict(here, x).x0 for mean, size in ((0.4, scale), (0.0, 1.6 * scale)))
     (of_all + w * (of_class - of_all)).backward()
     assert features.mean_response[0] == pytest.approx(float(x.grad) * math.hypot(here.alpha, here.sigma), rel=1e-6)
     assert features.response[0, 0] == pytest.approx(features.mean_response[0], rel=1e-6)
