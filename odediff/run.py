@@ -154,6 +154,7 @@ def build(config: DictConfig) -> Run:
     """
     _check_counts(config)
     _check_resume(config)
+    refuse_unused(("data",), "only task=train reads the files of Fashion-MNIST")
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} must be given, as in {missing[0]}=...")
@@ -280,6 +281,8 @@ def _solver_is_chosen() -> bool:
 def _on_schedule(model: Model, config: DictConfig) -> Model:
     """The model on the requested schedule: its own, or another one by an explicit remapping."""
     if config.schedule is None:
+        if config.remap is not None:
+            raise ValueError(f"remap={config.remap.value} has no effect without another schedule; give schedule=NAME")
         return model
     path: Schedule = instantiate(config.schedule)
     if path == model.path:

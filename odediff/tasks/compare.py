@@ -39,11 +39,11 @@ class Result(NamedTuple):
 def run(config: DictConfig, problems: Sequence[str] | None, nfe: Sequence[int], samples: int) -> None:
     """Rank the configured solver; write compare.png and run.json, and print the table."""
     refuse_unused(
-        ("steps", "nfe", "rtol"), "solvers are compared at task.nfe=[6,10,...] calls, on task.samples=N samples"
+        ("steps", "nfe", "rtol", "samples"),
+        "solvers are compared at task.nfe=[6,10,...] calls, on task.samples=N samples",
     )
-    refuse_unused(
-        ("model.guidance", "model.condition", "schedule", "remap"), "the problems bring a field and a schedule"
-    )
+    refuse_unused(("model", "schedule", "remap"), "the problems bring a field and a schedule")
+    refuse_unused(("dtype", "device"), "the problems are solved in float64 on the CPU")
     run = build(config)
     if not run.solver.deterministic:
         raise ValueError(

@@ -19,6 +19,10 @@ def run(config: DictConfig, images: str | None) -> int:
     refuse_unused(
         ("solver", "grid", "closing", "steps", "nfe", "rtol"), "it is the network that is tested, not a solver"
     )
+    refuse_unused(
+        ("schedule", "remap"), "the network is tested on the schedule that it was trained on, schedule@model.schedule"
+    )
+    refuse_unused(("dtype",), "the network is tested on states in float32")
     run = build(config)
     if config.samples < 4:
         raise ValueError(f"samples={config.samples} must be at least 4: differences are tested across samples")

@@ -27,8 +27,11 @@ def run(config: DictConfig, methods: Mapping[str, Any], reference_steps: int) ->
     refuse_unused(
         ("solver", "closing", "rtol"), "the table is about task.methods; +task.methods.NAME._target_= adds one"
     )
+    refuse_unused(("seed",), "an inversion draws no random numbers")
     run, count = build(config), config.samples
     pictures, labels = embedded_images(count, run.shape)
+    if "label" in run.model.null:
+        refuse_unused(("model.condition.label",), "the embedded images are inverted under their own labels")
     model = run.conditioned(count, **run.labelled(labels))
     given = pictures.to(device=config.device, dtype=run.dtype)
     settings = {"grid": run.grid, "steps": config.steps, "nfe": config.nfe}

@@ -19,7 +19,7 @@ from odediff.metrics import class_accuracy
 from odediff.model import Model
 from odediff.pictures import is_picture, labelled_grid, montage
 from odediff.reference import reference_end
-from odediff.run import Run, build, rms
+from odediff.run import Run, build, refuse_unused, rms
 from odediff.sampling import initial_noise, sample
 from odediff.table import text_table
 from odediff.zoo.evaluate import frechet
@@ -30,6 +30,8 @@ from solvers import NoiseStream, Solution
 def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
     """Draw ``samples`` images and write samples.safetensors, run.json and, where they are pictures, samples.png."""
     run, count = build(config), config.samples
+    if reference_steps is not None and not run.sweeping:
+        refuse_unused(("task.reference_steps",), "only the samples of a sweep are compared with a reference; add -m")
     if score:
         _require_scorable(run.shape, count)
     model = run.conditioned(count)
