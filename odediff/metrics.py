@@ -72,18 +72,19 @@ def psnr(images: Tensor, again: Tensor) -> Tensor:
 def gaussianity(noise: Tensor) -> dict[str, float]:
     """How close a latent ``(N, C, H, W)`` is to white noise, whose mean, deviation and autocorrelation are 0, 1 and 0.
 
-    The autocorrelation is between neighbours in the last two axes, over all samples.
+    The autocorrelation is between neighbours in the last two axes, over all samples; an axis of length 1 has none.
     """
     if noise.ndim != 4:
         raise ValueError(f"noise has shape {tuple(noise.shape)}; pass (N, C, H, W)")
     noise = finite("noise", noise)
     centred = noise - noise.mean()
-    pairs = (centred[..., 1:] * centred[..., :-1]).mean() + (centred[..., 1:, :] * centred[..., :-1, :]).mean()
+    beside = (centred[..., 1:] * centred[..., :-1], centred[..., 1:, :] * centred[..., :-1, :])
+    pairs = [products.mean() for products in beside if products.numel()] or [torch.tensor(math.nan, device="cpu")]
     variance = centred.square().mean()
     return {
         "mean": float(noise.mean()),
         "std": float(variance.sqrt()),
-        "autocorrelation": float(pairs / (2 * variance)),
+        "autocorrelation": float(sum(pairs) / (len(pairs) * variance)),
     }
 
 

@@ -715,6 +715,22 @@ def test_the_demonstration_starts_where_its_path_starts_and_tells_true_times(mon
     assert told == pytest.approx([part * path.start for part in demo.SHOWN], abs=1.0)
 
 
+def test_the_demonstration_makes_no_more_calls_than_it_was_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "labelled_grid", lambda *arguments, **settings: None)
+    model = odediff.Model(lambda x, time: x, odediff.VPTable.linear())
+    described = SimpleNamespace(
+        config=SimpleNamespace(device="cpu", seed=0),
+        shape=(1, 8, 8),
+        dtype=torch.float64,
+        model=model,
+        conditioned=lambda count: model,
+        progress=False,
+        folder=Path(),
+    )
+    for ceiling in (1, 2, 4):
+        assert all(row["nfe"] <= ceiling for row in demo._samples(described, 2, [ceiling]))
+
+
 def test_a_solver_of_the_users_own_runs_by_its_name(monkeypatch, tmp_path):
     (tmp_path / "mine_for_the_test.py").write_text(readme_blocks("python")[2])
     monkeypatch.syspath_prepend(str(tmp_path))

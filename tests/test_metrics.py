@@ -206,3 +206,11 @@ BAD = torch.tensor([[0.0, math.nan], [1.0, 1.0]])
 def test_bad_input_is_a_value_error_that_names_it(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_noise_with_one_row_or_one_column_has_the_autocorrelation_along_the_other():
+    noise = normal(40, 2, 1, 30, seed=0)
+    line = noise - noise.mean()
+    expected = (line[..., 1:] * line[..., :-1]).mean() / line.square().mean()
+    for image in (noise, noise.transpose(2, 3)):
+        assert metrics.gaussianity(image)["autocorrelation"] == pytest.approx(float(expected), rel=1e-12)

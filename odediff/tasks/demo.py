@@ -81,7 +81,7 @@ def _samples(run: Run, count: int, nfe: list[int]) -> list[dict[str, Any]]:
                 model,
                 noise=noise,
                 solver=solver,
-                nfe=max(ceiling, solver.calls(1) + 1),
+                nfe=ceiling,
                 seed=run.config.seed,
                 progress=run.progress,
                 return_solution=True,
