@@ -96,8 +96,8 @@ class Solution:
         """
         if self.dense is None or self.node is None or not any(self.dense.pieces):
             raise ValueError(
-                "solution(t) needs the steps of a method that follows a tolerance, such as solvers.AdaptiveAdams, on a "
-                "line that is regular in between; keep them with solve(..., trajectory=True)"
+                "solution(t) needs the steps of solvers.AdaptiveAdams or solvers.Adaptive, on a line that is regular "
+                "in between; keep them with solve(..., trajectory=True)"
             )
         return self.dense(self.node(float(t)), self.x.dtype)
 

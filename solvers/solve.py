@@ -61,7 +61,7 @@ def solve(
         progress: whether to draw a progress bar.
         throw: whether to raise `SolveError` when a sample fails; its ``solution`` holds what was reached.
         max_nfe: the most evaluations of the field for any sample; one that has spent them ends with `Status.BUDGET`.
-        trajectory: whether to keep the states at all nodes and, for methods that follow a tolerance, the steps between
+        trajectory: whether to keep the states at all nodes and, for `Adaptive` and `AdaptiveAdams`, the steps between
             them: ``solution(t)``.
         compile: whether `torch.compile` fuses each linear combination of states into one pass over memory: faster for
             large states, after a few seconds of compilation; the last bits may differ.

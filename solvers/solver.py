@@ -53,8 +53,8 @@ class Solver(ABC):
 
     4. **History** (multistep methods), a second state (reversible ones) or a noise stream (stochastic ones) goes into
        the ``state`` that `start` makes and `step` takes and returns; a method with history declares that `one_step` is
-       False. `start` is always called, with every node of the grid: compute there, once, whatever depends on the nodes
-       alone.
+       False. `start` is always called, with every node of the grid, except the last if a closing step leads there:
+       compute there, once, whatever depends on the nodes alone.
 
     A method that owns its stepping (adaptive methods, those of other libraries) overrides `solve` instead, and declares
     whether it `carries_on`; it reports samples that fail by the status in the `Step`. Finally,

@@ -21,7 +21,8 @@ def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch
     """Return the embedded class-conditional epsilon model of Fashion-MNIST, ``(B, 1, 28, 28)`` in [-1, 1].
 
     It is unconditional until ``model.condition(label=3, guidance=2.0)``; labels are indices into `LABELS`. The
-    weights were trained in float32 and rounded to float16; every ``dtype`` computes with those rounded values.
+    weights were trained in float32 and rounded to float16; every ``dtype`` computes with those rounded values, except
+    bfloat16, which rounds them again.
     """
     place = available(device)
     network: Any = load_network(UNet, "network.safetensors")
