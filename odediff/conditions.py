@@ -36,7 +36,7 @@ def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: tor
     A number becomes a tensor, a float one of ``dtype``, except inside a list or a dict, where only tensors have rows.
 
     Raises:
-        ValueError: a tensor has neither one row nor one for each sample.
+        ValueError: a tensor has neither one row nor one for each sample of a non-empty batch.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return torch.full((batch,), value, device=device, dtype=dtype if isinstance(value, float) else None)
@@ -48,6 +48,8 @@ def expanded(name: str, value: Any, batch: int, device: torch.device, dtype: tor
             return part
         if not part.ndim:
             return placed(part, device)
+        if not batch:  # as in `require_rows_for`
+            return placed(part[:0], device)
         _require_rows(name, part, batch)
         return placed(part, device).expand(batch, *part.shape[1:])
 

@@ -489,7 +489,10 @@ def test_an_empty_batch_is_solved_like_any_other(solver, chunk):
 
 def test_a_batch_without_samples_needs_no_rows_of_a_condition():
     model = odediff.Model(Recorded(), TABLE, conditions={"label": torch.arange(2)})
-    assert odediff.sample(model, noise=torch.empty(0, 2, 3), steps=2).shape == (0, 2, 3)
+    nothing = torch.empty(0, 2, 3)
+    assert odediff.sample(model, noise=nothing, steps=2).shape == (0, 2, 3)
+    guided = replace(model, null={"label": 10}, guidance=2.0)
+    assert odediff.decode(guided, odediff.negative_prompt(guided, nothing, steps=3)).shape == (0, 2, 3)
 
 
 # --- dtypes -------------------------------------------------------------------------------------------------------
