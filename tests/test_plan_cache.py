@@ -1,6 +1,7 @@
 """Plans of grids that are kept from solve to solve."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import odediff
 import solvers
 from solvers.ode import Coordinates
 from solvers.plan_cache import _plan
+from solvers.settings import is_settled
 from solvers.testing import ExactODE, Gaussian
 
 TIMES = [0.9, 0.7, 0.5, 0.3, 0.1]
@@ -92,3 +94,66 @@ def test_a_path_alone_predicts_nothing():
     assert path.node(0.5) == odediff.VPTable.linear().node(0.5)
     with pytest.raises(TypeError, match="a path alone"):
         path.predict(path.node(0.5), torch.zeros(1, 2))
+
+
+@dataclass(frozen=True)
+class Learned(solvers.RungeKutta):
+    """Methods of order 2 with a middle stage that is being learned."""
+
+    order = 2
+    middle: torch.Tensor = field(default_factory=lambda: torch.tensor(0.5, dtype=torch.float64))
+
+    @property
+    def tableau(self):
+        c = float(self.middle)
+        return solvers.Tableau((0.0, c), ((), (c,)), (1 - 1 / (2 * c), 1 / (2 * c)))
+
+
+class Secretive(solvers.RungeKutta):
+    """The same with a setting that is no field, which equality leaves out."""
+
+    order = 2
+
+    def __init__(self, middle):
+        self.middle = middle
+        super().__init__()
+
+    tableau = Learned.tableau
+
+
+@dataclass(frozen=True)
+class Uncompared(Learned):
+    """The same with a field that equality leaves out."""
+
+    middle: float = field(default=0.5, compare=False)
+
+
+def test_a_method_that_holds_what_may_change_is_planned_anew():
+    ode, learned = flow(odediff.VPTable.linear()), Learned()
+    before = end(ode, learned)
+    learned.middle.fill_(0.9)
+    after = Learned(middle=torch.tensor(0.9, dtype=torch.float64))
+    assert torch.equal(end(ode, learned), end(ode, after)) and not torch.equal(end(ode, learned), before)
+
+
+@pytest.mark.parametrize("kind", [Secretive, Uncompared])
+def test_methods_that_only_count_as_equal_have_plans_of_their_own(kind):
+    ode = flow(odediff.VPTable.linear())
+    one, other = kind(middle=0.5), kind(middle=0.9)
+    assert one == other and not torch.equal(end(ode, one), end(ode, other))
+
+
+def test_a_method_of_plain_values_is_settled():
+    @dataclass(frozen=True)
+    class Cached(solvers.DEIS):
+        """What it computes once follows from its fields."""
+
+        @cached_property
+        def twice(self):
+            return 2 * self.order
+
+    for solver in (Cached(3), solvers.DEIS(np.int64(3)), solvers.GPMultistep(), solvers.Heun(solvers.Rotation())):
+        assert not hasattr(solver, "twice") or solver.twice == 6
+        assert is_settled(solver)
+    for value in (solvers.Heun, [1], torch.zeros(1), (1.0, [1]), Learned(), Secretive(0.5), Uncompared()):
+        assert not is_settled(value)

@@ -1,0 +1,52 @@
+"""What a method is made of: whether methods that are equal now are one method, and stay so."""
+
+from dataclasses import fields
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types whose values never change."""
+
+
+def undeclared(value: Any) -> list[str]:
+    """The attributes of a dataclass's instance that are none of its fields; equality, `repr` and files leave them out.
+
+    Values that a `cached_property` computed follow from the fields.
+    """
+    names = {field.name for field in fields(value)}
+    held = getattr(value, "__dict__", {})
+    return [name for name in held if name not in names and not _computed(value, name)]
+
+
+def is_settled(value: Any) -> bool:
+    """Whether ``value`` is made of plain values, tuples and frozen dataclasses, all of whose attributes are compared.
+
+    What equals such a value is the same for good. A tensor, a list or a module may change, and equal itself afterwards.
+    """
+    kind: Any = type(value)
+    if kind in PLAIN:
+        return True
+    if kind is tuple:
+        return all(map(is_settled, value))
+    names = _compared(kind)
+    if names is None:
+        return isinstance(value, np.generic | Enum)
+    held = getattr(value, "__dict__", {})
+    return all([is_settled(getattr(value, name)) for name in names]) and (held.keys() <= names or not undeclared(value))
+
+
+@lru_cache(maxsize=256)
+def _compared(kind: Any) -> frozenset[str] | None:
+    """The names of the fields of a frozen dataclass; None for any other type, or if it does not compare all of them."""
+    declared = getattr(kind, "__dataclass_params__", None)
+    if declared is None or not declared.frozen:
+        return None
+    every = fields(kind)
+    return frozenset(field.name for field in every) if all(field.compare for field in every) else None
+
+
+def _computed(value: Any, name: str) -> bool:
+    return isinstance(getattr(type(value), name, None), cached_property)
