@@ -9,16 +9,19 @@ from typing import Any
 from torch import Tensor
 
 import solvers
+from solvers.settings import undeclared
 
 
 def written(value: Any) -> Any:
     """A solver as JSON: the names of its classes, their fields, and plain values unchanged.
 
+    A class of the user's own that has the name of one that `solvers` exports is written with its module.
+
     A field that older files lack names in its metadata the value, ``absent``, that gives the method of these files; at
     that value it is left out, so that their codes keep their digest.
 
     Raises:
-        TypeError: a part is neither a dataclass nor a plain value.
+        TypeError: a part is neither a dataclass nor a plain value, or has attributes that are none of its fields.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -28,10 +31,21 @@ def written(value: Any) -> Any:
         raise TypeError(
             f"code.solver contains {value!r}, which has no written form; use numbers, strings and dataclasses"
         )
+    if hidden := undeclared(value):
+        raise TypeError(
+            f"code.solver contains {value!r}, whose {', '.join(hidden)} would be lost: no field of a dataclass; "
+            f"decorate {type(value).__name__} with @dataclass(frozen=True), and declare its settings as fields"
+        )
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
     absent = _absent(type(value))
     told = {name: written(one) for name, one in fields.items() if name not in absent or one != absent[name]}
-    return {"class": type(value).__name__, **told}
+    return {"class": _name(type(value)), **told}
+
+
+def _name(kind: type[Any]) -> str:
+    name = kind.__name__
+    foreign = name in solvers.__all__ and getattr(solvers, name) is not kind
+    return f"{kind.__module__}.{kind.__qualname__}" if foreign else name
 
 
 def read_back(description: Any) -> Any:

@@ -188,6 +188,35 @@ def test_a_solver_of_the_users_own_is_read_only_when_it_is_given(tmp_path: Path)
     assert Code.load(tmp_path / "code", solver=Mine()).solver == Mine()
 
 
+def test_a_solver_of_the_users_own_is_not_taken_for_the_one_of_its_name(tmp_path: Path):
+    @dataclass(frozen=True)
+    class Heun(solvers.Heun):
+        """Another method, by the name of one that is exported."""
+
+        def step(self, ode, a, b, x, state=None):
+            return super().step(ode, b, a, x, state) if a.t > b.t else super().step(ode, a, b, x, state)
+
+    for mine in (Heun(), Reversible(Heun())):
+        odediff.encode(model(), images(), solver=mine, steps=5).save(tmp_path / "code")
+        with pytest.raises(ValueError, match=r"made by .*test_code.*Heun, which solvers does not export.*solver="):
+            Code.load(tmp_path / "code")
+        with pytest.raises(ValueError, match=r"differs from the encoder's"):
+            Code.load(tmp_path / "code", solver=type(mine)() if isinstance(mine, Reversible) else solvers.Heun())
+        assert Code.load(tmp_path / "code", solver=mine).solver == mine
+
+
+def test_a_setting_that_is_no_field_is_not_lost_on_the_way_to_a_file(tmp_path: Path):
+    class Damped(DDIM):
+        def __init__(self, damping):
+            self.damping = damping
+            super().__init__()
+
+    code = odediff.encode(model(), images(), solver=Damped(0.1), steps=5)
+    with pytest.raises(TypeError, match=r"Damped\(eta=0.0\), whose damping would be lost: .*@dataclass"):
+        code.save(tmp_path / "code")
+    odediff.decode(model(), code)
+
+
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
 def test_a_truncated_file_is_refused(tmp_path: Path, length):
     file = tmp_path / "code.safetensors"

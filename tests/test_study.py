@@ -406,3 +406,17 @@ def test_a_solver_that_is_told_by_an_address_is_refused():
 
     with pytest.raises(ValueError, match="solvers: hooked is Hooked.*let its fields be plain values"):
         Ours("hooked", Hooked(), "karras", odediff.grid.karras).settings()
+
+
+def test_a_solver_with_a_setting_that_is_no_field_is_refused():
+    import odediff
+    from benchmarks.methods import Ours
+    from solvers import DDIM
+
+    class Damped(DDIM):
+        def __init__(self, damping):
+            self.damping = damping
+            super().__init__()
+
+    with pytest.raises(ValueError, match=r"mine is .*Damped.*, whose damping it does not show.*field of a frozen"):
+        Ours("mine", Damped(0.1), "karras", odediff.grid.karras).settings()
