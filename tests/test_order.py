@@ -29,6 +29,7 @@ from solvers.testing import (
     check_law,
     check_noise,
     check_runs_apart,
+    check_settings,
     departures,
     measured_order,
     mild_mixture,
@@ -623,6 +624,27 @@ class Lost(DDIM):
         return Step(super().step(ode, a, b, x).x * math.inf)
 
 
+class Undecorated(DDIM):
+    """Its setting is no field."""
+
+    def __init__(self, damping: float = 0.0):
+        self.damping = damping
+        super().__init__()
+
+
+@dataclass(frozen=True)
+class Random(DDIM):
+    """Its noise is that of the whole program."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(super().step(ode, a, b, x).x + 1e-3 * torch.randn_like(x))
+
+
+def test_noise_of_the_whole_program_is_not_taken_for_a_wrong_order():
+    with pytest.raises(AssertionError, match="in the midst of another ends elsewhere.*draw noise from the stream"):
+        check(Random())
+
+
 def test_a_failure_in_the_midst_of_a_check_names_the_solver():
     with pytest.raises(AssertionError, match=r"^Lost\(eta=0.0\): SolveError: .*NON_FINITE"):
         check(Lost())
@@ -631,6 +653,7 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
 @pytest.mark.parametrize(
     "part, solver, message",
     [
+        (check_settings, Undecorated(), "damping: no field, so that .* count as equal; decorate Undecorated with"),
         (check_noise, Secretive(), "its end depends on the noise stream; declare that deterministic is False"),
         (check_noise, Lawless(), "law='order' is measured without noise, but deterministic is False; declare .*weak"),
         (check_law, Outlaw(), "law='strong' is unknown; declare one of order, weak, tolerance, bounded"),

@@ -16,6 +16,7 @@ from solvers.testing.checks import (
     check_noise,
     check_one_step,
     check_runs_apart,
+    check_settings,
 )
 from solvers.testing.distributions import (
     ExactODE,
@@ -94,6 +95,7 @@ __all__ = [
     "check_one_step",
     "check_order",
     "check_runs_apart",
+    "check_settings",
     "check_tolerance",
     "check_weak_order",
     "departures",

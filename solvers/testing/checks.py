@@ -15,6 +15,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real, native
 from solvers.reversible import ReversibleSolver
+from solvers.settings import undeclared
 from solvers.solve import solve
 from solvers.solver import Solver
 from solvers.testing.distributions import ExactODE, Trigonometric
@@ -25,6 +26,15 @@ ERROR_AT_THE_ENDS = 0.5
 """The largest error allowed over the whole path: two and a half times that of DDIM after 12 steps."""
 RETURN = 1e-6
 """The largest error of a round trip by a reversible method, whose inverse may amplify rounding."""
+
+
+def check_settings(solver: Solver) -> None:
+    """Every attribute is a field: by its fields a method is compared, shown, written to files, and planned once."""
+    if hidden := undeclared(solver):
+        raise AssertionError(
+            f"{solver}: {', '.join(hidden)}: no field, so that methods that differ in it count as equal; decorate "
+            f"{type(solver).__name__} with @dataclass(frozen=True), and declare its settings as fields"
+        )
 
 
 def check_noise(solver: Solver, steps: int = 6) -> None:
@@ -278,11 +288,12 @@ def check_gradient(solver: Solver, steps: int = 6) -> None:
 
 
 CHECKS = (
+    check_settings,
     check_noise,
+    check_runs_apart,
     check_law,
     check_alternating_steps,
     check_calls,
-    check_runs_apart,
     check_answers_stay,
     check_independence,
     check_dtype,
@@ -297,10 +308,10 @@ CHECKS = (
 def check(solver: Solver) -> None:
     """Measure what ``solver`` declares; raise `AssertionError` at the first declaration that does not hold.
 
-    It measures whether noise is used, the order in both directions and between nodes at alternating distances (or the
-    weak order, or how the error follows the tolerance), calls, two runs at a time, unmodified predictions, batch
-    independence to the bit, dtype, both ends of the path, carrying on from a state, single steps, the inverse of a
-    reversible method, and gradients.
+    It measures whether its settings are fields, whether noise is used, two runs at a time, the order in both directions
+    and between nodes at alternating distances (or the weak order, or how the error follows the tolerance), calls,
+    unmodified predictions, batch independence to the bit, dtype, both ends of the path, carrying on from a state,
+    single steps, the inverse of a reversible method, and gradients.
 
     Raises:
         TypeError, ValueError: the solver breaks the contract in a way that the loop refuses.
