@@ -1,7 +1,8 @@
 """What the loop holds a method to at every step, and a problem at its first call."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from solvers.ode import ODE, Prediction, require_part
@@ -14,10 +15,10 @@ def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Ten
     """The ``wanted`` steps from ``x``, as ``solver`` makes them.
 
     Raises:
-        TypeError, ValueError: a step writes to the state that it is given, changes its shape or dtype, or is no
-            `Step`, or there are more or fewer of them.
+        TypeError, ValueError: a step writes to the state that it is given, changes its shape or dtype, has a status for
+            anything but the samples, or is no `Step`, or there are more or fewer of them.
     """
-    own = "step" if type(solver).solve is Solver.solve else "solve"
+    own = _stepping(solver)
     if not isinstance(solved, Iterable):
         raise TypeError(f"{solver}.solve returned a {type(solved).__name__}; let it yield solvers.Step(x)")
     steps = iter(solved)
@@ -43,10 +44,35 @@ def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Ten
                 f"{solver}.{own}: a {x.dtype} state came back as {step.x.dtype}, and {tuple(x.shape)} as "
                 f"{tuple(step.x.shape)}; let it keep both"
             )
+        if step.status is not None:
+            _require_status(f"{solver}.{own}", step.status, len(x))
         x = step.x
         yield step
     if next(steps, END) is not END:
         raise ValueError(f"{solver}.solve goes on after {wanted} steps; let it yield one for every interval")
+
+
+def require_unwritten(solver: Solver, states: Sequence[Tensor], before: Sequence[int | None]) -> None:
+    """Raise `ValueError` if ``states`` of a solve, its start or those that are kept, were written to afterwards."""
+    if [writes(x) for x in states] != list(before):
+        raise ValueError(
+            f"{solver}.{_stepping(solver)} writes to a state from which an earlier step began, which belongs to the "
+            "caller; let it compute a new tensor, as solvers.combine does"
+        )
+
+
+def _stepping(solver: Solver) -> str:
+    return "step" if type(solver).solve is Solver.solve else "solve"
+
+
+def _require_status(name: str, status: object, batch: int) -> None:
+    if isinstance(status, Tensor) and status.dtype is torch.int64 and status.shape == (batch,) and status.is_cpu:
+        return
+    got = f"{tuple(status.shape)} of {status.dtype}" if isinstance(status, Tensor) else f"a {type(status).__name__}"
+    raise ValueError(
+        f"{name}: the status is {got}; let it be None, or an int64 tensor on the CPU of the values of solvers.Status, "
+        "one for each sample"
+    )
 
 
 def require_slope(ode: ODE, slope: object, x: Tensor, before: int | None) -> None:

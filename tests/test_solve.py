@@ -1,6 +1,7 @@
 import math
 import pickle
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -27,6 +28,7 @@ from solvers import (
     Rotation,
     SolveError,
     Status,
+    Step,
     UniPC,
     combine,
     fusion,
@@ -802,6 +804,63 @@ def test_a_step_that_writes_to_its_state_is_found_out():
     with pytest.raises(ValueError, match=r"step writes to the state x"):
         solvers.testing.check(Careless())
     solvers.testing.check(DDIM())
+
+
+class Swapping(DDIM):
+    """It computes in two tensors in turn: its own, and one that it takes from the state at the start."""
+
+    def start(self, ode, nodes, x, *, stream=None, past=(), state=None):
+        return torch.empty_like(x)
+
+    def step(self, ode, a, b, x, state=None):
+        return Step(state.copy_(super().step(ode, a, b, x).x), state=x)
+
+
+class Alternating(Swapping):
+    """It computes in two tensors of its own in turn."""
+
+    def step(self, ode, a, b, x, state=None):
+        here, there = state if isinstance(state, tuple) else (state, torch.empty_like(x))
+        return Step(here.copy_(DDIM().step(ode, a, b, x).x), state=(there, here))
+
+
+def test_a_step_that_writes_to_an_earlier_state_is_found_out():
+    message = r"step writes to a state from which an earlier step began"
+    with pytest.raises(ValueError, match=message):
+        solved(Swapping())
+    with pytest.raises(ValueError, match=message):
+        solved(Alternating(), trajectory=True)
+    assert torch.equal(solved(Alternating()).x, solved(DDIM()).x)
+    for careless in (Swapping(), Alternating()):
+        with pytest.raises(ValueError, match=message):
+            solvers.testing.check(careless)
+
+
+@dataclass(frozen=True)
+class Reporting(DDIM):
+    """Its steps report ``status`` for a batch of 4."""
+
+    status: object = None
+
+    def step(self, ode, a, b, x, state=None):
+        return super().step(ode, a, b, x, state)._replace(status=self.status)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (torch.ones(4, dtype=torch.bool), r"the status is \(4,\) of torch.bool; let it be None, or an int64 tensor"),
+        (torch.zeros(3, dtype=torch.int64), r"the status is \(3,\) of torch.int64"),
+        (torch.tensor(0), r"the status is \(\) of torch.int64"),
+        ([0, 0, 0, 0], "the status is a list"),
+        (Status.SUCCESS, "the status is a Status"),
+    ],
+    ids=str,
+)
+def test_a_status_that_is_not_one_number_for_each_sample_is_named(status, message):
+    with pytest.raises(ValueError, match=r"Reporting.*step: " + message):
+        solved(Reporting(status=status))
+    assert solved(Reporting(status=torch.zeros(4, dtype=torch.int64))).success
 
 
 class Answering(ODE):
