@@ -18,7 +18,7 @@ from odediff.model import Model
 from odediff.points import components
 from odediff.problem import ProbabilityFlow, require_model
 from odediff.replay import NullConditionedFlow, Replayed
-from odediff.sampling import make_times
+from odediff.sampling import make_times, require_ceiling
 from odediff.tolerance import at_tolerance, follows_tolerance, require_regular, tolerance_span
 from solvers import Companion, GPMultistep, Inverse, Node, ReversibleSolver, Solution, Solver, solve
 from solvers.arguments import as_number
@@ -68,6 +68,7 @@ def encode(
     if throw:
         require_images(images)
     solution = climb(ProbabilityFlow(model), solver, images, times, callback=callback, progress=progress, throw=throw)
+    require_ceiling(solver, nfe, solution)
     if by_default and isinstance(solver, GPMultistep):
         warn_of_scale("images", images)
     effort = solution.state if isinstance(solution.state, Effort) else None

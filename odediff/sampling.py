@@ -182,15 +182,20 @@ def sample(
             "device: the network's parameters are on meta, as if they were loaded for each call; give the device on "
             'which it computes, such as device="cuda"'
         ) from error
+    require_ceiling(solver, nfe, solution)
+    # A state above the data has the scale of its noise too.
+    if by_default and isinstance(solver, GPMultistep) and solution.nodes[-1].s < LEAST_DATA:
+        warn_of_scale("samples", solution.x)
+    return solution if return_solution else solution.x
+
+
+def require_ceiling(solver: Solver, nfe: int | None, solution: Solution) -> None:
+    """Raise `ValueError` if a solve made more than ``nfe`` calls, since its ``solver`` declares too few."""
     if nfe is not None and solution.stats.nfe > nfe:
         raise ValueError(
             f"nfe={nfe}: {solver} made {solution.stats.nfe} calls, more than its calls() promises; let calls(n_steps) "
             "return what n_steps steps cost"
         )
-    # A state above the data has the scale of its noise too.
-    if by_default and isinstance(solver, GPMultistep) and solution.nodes[-1].s < LEAST_DATA:
-        warn_of_scale("samples", solution.x)
-    return solution if return_solution else solution.x
 
 
 def _start(

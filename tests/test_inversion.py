@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -87,6 +87,22 @@ def test_nfe_bounds_the_calls_of_an_encoding_and_one_more_step_would_break_it(so
     code = odediff.encode(model, states(), solver=solver, nfe=nfe)
     more = odediff.encode(model, states(), solver=solver, steps=len(code.times) + 1)
     assert code.stats.nfe <= nfe < more.stats.nfe
+
+
+@dataclass(frozen=True)
+class Uncounted(Heun):
+    """It declares one of the two calls of a step."""
+
+    def calls(self, n_steps):
+        return n_steps
+
+    def calls_over(self, ode, nodes):
+        return len(nodes) - 1
+
+
+def test_a_ceiling_that_a_solver_does_not_keep_is_named():
+    with pytest.raises(ValueError, match=r"nfe=6: Uncounted.* made 12 calls.*let calls\(n_steps\) return"):
+        odediff.encode(exact_model(LAW, TABLE), states(), solver=Uncounted(Noise()), nfe=6)
 
 
 @pytest.mark.parametrize("steps", [2, 6, 30])

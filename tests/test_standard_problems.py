@@ -175,3 +175,18 @@ def test_a_kernel_density_in_chunks_computes_where_its_images_are():
     density = KernelDensity(torch.rand(9, 1, 2, 2, dtype=torch.float64, device="meta"), 0.1, 2**10)
     found = density.predict(standard("mixture_2").path.node(0.4), torch.rand(3, 1, 2, 2, device="meta"))
     assert found.x0.device.type == found.eps.device.type == "meta" and found.x0.shape == (3, 1, 2, 2)
+
+
+class Uncounted(solvers.Heun):
+    """It declares one of the two calls of a step."""
+
+    def calls(self, n_steps):
+        return n_steps
+
+    def calls_over(self, ode, nodes):
+        return len(nodes) - 1
+
+
+def test_nobody_is_ranked_with_more_calls_than_there_are():
+    with pytest.raises(ValueError, match=r"nfe=6: Uncounted.* made 11 calls.*let calls\(n_steps\) return"):
+        standard("gaussian").solve(Uncounted(), 0, range(2), grid=grid.karras, nfe=6)

@@ -15,7 +15,7 @@ from odediff import grid as grids
 from odediff.defaults import AutoClosing, Grid, fixed_closing
 from odediff.model import Model
 from odediff.problem import probability_flow
-from odediff.sampling import initial_noise, make_times
+from odediff.sampling import initial_noise, make_times, require_ceiling
 from odediff.schedule import Schedule
 from odediff.tolerance import tolerance_span
 from solvers import Dopri5, NoiseStream, Rotation, Solution, Solver, solve
@@ -112,6 +112,9 @@ class Problem(ABC):
 
         A method that chooses its own steps gets a tolerance instead, with the times of `odediff.sample`. Failed samples
         do not raise: the solution has their status.
+
+        Raises:
+            ValueError: ``nfe`` is too small for one step, or the solver made more calls than it declares.
         """
         model = self.model(rows)
         ode = probability_flow(model)
@@ -124,7 +127,9 @@ class Problem(ABC):
             times, rule = tolerance_span(model, solver, closing)
         stream = NoiseStream(seed, rows, counter=1)
         with torch.no_grad():
-            return solve(ode, solver, self.noise(seed, rows), times, closing=rule, stream=stream, throw=False)
+            solution = solve(ode, solver, self.noise(seed, rows), times, closing=rule, stream=stream, throw=False)
+        require_ceiling(solver, nfe, solution)
+        return solution
 
     def times(self, solver: Solver, grid: Grid | None, nfe: int | None, closing: AutoClosing = "auto") -> Tensor:
         """The grid of `solve`.
