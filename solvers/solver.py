@@ -36,7 +36,8 @@ class Solver(ABC):
     2. **Write** `step` **from node a to node b.** On a path it may call ``ode.predict(a, x)``, which gives ``x0`` and
        ``eps`` (one network call), and put them together with `combine`; on any ODE it may call ``ode(t, x)``. It may
        read its arguments and whatever the ODE returns, but must not modify them in place. ``b`` may lie after or before
-       ``a``: never negate a time, never assume a direction. Either may be pure noise (alpha = 0) or the data
+       ``a``: never negate a time, never assume a direction, nor that alpha^2 + sigma^2 = 1. ``x`` is ``(B, ...)``: what
+       is reduced is reduced over all components of a sample. Either node may be pure noise (alpha = 0) or the data
        (sigma = 0): where a formula divides by one of them, fall back on the DDIM step below, which is regular at both
        ends::
 

@@ -28,8 +28,10 @@ from solvers.testing import (
     check_inverse,
     check_law,
     check_noise,
+    check_path,
     check_runs_apart,
     check_settings,
+    check_shape,
     departures,
     measured_order,
     mild_mixture,
@@ -640,6 +642,42 @@ class Random(DDIM):
         return Step(super().step(ode, a, b, x).x + 1e-3 * torch.randn_like(x))
 
 
+@dataclass(frozen=True)
+class Columns(DDIM):
+    """It limits vectors by their norm, and images column by column."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        prediction = ode.predict(a, x)
+        x0 = prediction.x0 * (prediction.x0.norm(dim=1, keepdim=True) / 10).cos()
+        return Step(combine((b.alpha, x0), (b.sigma, prediction.eps)))
+
+
+@dataclass(frozen=True)
+class Vectors(DDIM):
+    """Its states are vectors."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        return Step(super().step(ode, a, b, x @ torch.eye(2, dtype=x.dtype), state).x)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(DDIM):
+    """It takes sigma to be what alpha leaves of 1."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        a, b = (node._replace(sigma=math.sqrt(max(0.0, 1 - node.alpha**2))) for node in (a, b))
+        return super().step(ode, a, b, x, state)
+
+
+@dataclass(frozen=True)
+class Angular(DDIM):
+    """It takes the time to be the angle."""
+
+    def step(self, ode: Any, a: Node, b: Node, x: torch.Tensor, state: Any = None) -> Step:
+        a, b = (Node(node.t, math.cos(node.t), math.sin(node.t)) for node in (a, b))
+        return super().step(ode, a, b, x, state)
+
+
 def test_noise_of_the_whole_program_is_not_taken_for_a_wrong_order():
     with pytest.raises(AssertionError, match="in the midst of another ends elsewhere.*draw noise from the stream"):
         check(Random())
@@ -670,6 +708,11 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
         (check_dtype, Widening(), "float64"),
         (check_dtype, WideningAtTheEnd(), "a torch.float32 state came back as torch.float64"),
         (check_dtype, Coarse(), "float32 and float64 differ by"),
+        (check_shape, Columns(), r"samples of shape \(1, 2, 1\) end elsewhere.*reduce over all of them"),
+        (check_shape, Vectors(), r"samples of shape \(1, 2, 1\): RuntimeError: "),
+        (check_path, VariancePreserving(), r"error .* on the path alpha = 1 - t.*without supposing that alpha\^2"),
+        (check_path, Angular(), r"error .* on the path alpha = 1 - t.*or what t is"),
+        (check_path, VariancePreserving(eta=0.5), r"error .* on the path alpha = 1 - t"),
         (check_law, Overstepping(), "outside the span"),
         (check_inverse, Irreversible(), r"unstep does not undo step: 6 steps .* end \d.\de-\d+ beside their start"),
         (check_gradient, Detached(), r"autograd gives the derivative .*, finite differences .*; detach nothing"),

@@ -25,6 +25,7 @@ from solvers.testing.distributions import (
     Mixture,
     Trigonometric,
 )
+from solvers.testing.generality import SHAPE_ERROR, Straight, check_path, check_shape
 from solvers.testing.laws import (
     BOUND,
     MOST_CALLS,
@@ -73,8 +74,10 @@ __all__ = [
     "Mixture",
     "RETURN",
     "ROUND_OFF",
+    "SHAPE_ERROR",
     "SPAN",
     "STRETCH",
+    "Straight",
     "TOLERANCE_FACTOR",
     "Trigonometric",
     "across",
@@ -94,8 +97,10 @@ __all__ = [
     "check_noise",
     "check_one_step",
     "check_order",
+    "check_path",
     "check_runs_apart",
     "check_settings",
+    "check_shape",
     "check_tolerance",
     "check_weak_order",
     "departures",

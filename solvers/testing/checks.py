@@ -19,6 +19,7 @@ from solvers.settings import undeclared
 from solvers.solve import solve
 from solvers.solver import Solver
 from solvers.testing.distributions import ExactODE, Trigonometric
+from solvers.testing.generality import check_path, check_shape
 from solvers.testing.laws import check_alternating_steps, check_law
 from solvers.testing.problem import SPAN, across, departures, mild_mixture, starting_points, uneven_times
 
@@ -297,6 +298,8 @@ CHECKS = (
     check_answers_stay,
     check_independence,
     check_dtype,
+    check_shape,
+    check_path,
     check_both_ends,
     check_carry_on,
     check_one_step,
@@ -310,8 +313,8 @@ def check(solver: Solver) -> None:
 
     It measures whether its settings are fields, whether noise is used, two runs at a time, the order in both directions
     and between nodes at alternating distances (or the weak order, or how the error follows the tolerance), calls,
-    unmodified predictions, batch independence to the bit, dtype, both ends of the path, carrying on from a state,
-    single steps, the inverse of a reversible method, and gradients.
+    unmodified predictions, batch independence to the bit, dtype, samples of another shape, a path of another kind, both
+    ends of the path, carrying on from a state, single steps, the inverse of a reversible method, and gradients.
 
     Raises:
         TypeError, ValueError: the solver breaks the contract in a way that the loop refuses.
