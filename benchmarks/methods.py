@@ -12,6 +12,7 @@ from torch import Tensor
 
 import solvers
 from odediff.defaults import AutoClosing, default_grid, fixed_closing
+from odediff.own_code import code_hash
 from odediff.problems import Problem
 from odediff.sampling import steps_within, times_at_most
 from odediff.schedule import Schedule
@@ -109,6 +110,7 @@ class Ours(Method):
             "solver": f"{type(self.solver).__module__}.{self.solver!r}",
             "grid": f"{getattr(self.place, 'func', self.place).__name__}{getattr(self.place, 'keywords', {})}",
             "closing": self.closing,
+            **({} if (code := code_hash(self.solver)) is None else {"code": code}),
         }
 
     def affordable(self, problem: Problem, nfe: int) -> bool:

@@ -176,7 +176,8 @@ class Config:
 
     Without any of them there are 20 steps, or as many as an adaptive solver's own tolerance needs. ``resume`` keeps the
     finished jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, network and
-    versions; the contents of files that are named there, such as a folder of images, are not compared.
+    versions, and of the same code of a solver of one's own; the contents of other files that are named there, such as a
+    folder of images, are not compared.
     """
 
     model: Any = explained(MISSING, "the network, its condition and its guidance scale")

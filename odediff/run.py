@@ -25,6 +25,7 @@ from odediff.device import available
 from odediff.files import write_json
 from odediff.fingerprint import fingerprint
 from odediff.model import Model
+from odediff.own_code import code_hash
 from odediff.schedule import Schedule
 from odediff.tolerance import at_tolerance, require_one_budget
 from odediff.version import __version__
@@ -112,13 +113,18 @@ class Run:
 
     @property
     def describes(self) -> dict[str, Any]:
-        """The resolved configuration, what was made from it, the hash of the weights, and versions."""
+        """The resolved configuration, what was made from it, the hash of the weights, and versions.
+
+        A solver of the user's own has no version: the hash of its `code` describes it.
+        """
+        code = code_hash(self.solver)
         return {
             "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
             "solver": str(self.solver),
             "grid": None if self.grid is None else self.config.grid._target_.rpartition(".")[2],
             "schedule": str(self.model.path),
             "weights": fingerprint(self.model.network),
+            **({} if code is None else {"code": code}),
             "versions": {
                 "odediff": __version__,
                 **{name: version(name) for name in ("torch", "numpy", "scipy", "torchdiffeq", "hydra-core")},

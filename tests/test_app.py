@@ -502,6 +502,27 @@ def test_a_sweep_that_is_resumed_keeps_what_has_ended_and_computes_the_rest(monk
     assert "done before" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ["solver=ddim", "solver._target_=mine_to_resume.MyDDIM"],
+        ["solver=reversible", "solver@solver.base=ddim", "solver.base._target_=mine_to_resume.MyDDIM"],
+    ],
+)
+def test_a_sweep_that_is_resumed_repeats_the_jobs_of_a_solver_that_was_changed(monkeypatch, tmp_path, capsys, solver):
+    file = tmp_path / "mine_to_resume.py"
+    file.write_text("from solvers import DDIM\n\n\nclass MyDDIM(DDIM):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine_to_resume", raising=False)
+    done = []
+    for change in ("", "", "# changed\n"):
+        file.write_text(file.read_text() + change)
+        words = ["-m", "task=sample", "task.reference_steps=null", "hydra.sweep.dir=out", *QUICK, *solver, "nfe=5"]
+        assert run(monkeypatch, tmp_path, *words, "resume=true") == 0
+        done.append("done before" in capsys.readouterr().out)
+    assert done == [False, True, False]
+
+
 def test_a_resumed_sweep_keeps_the_jobs_of_every_task_and_their_columns(monkeypatch, tmp_path, capsys):
     arguments = ["-m", "task=joint", "samples=2000", "steps=5,6", "hydra.sweep.dir=out"]
     assert run(monkeypatch, tmp_path, *arguments) == 0

@@ -420,3 +420,25 @@ def test_a_solver_with_a_setting_that_is_no_field_is_refused():
 
     with pytest.raises(ValueError, match=r"mine is .*Damped.*, whose damping it does not show.*field of a frozen"):
         Ours("mine", Damped(0.1), "karras", odediff.grid.karras).settings()
+
+
+def test_a_cell_knows_the_code_of_a_solver_of_ones_own(monkeypatch, tmp_path):
+    import importlib
+
+    import odediff
+    from benchmarks.methods import Ours
+    from solvers import DDIM, Reversible
+
+    file = tmp_path / "mine_to_study.py"
+    file.write_text("from solvers import DDIM\n\n\nclass MyDDIM(DDIM):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = importlib.import_module("mine_to_study").MyDDIM()
+
+    def settings(solver):
+        return Ours("mine", solver, "karras", odediff.grid.karras).settings()
+
+    before = [settings(solver) for solver in (mine, Reversible(mine), DDIM())]
+    file.write_text(file.read_text() + "# changed\n")
+    after = [settings(solver) for solver in (mine, Reversible(mine), DDIM())]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
+    assert "code" not in after[-1]

@@ -1,0 +1,41 @@
+"""The code of a solver of the user's own, which no version describes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from solvers import Solver
+
+DESCRIBED = sys.stdlib_module_names | {"odediff", "solvers"}
+"""Packages that a version describes."""
+
+
+def code_hash(solver: Solver) -> str | None:
+    """SHA-256 of the files that define the user's own classes of a solver and its parts; None if there are none.
+
+    What these files import counts only as far as classes are derived from it.
+    """
+    files = sorted({file for part in _parts(solver) for kind in type(part).__mro__ if (file := _file(kind))})
+    contents = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"\0".join(contents)).hexdigest() if contents else None
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """An object made of dataclasses, and these."""
+    yield value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _parts(getattr(value, field.name, None))
+
+
+def _file(kind: type) -> Path | None:
+    """The file of a class that belongs to no package that a version describes."""
+    if kind.__module__.partition(".")[0] in DESCRIBED:
+        return None
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return None if file is None else Path(file)
