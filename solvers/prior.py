@@ -24,8 +24,9 @@ LEAST_LEVEL, LARGEST_LEVEL = 1e-3, 200.0
 BOUNDED = 3.0
 """The level above which the error of a network that predicts x0, v or a flow is bounded in x0: the share of its output
 in x0, s/sqrt(1 + s^2) for v and s/(1 + s) for a flow, has nearly reached its limit there."""
-WIDER = 1.6
-"""The deviation of the data of all conditions together, over that of one condition's; see `Prior.guidance`."""
+WITHIN, OVERALL = 2.5, 4.0
+"""The deviations of the data of one condition, and of all conditions together, along the directions in which conditions
+differ. These are the widest ones of the data: an image's components move together there."""
 SIGNED = ("scale", "decision")
 DIVISORS = ("error_width", "error_bounded", "spacing", "common_scale")
 """The constants that may be negative, and those that are divisors."""
@@ -78,11 +79,11 @@ class Prior:
     The units are those of data with a deviation of about 1, such as images in [-1, 1]. The defaults were chosen on
     exact mixtures, a kernel density over images and a trained network; see benchmarks/DEVELOPMENT.md.
 
-    Under classifier-free guidance, u + w (c - u), c responds to the state like r_l = l^2/(l^2 + s^2) of the scale l,
-    and u, the prediction for the data of all conditions together, like that of a wider scale, m = 1.6 l: guided
-    predictions respond like w r_l - (w - 1) r_m. Where strong guidance makes this negative, errors of the state die
-    out quickly, and steps are as cautious as that demands. The features stay those of w = 1: guided trajectories of
-    Gaussian data suit some trained networks and not others.
+    Under classifier-free guidance, u + w (c - u), the prediction c with the condition responds to the state like
+    r_l = l^2/(l^2 + s^2), and u without it like r_m of the data of all conditions together. Along the directions in
+    which these are wider, m > l, guided predictions respond less by (w - 1) (r_m - r_l): between the two levels the
+    flow contracts, and a step is as cautious as that demands. An error that is not small is damped less, since the
+    response saturates: between distant nodes the difference is multiplied by (spacing/h)^2.
 
     Args:
         scale, scale_spread: the mean and deviation of log l.
@@ -160,7 +161,7 @@ class Prior:
         common = min(self.mean, self.common / distance**2)
         scales, deviations = np.append(scales, self.common_scale), np.append(np.sqrt(shares), common)
         squares = (scales * alpha) ** 2 + sigma**2
-        response = self._response(scales, alpha, sigma)
+        response = self._response(scales, alpha, sigma, distance)
         mean_response = (response[:, :SCALES] * shares).sum(axis=1)
         parts = [
             (deviations * np.sqrt(squares), deviations * scales**2 * alpha / np.sqrt(squares)),
@@ -172,13 +173,14 @@ class Prior:
         others = np.repeat(mean_response[:, None], state.shape[1] - len(scales), axis=1)
         return Features(state, data, np.concatenate((response, others), axis=1), mean_response)
 
-    def _response(self, scales: Array, alpha: Array, sigma: Array) -> Array:
+    def _response(self, scales: Array, alpha: Array, sigma: Array, distance: float) -> Array:
         """The derivative of a guided prediction of x0 with respect to the state, for data of these ``scales``."""
 
-        def of(scales: Array) -> Array:
+        def of(scales: Array | float) -> Array:
             return np.asarray(scales**2 * alpha / ((scales * alpha) ** 2 + sigma**2))
 
-        return self.guidance * of(scales) - (self.guidance - 1) * of(WIDER * scales)
+        share = min(1.0, self.spacing / distance) ** 2
+        return of(scales) - share * (self.guidance - 1) * (of(OVERALL) - of(WITHIN))
 
     def _decisions(self, alpha: Array, sigma: Array) -> tuple[Array, Array]:
         levels, shares = _normal(self.decision, self.decision_spread, DECISIONS)

@@ -611,15 +611,20 @@ def test_guidance_amplifies_the_errors_of_two_passes(scale):
 
 
 @pytest.mark.parametrize("w", [1.0, 3.0, 7.5])
-@pytest.mark.parametrize("level", [0.05, 0.7, 20.0])
-def test_a_guided_prediction_responds_to_the_state_as_that_of_gaussian_data(w, level):
-    here, scale = TABLE.node_at(-math.log(level)), math.exp(ONE_SCALE.scale)
-    features = replace(ONE_SCALE, guidance=w).features([here], TABLE.node(1.0), 1.0)
+@pytest.mark.parametrize("level", [0.05, 3.0, 20.0])
+@pytest.mark.parametrize(("distance", "share"), [(0.3, 1.0), (1.1, 0.25), (math.inf, 0.0)])
+def test_a_guided_prediction_responds_to_the_state_as_that_of_gaussian_data(w, level, distance, share):
+    here = TABLE.node_at(-math.log(level))
+
+    def response(prior):
+        features = prior.features([here], TABLE.node(1.0), distance)
+        return np.append(features.response[0], features.mean_response[0]) / math.hypot(here.alpha, here.sigma)
+
     x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
-    of_class, of_all = (Gaussian(mean, size).predict(here, x).x0 for mean, size in ((0.4, scale), (0.0, 1.6 * scale)))
-    (of_all + w * (of_class - of_all)).backward()
-    assert features.mean_response[0] == pytest.approx(float(x.grad) * math.hypot(here.alpha, here.sigma), rel=1e-6)
-    assert features.response[0, 0] == pytest.approx(features.mean_response[0], rel=1e-6)
+    of_class, of_all = (Gaussian(mean, size).predict(here, x).x0 for mean, size in ((0.4, 2.5), (0.0, 4.0)))
+    ((w - 1) * (of_class - of_all)).backward()
+    expected = response(Prior()) + share * float(x.grad)
+    np.testing.assert_allclose(response(replace(Prior(), guidance=w)), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("scale", "steep"), [(1.0, False), (2.0, False), (3.0, True), (7.5, True)])
