@@ -58,7 +58,7 @@ def check_shape(solver: Solver, steps: int = 6) -> None:
         )
 
 
-def check_path(solver: Solver, steps: int = 160) -> None:
+def check_path(solver: Solver, steps: int = 40) -> None:
     """On the path of a rectified flow the error is small too: that of a deterministic solve, or that of a variance.
 
     There alpha^2 + sigma^2 is not 1, and t is no angle: a formula that takes them for that fails.
