@@ -166,10 +166,11 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
     path's start, which itself precedes them, and the last node. With more steps the first moves towards the path's
     start and the last towards its end. Up to 13 steps, nodes thin out above a lower level, since they are needed where
     images take shape. From 22 nodes on they suit the formulas for close nodes, and more and more of them lie at high
-    levels; on a path that begins below the first of them and ends above the last, as Stable Diffusion's table does,
-    they are the nodes of `karras`. If ``end`` is given, as for an inversion, which starts there, more of them lie near
-    it. The grid was made for `solvers.GPMultistep`, whose first step makes no call if it stays above s = 70; the
-    constants of both were chosen together, see benchmarks/DEVELOPMENT.md.
+    levels, but from 34 on fewer if the path begins in pure noise (alpha = 0); on a path that begins below the first of
+    them and ends above the last, as Stable Diffusion's table does, they are the nodes of `karras`. If ``end`` is given,
+    as for an inversion, which starts there, more of them lie near it. The grid was made for `solvers.GPMultistep`,
+    whose first step makes no call if it stays above s = 70; the constants of both were chosen together, see
+    benchmarks/DEVELOPMENT.md.
     """
     n_steps = _count(path, steps)
     last_time = _end(path, n_steps, end)
@@ -185,7 +186,7 @@ def plateau(path: Schedule, steps: int, end: float | None = None) -> torch.Tenso
             f"end = {last_time} has sigma/alpha = {least:g}, above the first node of this grid, but the path starts at "
             "infinity: give a smaller end, or use grid.angle"
         )
-    law = law_of(count, least) if end is None else departing(count, least)
+    law = law_of(count, noisiest, least) if end is None else departing(count, least)
     if end is None and count >= CLOSE and not above and law.last < least:
         return karras(path, steps)
     if (last := min(law.last, first / 2)) > least:

@@ -49,6 +49,10 @@ network's errors weighs most at high levels, where a step's error is its length 
 there. The last node is not below min(ABOVE_END s_end, LARGEST_ABOVE_END), where s_end is the level of the path's end:
 a network that is followed to the data leaves an error there that is proportional to the last level, but one with a
 table of levels is followed to the table's end only, and a node close to it would be wasted."""
+PURE_AT, PURE_HIGH, PURE_HIGH_POWER = 34, 0.3, 0.7
+"""The high level divided by the number of nodes, and its exponent, from 34 nodes on if the path begins in pure noise
+(alpha = 0). There a network cannot predict eps, so that its errors of x0 are bounded at high levels, and fewer nodes
+are needed there. Of fewer nodes in all, those around s = 10 would be too far apart for `solvers.gp_handover`."""
 DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH, DEPARTURE_HIGH_POWER = 0.04, 0.6, 2.0, 0.5
 """The law of nodes that start from a given level, as in an inversion; DEPARTURE_HIGH is the high level divided by the
 number of nodes. Errors at low levels, where the solve begins, are carried all the way, so many nodes go there."""
@@ -82,14 +86,16 @@ def departing(count: int, last: float) -> Law:
     return Law(DEPARTURE_LOW, DEPARTURE_LOW_POWER, DEPARTURE_HIGH * count, DEPARTURE_HIGH_POWER, last)
 
 
-def law_of(count: int, end: float) -> Law:
-    """The law of ``count`` nodes that lead to the data, on a path whose end has the level ``end``."""
+def law_of(count: int, noisiest: float, end: float) -> Law:
+    """The law of ``count`` nodes that lead to the data, on a path from the level ``noisiest`` to the level ``end``."""
     if count >= CLOSE:
         low, low_power, high_power, last = (
             float(np.interp(count, CLOSE_AT, values))
             for values in (CLOSE_LOW, CLOSE_LOW_POWER, CLOSE_HIGH_POWER, CLOSE_LAST)
         )
         last = max(last, min(ABOVE_END * end, LARGEST_ABOVE_END))
+        if math.isinf(noisiest) and count >= PURE_AT:
+            return Law(low, low_power, PURE_HIGH * count, PURE_HIGH_POWER, last)
         return Law(low, low_power, CLOSE_HIGH * count, high_power, last)
     share = float(np.interp(count, (MOST_OF_FEW, LEAST_OF_MANY), (0.0, 1.0)))
     few, many = ((p.low, p.low_power, p.last * ((10 - p.less) / (count - p.less)) ** p.fall) for p in (FEW, MANY))
