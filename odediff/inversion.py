@@ -15,7 +15,7 @@ from torch import Tensor
 from odediff.code import Code, grid_nodes
 from odediff.defaults import Grid, default_grid, default_solver, warn_of_scale
 from odediff.model import Model
-from odediff.points import components
+from odediff.points import components, require_finite
 from odediff.problem import ProbabilityFlow, require_model
 from odediff.replay import NullConditionedFlow, Replayed
 from odediff.sampling import make_times, require_ceiling
@@ -205,9 +205,7 @@ def require_images(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = f"have dtype {images.dtype}" if isinstance(images, Tensor) else f"are a {type(images).__name__}"
         raise TypeError(f"images {given}; pass a floating-point torch.Tensor of shape (B, ...)")
-    if not (finite := images.isfinite()).all():
-        broken = (~finite).reshape(len(images), -1).any(1).nonzero().ravel().tolist()
-        raise ValueError(f"images: samples {broken} contain infinities or NaNs; leave them out")
+    require_finite("images", images)
     return images
 
 

@@ -14,6 +14,13 @@ def finite(name: str, values: Tensor) -> Tensor:
     return values
 
 
+def require_finite(name: str, x: Tensor) -> None:
+    """Raise `ValueError` if some samples of ``x`` contain infinities or NaNs: the network would be blamed for them."""
+    if not (known := x.isfinite()).all():
+        broken = (~components(known)).any(1).nonzero().ravel().tolist()
+        raise ValueError(f"{name}: samples {broken} contain infinities or NaNs; leave them out")
+
+
 def components(x: Tensor) -> Tensor:
     """The components of each sample, ``(B, D)``: samples ``(B,)`` have one, and a batch may be empty."""
     return x.reshape(len(x), math.prod(x.shape[1:]))

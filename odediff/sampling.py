@@ -24,6 +24,7 @@ from odediff.defaults import (
 )
 from odediff.device import available, is_at
 from odediff.model import Model
+from odediff.points import require_finite
 from odediff.problem import ProbabilityFlow, require_model
 from odediff.schedule import Schedule, VPTable
 from odediff.tolerance import at_tolerance, follows_tolerance, require_one_budget, tolerance_span
@@ -160,6 +161,8 @@ def sample(
         require_solver(solver)
         closing = fixed_closing(solver, closing)
         times = make_times(ode, solver, grid, steps, nfe, closing)
+    if noise is not None and throw and not noise.is_meta:
+        require_finite("noise", noise)
     noise, stream = _start(model, float(times[0]), shape, noise, dtype, device, stream)
     try:
         with torch.no_grad():

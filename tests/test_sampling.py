@@ -33,6 +33,7 @@ from solvers import (
     NoiseStream,
     Rotation,
     Solver,
+    Status,
     Step,
     Tsit5,
 )
@@ -325,6 +326,17 @@ def test_sampling_leaves_the_generators_of_the_user_alone():
     odediff.sample(mixture(), (3, 2), solver=DDPM(), steps=4)
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(np.random.get_state()[1], np_state)
+
+
+def test_noise_that_is_not_finite_is_named_before_the_network_is_called():
+    noise = torch.zeros(3, 2).index_fill_(0, torch.tensor([1]), math.nan)
+    exact, calls = gaussian(), []
+    model = replace(exact, network=lambda x, t: calls.append(t) or exact.network(x, t))
+    with pytest.raises(ValueError, match=r"noise: samples \[1\] contain infinities or NaNs"):
+        odediff.sample(model, noise=noise)
+    assert not calls
+    found = odediff.sample(model, noise=noise, throw=False, return_solution=True)
+    assert found.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
 
 
 @pytest.mark.parametrize("path", [TABLE, odediff.VE(), odediff.SubVP()], ids=lambda path: type(path).__name__)
