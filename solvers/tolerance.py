@@ -179,7 +179,8 @@ class Journey:
         self._report(moved)
         arrived = moved & (run.q == run.span.q_b)
         stuck = ~arrived & ~(run.h >= run.span.smallest)
-        self.status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
+        if stuck.any():
+            self.status[run.ids[stuck]] = np.where(run.broken[stuck], Status.NON_FINITE, Status.STEP_UNDERFLOW)
         self._leave(stuck | arrived)
 
     def _finish(self) -> None:
