@@ -52,9 +52,17 @@ def held_to_contract(solver: Solver, solved: Iterable[Step], wanted: int, x: Ten
         raise ValueError(f"{solver}.solve goes on after {wanted} steps; let it yield one for every interval")
 
 
+def own_writes(x: Tensor) -> int | None:
+    """`writes`, but None for a view too: it counts those to other parts of its memory, such as a callback's record."""
+    return None if x._is_view() else writes(x)
+
+
 def require_unwritten(solver: Solver, states: Sequence[Tensor], before: Sequence[int | None]) -> None:
-    """Raise `ValueError` if ``states`` of a solve, its start or those that are kept, were written to afterwards."""
-    if [writes(x) for x in states] != list(before):
+    """Raise `ValueError` if ``states`` of a solve, its start or those that are kept, were written to afterwards.
+
+    `own_writes` were ``before`` when the states were made.
+    """
+    if [own_writes(x) for x in states] != list(before):
         raise ValueError(
             f"{solver}.{_stepping(solver)} writes to a state from which an earlier step began, which belongs to the "
             "caller; let it compute a new tensor, as solvers.combine does"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from solvers.arguments import require_switch, require_whole
 from solvers.closing import EXTRAPOLATED, denoise, extrapolate
-from solvers.contract import held_to_contract, require_unwritten, writes
+from solvers.contract import held_to_contract, own_writes, require_unwritten, writes
 from solvers.counting import BudgetSpent, counted
 from solvers.dense import Dense
 from solvers.fusion import fusion, require_compiler
@@ -79,7 +79,7 @@ def solve(
     closes = closing is not None and isinstance(ode, PathODE) and nodes[-1].sigma == 0
     asked = _requests(solver, closing if closes else None, len(nodes) - 1, Dense(len(x)) if trajectory else None)
     wrapped = counted(ode, len(x), max_nfe, asked)
-    states, untouched = [x], [writes(x)]
+    states, untouched = [x], [own_writes(x)]
     steps, spent, failed = 0, False, None
     try:
         require_rows(state, x)
@@ -97,7 +97,7 @@ def solve(
                 steps += 1
                 if trajectory:
                     states.append(x)
-                    untouched.append(writes(x))
+                    untouched.append(own_writes(x))
                 if callback is not None:
                     _show(callback, node, x)
     except BudgetSpent:

@@ -836,6 +836,15 @@ def test_a_step_that_writes_to_an_earlier_state_is_found_out():
             solvers.testing.check(careless)
 
 
+def test_a_callback_may_record_the_states_in_the_tensor_whose_first_row_is_the_start():
+    times = [0.9, 0.6, 0.3]
+    record = torch.full((3, 4, 2), math.nan, dtype=torch.float64)
+    record[0] = start = torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(4, 2)
+    end = solved(x=record[0], times=times, callback=lambda node, x: record[times.index(node.t)].copy_(x) is None)
+    expected = solved(x=start, times=times, trajectory=True)
+    assert torch.equal(record, expected.trajectory) and torch.equal(end.x, expected.x)
+
+
 @dataclass(frozen=True)
 class Reporting(DDIM):
     """Its steps report ``status`` for a batch of 4."""
