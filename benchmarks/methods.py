@@ -18,7 +18,7 @@ from odediff.sampling import steps_within, times_at_most
 from odediff.schedule import Schedule
 from solvers import Solver
 from solvers.implicit_inverse import ImplicitInverse
-from solvers.settings import undeclared
+from solvers.settings import parts, undeclared
 from solvers.solve import Closing
 
 ADAPTIVE_GRID = "adaptive"
@@ -101,7 +101,7 @@ class Ours(Method):
                 f"solvers: {self.name} is {self.solver!r}, whose address differs between runs, so that its cells "
                 "would never be found again; let its fields be plain values"
             )
-        if hidden := undeclared(self.solver):
+        if hidden := [name for part in parts(self.solver) for name in undeclared(part)]:
             raise ValueError(
                 f"solvers: {self.name} is {self.solver!r}, whose {', '.join(hidden)} it does not show, so that cells "
                 "of different settings would be taken for one; let every setting be a field of a frozen dataclass"

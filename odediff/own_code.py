@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from solvers import Solver
+from solvers.settings import parts
 
 DESCRIBED = sys.stdlib_module_names | {"odediff", "solvers"}
 """Packages that a version describes."""
@@ -20,17 +18,9 @@ def code_hash(solver: Solver) -> str | None:
 
     What these files import counts only as far as classes are derived from it.
     """
-    files = sorted({file for part in _parts(solver) for kind in type(part).__mro__ if (file := _file(kind))})
+    files = sorted({file for part in parts(solver) for kind in type(part).__mro__ if (file := _file(kind))})
     contents = [file.read_bytes() for file in files if file.is_file()]
     return hashlib.sha256(b"\0".join(contents)).hexdigest() if contents else None
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """An object made of dataclasses, and these."""
-    yield value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _parts(getattr(value, field.name, None))
 
 
 def _file(kind: type) -> Path | None:

@@ -1,6 +1,7 @@
 """What a method is made of: whether methods that are equal now are one method, and stay so."""
 
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,11 +12,24 @@ PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Types whose values never change."""
 
 
+def parts(value: Any) -> Iterator[Any]:
+    """An object made of dataclasses, tuples and lists, and all that it is made of."""
+    yield value
+    if is_dataclass(value) and not isinstance(value, type):
+        inner: Sequence[Any] = [getattr(value, field.name, None) for field in fields(value)]
+    else:
+        inner = value if isinstance(value, tuple | list) else ()
+    for one in inner:
+        yield from parts(one)
+
+
 def undeclared(value: Any) -> list[str]:
     """The attributes of a dataclass's instance that are none of its fields; equality, `repr` and files leave them out.
 
-    Values that a `cached_property` computed follow from the fields.
+    Values that a `cached_property` computed follow from the fields. Other values have none; `parts` finds dataclasses.
     """
+    if not is_dataclass(value):
+        return []
     names = {field.name for field in fields(value)}
     held = getattr(value, "__dict__", {})
     return [name for name in held if name not in names and not _computed(value, name)]

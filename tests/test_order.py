@@ -692,6 +692,7 @@ def test_a_failure_in_the_midst_of_a_check_names_the_solver():
     "part, solver, message",
     [
         (check_settings, Undecorated(), "damping: no field, so that .* count as equal; decorate Undecorated with"),
+        (check_settings, solvers.Reversible(Undecorated()), "damping: no field, so that .*; decorate Undecorated with"),
         (check_noise, Secretive(), "its end depends on the noise stream; declare that deterministic is False"),
         (check_noise, Lawless(), "law='order' is measured without noise, but deterministic is False; declare .*weak"),
         (check_law, Outlaw(), "law='strong' is unknown; declare one of order, weak, tolerance, bounded"),

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -411,15 +413,16 @@ def test_a_solver_that_is_told_by_an_address_is_refused():
 def test_a_solver_with_a_setting_that_is_no_field_is_refused():
     import odediff
     from benchmarks.methods import Ours
-    from solvers import DDIM
+    from solvers import DDIM, Reversible
 
     class Damped(DDIM):
         def __init__(self, damping):
             self.damping = damping
             super().__init__()
 
-    with pytest.raises(ValueError, match=r"mine is .*Damped.*, whose damping it does not show.*field of a frozen"):
-        Ours("mine", Damped(0.1), "karras", odediff.grid.karras).settings()
+    for mine in (Damped(0.1), Reversible(Damped(0.1))):
+        with pytest.raises(ValueError, match=r"mine is .*Damped.*, whose damping it does not show.*field of a frozen"):
+            Ours("mine", mine, "karras", odediff.grid.karras).settings()
 
 
 def test_a_cell_knows_the_code_of_a_solver_of_ones_own(monkeypatch, tmp_path):
@@ -429,6 +432,10 @@ def test_a_cell_knows_the_code_of_a_solver_of_ones_own(monkeypatch, tmp_path):
     from benchmarks.methods import Ours
     from solvers import DDIM, Reversible
 
+    @dataclass(frozen=True)
+    class Several(DDIM):
+        stages: tuple[Any, ...] = ()
+
     file = tmp_path / "mine_to_study.py"
     file.write_text("from solvers import DDIM\n\n\nclass MyDDIM(DDIM):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -437,8 +444,9 @@ def test_a_cell_knows_the_code_of_a_solver_of_ones_own(monkeypatch, tmp_path):
     def settings(solver):
         return Ours("mine", solver, "karras", odediff.grid.karras).settings()
 
-    before = [settings(solver) for solver in (mine, Reversible(mine), DDIM())]
+    all_of_them = (mine, Reversible(mine), Several(stages=(DDIM(), mine)), DDIM())
+    before = [settings(solver) for solver in all_of_them]
     file.write_text(file.read_text() + "# changed\n")
-    after = [settings(solver) for solver in (mine, Reversible(mine), DDIM())]
-    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
+    after = [settings(solver) for solver in all_of_them]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, False, True]
     assert "code" not in after[-1]

@@ -15,7 +15,7 @@ from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node, PathODE, Prediction
 from solvers.real import Real, native
 from solvers.reversible import ReversibleSolver
-from solvers.settings import undeclared
+from solvers.settings import parts, undeclared
 from solvers.solve import solve
 from solvers.solver import Solver
 from solvers.testing.distributions import ExactODE, Trigonometric
@@ -31,11 +31,12 @@ RETURN = 1e-6
 
 def check_settings(solver: Solver) -> None:
     """Every attribute is a field: by its fields a method is compared, shown, written to files, and planned once."""
-    if hidden := undeclared(solver):
-        raise AssertionError(
-            f"{solver}: {', '.join(hidden)}: no field, so that methods that differ in it count as equal; decorate "
-            f"{type(solver).__name__} with @dataclass(frozen=True), and declare its settings as fields"
-        )
+    for part in parts(solver):
+        if hidden := undeclared(part):
+            raise AssertionError(
+                f"{solver}: {', '.join(hidden)}: no field, so that methods that differ in it count as equal; decorate "
+                f"{type(part).__name__} with @dataclass(frozen=True), and declare its settings as fields"
+            )
 
 
 def check_noise(solver: Solver, steps: int = 6) -> None:
