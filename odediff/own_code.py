@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from typing import Any
 
-from solvers import Solver
 from solvers.settings import parts
 
 DESCRIBED = sys.stdlib_module_names | {"odediff", "solvers"}
 """Packages that a version describes."""
 
 
-def code_hash(solver: Solver) -> str | None:
+def code_hash(solver: Any) -> str | None:
     """SHA-256 of the files that define the user's own classes of a solver and its parts; None if there are none.
 
-    What these files import counts only as far as classes are derived from it.
+    Several solvers, or classes of them, may be given as a tuple. What these files import counts only as far as classes
+    are derived from it.
     """
-    files = sorted({file for part in parts(solver) for kind in type(part).__mro__ if (file := _file(kind))})
+    kinds = [part if isinstance(part, type) else type(part) for part in parts(solver)]
+    files = sorted({file for kind in kinds for one in kind.__mro__ if (file := _file(one))})
     contents = [file.read_bytes() for file in files if file.is_file()]
     return hashlib.sha256(b"\0".join(contents)).hexdigest() if contents else None
 

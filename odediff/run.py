@@ -7,7 +7,8 @@ import json
 import platform
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -115,9 +116,9 @@ class Run:
     def describes(self) -> dict[str, Any]:
         """The resolved configuration, what was made from it, the hash of the weights, and versions.
 
-        A solver of the user's own has no version: the hash of its `code` describes it.
+        A solver of the user's own, also one that the task names, has no version: the hash of its `code` describes it.
         """
-        code = code_hash(self.solver)
+        code = code_hash((self.solver, *_named_classes(OmegaConf.to_container(self.config.task))))
         return {
             "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
             "solver": str(self.solver),
@@ -247,6 +248,17 @@ def _grid(config: DictConfig) -> Grid:
         is_grid = False
     grid: Grid = instantiate(config, _partial_=True) if is_grid else instantiate(config)
     return grid
+
+
+def _named_classes(described: Any) -> Iterator[type[Any]]:
+    """The classes that ``_target_`` names in a configuration; a name of none is reported where it is used."""
+    inner = described.values() if isinstance(described, dict) else described if isinstance(described, list) else ()
+    for one in inner:
+        yield from _named_classes(one)
+    if isinstance(described, dict) and isinstance(target := described.get("_target_"), str):
+        with suppress(Exception):
+            if isinstance(made := get_object(target), type):
+                yield made
 
 
 def refuse_unused(unused: Iterable[str], remedy: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from odediff import app, sweep
 from odediff.catalogue import solver_table
 from odediff.config import TASKS, Config
 from odediff.images import load_images
-from odediff.run import build
+from odediff.run import Run, build
 from odediff.tasks import demo
 from odediff.tasks import sample as sample_task
 from odediff.zoo.unet import UNet
@@ -521,6 +522,21 @@ def test_a_sweep_that_is_resumed_repeats_the_jobs_of_a_solver_that_was_changed(m
         assert run(monkeypatch, tmp_path, *words, "resume=true") == 0
         done.append("done before" in capsys.readouterr().out)
     assert done == [False, True, False]
+
+
+def test_a_run_knows_the_code_of_solvers_of_ones_own_that_its_task_names(monkeypatch, tmp_path):
+    file = tmp_path / "mine_to_tabulate.py"
+    file.write_text("from solvers import DDIM\n\n\nclass MyDDIM(DDIM):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = partial(
+        Run, folder=tmp_path, condition={}, model=odediff.zoo.fashion_mnist(), solver=solvers.DDIM(), grid=None
+    )
+    methods = {"mine": {"_target_": "mine_to_tabulate.MyDDIM"}, "unknown": {"_target_": "nowhere.Nothing"}}
+    configs = [OmegaConf.create({"task": task}) for task in ({"methods": methods}, {"images": None})]
+    before, without = (run(config=config, shape=(1, 28, 28)).describes for config in configs)
+    file.write_text(file.read_text() + "# changed\n")
+    after = run(config=configs[0], shape=(1, 28, 28)).describes
+    assert before["code"] != after["code"] and "code" not in without
 
 
 def test_a_resumed_sweep_keeps_the_jobs_of_every_task_and_their_columns(monkeypatch, tmp_path, capsys):
