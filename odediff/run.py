@@ -299,8 +299,9 @@ def _solver_is_chosen() -> bool:
 def _on_schedule(model: Model, config: DictConfig) -> Model:
     """The model on the requested schedule: its own, or another one by an explicit remapping."""
     if config.schedule is None:
-        if config.remap is not None:
-            raise ValueError(f"remap={config.remap.value} has no effect without another schedule; give schedule=NAME")
+        words = [word.partition("=")[0] for word in HydraConfig.get().overrides.task]
+        if config.remap is not None and "schedule" not in words:  # one of a sweep may be null
+            refuse_unused(("remap",), "without another schedule there is nothing to remap; give schedule=NAME")
         return model
     path: Schedule = instantiate(config.schedule)
     if path == model.path:

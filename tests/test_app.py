@@ -524,6 +524,14 @@ def test_a_sweep_that_is_resumed_repeats_the_jobs_of_a_solver_that_was_changed(m
     assert done == [False, True, False]
 
 
+def test_a_sweep_over_schedules_may_contain_the_networks_own(monkeypatch, tmp_path, capsys):
+    words = ["-m", "task=sample", "task.reference_steps=null", "solver=ddim", "steps=2", *QUICK, "remap=snr"]
+    assert run(monkeypatch, tmp_path, *words, "schedule=null,vp_cosine", "hydra.sweep.dir=out") == 0
+    assert "failed" not in capsys.readouterr().out
+    described = [json.loads((tmp_path / "out" / job / "run.json").read_text())["schedule"] for job in "01"]
+    assert described[0] != described[1]
+
+
 def test_a_run_knows_the_code_of_solvers_of_ones_own_that_its_task_names(monkeypatch, tmp_path):
     file = tmp_path / "mine_to_tabulate.py"
     file.write_text("from solvers import DDIM\n\n\nclass MyDDIM(DDIM):\n    pass\n")
