@@ -135,7 +135,11 @@ def weighted_sums(weights: np.ndarray, tensors: Tensor) -> Tensor:
     if small and is_bare(tensors) and not (tensors.requires_grad and torch.is_grad_enabled()):
         rows = tensors.detach().reshape(batch, count, -1).numpy()
         sums = np.empty((several, batch, rows.shape[2]), dtype=rows.dtype)
-        np.matmul(weights.astype(rows.dtype).swapaxes(0, 1), rows, out=sums.swapaxes(0, 1))
+        matrices = weights.astype(rows.dtype).swapaxes(0, 1)
+        if rows.shape[2] > 1:
+            np.matmul(matrices, rows, out=sums.swapaxes(0, 1))
+        else:  # a matrix times a vector is rounded according to the strides of both, here those of the batch
+            sums[:] = np.matmul(np.ascontiguousarray(matrices), rows).swapaxes(0, 1)
         return torch.from_numpy(sums).reshape(several, batch, *tensors.shape[2:])
     found = tensors.new_zeros(several, batch, *tensors.shape[2:])
     read = np.flatnonzero(weights.any(axis=(0, 1))).tolist()

@@ -117,6 +117,19 @@ def test_weighted_sums_do_not_depend_on_the_batch_and_have_a_gradient(shape, sev
     torch.testing.assert_close(recorded.grad, slope, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("count", range(2, 15))
+@pytest.mark.parametrize("several", [1, 3, 4])
+def test_short_weighted_sums_of_small_samples_do_not_depend_on_the_batch(several, count, size, dtype):
+    tensors = random(9, count, size, dtype=dtype)
+    weights = np.random.default_rng(0).standard_normal((several, 9, count))
+    found = weighted_sums(weights, tensors)
+    for row in range(9):
+        alone = weighted_sums(np.ascontiguousarray(weights[:, [row]]), tensors[[row]])
+        assert torch.equal(alone, found[:, [row]])
+
+
 def test_a_node_knows_its_ratio_log_snr_and_angle():
     node = Node(0.3, 0.8, 0.6)
     assert node.s == pytest.approx(0.75)
