@@ -7,6 +7,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Types whose values never change."""
@@ -26,13 +28,16 @@ def parts(value: Any) -> Iterator[Any]:
 def undeclared(value: Any) -> list[str]:
     """The attributes of a dataclass's instance that are none of its fields; equality, `repr` and files leave them out.
 
-    Values that a `cached_property` computed follow from the fields. Other values have none; `parts` finds dataclasses.
+    Values that a `cached_property` or ``__post_init__`` computed follow from the fields: an instance that these make
+    has them too. Other values than dataclasses have none; `parts` finds dataclasses.
     """
     if not is_dataclass(value):
         return []
     names = {field.name for field in fields(value)}
     held = getattr(value, "__dict__", {})
-    return [name for name in held if name not in names and not _computed(value, name)]
+    more = [name for name in held if name not in names and not _computed(value, name)]
+    again = getattr(_made_again(value), "__dict__", {}) if more else {}
+    return [name for name in more if name not in again or not _same(held[name], again[name])]
 
 
 def is_settled(value: Any) -> bool:
@@ -60,6 +65,32 @@ def _compared(kind: Any) -> frozenset[str] | None:
         return None
     every = fields(kind)
     return frozenset(field.name for field in every) if all(field.compare for field in every) else None
+
+
+def _made_again(value: Any) -> Any:
+    """The instance that the fields of a dataclass's instance make; None if they are not all that ``__init__`` takes."""
+    maker = next(kind for kind in type(value).__mro__ if "__init__" in vars(kind))
+    if "__dataclass_params__" not in vars(maker):
+        return None
+    try:
+        return type(value)(**{field.name: getattr(value, field.name) for field in fields(value) if field.init})
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether both are equal for certain, down to the items of containers and the numbers of tensors and arrays."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return (one == other) is True
 
 
 def _computed(value: Any, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Plans of grids that are kept from solve to solve."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +11,7 @@ import odediff
 import solvers
 from solvers.ode import Coordinates
 from solvers.plan_cache import _plan
-from solvers.settings import is_settled
+from solvers.settings import is_settled, undeclared
 from solvers.testing import ExactODE, Gaussian
 
 TIMES = [0.9, 0.7, 0.5, 0.3, 0.1]
@@ -141,6 +141,25 @@ def test_methods_that_only_count_as_equal_have_plans_of_their_own(kind):
     ode = flow(odediff.VPTable.linear())
     one, other = kind(middle=0.5), kind(middle=0.9)
     assert one == other and not torch.equal(end(ode, one), end(ode, other))
+
+
+@dataclass(frozen=True)
+class Prepared(solvers.DEIS):
+    """What it computes once follows from its fields, unless they are not all."""
+
+    more: InitVar[float] = 0.0
+
+    def __post_init__(self, more):
+        super().__post_init__()
+        object.__setattr__(self, "twice", {"order": (torch.tensor(2.0 * self.order + more), np.zeros(2))})
+
+
+def test_what_follows_from_the_fields_need_not_be_one():
+    assert undeclared(Prepared(3)) == undeclared(type("Same", (Prepared,), {})(3)) == []
+    assert undeclared(Prepared(3, more=1.0)) == ["twice"]
+    changed = Prepared(3)
+    changed.twice["order"][0].add_(1.0)
+    assert undeclared(changed) == ["twice"] and not is_settled(changed)
 
 
 def test_a_method_of_plain_values_is_settled():
