@@ -25,6 +25,7 @@ from odediff.conditions import (
 )
 from odediff.fingerprint import held_modules
 from odediff.overwriting import LastOutput, is_constant, one_memory, share_memory, written
+from odediff.precision import Place, precision_at, precision_place
 from odediff.prediction import FORMS, Form, NetworkPrediction
 from odediff.schedule import Schedule, Section
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
@@ -144,8 +145,9 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The precision of the network's floating-point parameters, found as for `device`; None without any."""
-        return next((one.dtype for one in _parameters(self.network) if one.is_floating_point()), None)
+        """The precision in which the network, or the modules that a function holds, take a state; None without any."""
+        place = precision_place(held_modules(self.network))
+        return None if place is None else precision_at(place)
 
     @property
     def unsteady(self) -> bool:
@@ -319,26 +321,16 @@ class Model:
         if (place := self._place) is None:
             return x.dtype
         try:
-            return place[0]._parameters[place[1]].dtype  # type: ignore[union-attr]
-        except (KeyError, AttributeError):  # the parameter was removed, as by a parametrization
+            return precision_at(place)
+        except (KeyError, AttributeError):  # it was removed
             del self.__dict__["_place"]
             return self._computes_in(x)
 
     @cached_property
-    def _place(self) -> tuple[nn.Module, str] | None:
-        """The part of a module that holds a floating-point parameter, which may be another one later, and its name.
-
-        `torch.nn.Module.half` changes it in place, `load_state_dict` with ``assign=True`` replaces it.
-        """
+    def _place(self) -> Place | None:
+        """The place of a parameter in the precision in which a module computes."""
         module = getattr(self.network, "__self__", self.network)
-        parts = module.modules() if isinstance(module, nn.Module) else ()
-        places = (
-            (part, name)
-            for part in parts
-            for name, parameter in part._parameters.items()  # named_parameters may give other names
-            if parameter is not None and parameter.is_floating_point()
-        )
-        return next(places, None)
+        return precision_place([module] if isinstance(module, nn.Module) else [])
 
 
 def _parameters(network: Any) -> Iterator[nn.Parameter]:

@@ -363,3 +363,17 @@ def test_the_readmes_transformer_follows_the_scheduler_of_diffusers(dtype):
     times = [1.0, *path.time(np.log(1 / levels[1:-1] - 1)), 0.0]
     found = odediff.sample(model, noise=noise, grid=torch.tensor(times, dtype=torch.float64), solver=solvers.DDIM())
     torch.testing.assert_close(found, x, rtol=0, atol=1e-5 if dtype is torch.float32 else 0.02)
+
+
+def test_a_transformer_of_diffusers_that_keeps_parts_in_float32_is_called_in_its_own_precision():
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=16, ffn_dim=32, num_layers=1, rope_max_seq_len=32,
+    ).bfloat16().eval()  # fmt: skip
+    for name, parameter in transformer.named_parameters():
+        if any(kept in name for kept in transformer._keep_in_fp32_modules):  # as from_pretrained does
+            parameter.data = parameter.data.float()
+    text = torch.randn(2, 6, 8, dtype=torch.bfloat16)
+    network, path = custom.Selected(transformer, "sample"), odediff.RectifiedFlow(shift=5, time_scale=1000)
+    model = odediff.Model(network, path, "flow", {"encoder_hidden_states": text})
+    assert odediff.sample(model, (2, 4, 2, 4, 4), steps=3).isfinite().all()

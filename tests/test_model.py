@@ -520,6 +520,42 @@ def test_the_precision_of_a_network_is_that_of_its_floating_point_parameters():
     assert next(module.parameters()).dtype == torch.int64 and module.seen == [(torch.float32, torch.float32)]
 
 
+class KeptWide(Module):
+    """Reports the precision of its layers, as the networks of diffusers do, and keeps a part in float32."""
+
+    @property
+    def dtype(self):
+        return self.layer.weight.dtype
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("wrapped", [lambda network: network, nn.DataParallel], ids=["plain", "parallel"])
+def test_a_network_that_keeps_its_first_weights_in_float32_is_called_in_the_precision_that_it_reports(wrapped):
+    network = KeptWide()
+    model = odediff.Model(wrapped(network), TABLE)
+    assert next(network.parameters()).dtype == torch.float32 and model.dtype == torch.bfloat16
+    model.predict(TABLE.node(0.5), states(2))
+    network.layer.double()
+    model.predict(TABLE.node(0.5), states(2))
+    assert [dtype for dtype, _ in network.seen] == [torch.bfloat16, torch.float64]
+
+
+def test_a_network_whose_weights_are_stored_in_eight_bits_is_called_in_the_precision_of_the_others():
+    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3, dtype=torch.bfloat16))
+    network[0].to(torch.float8_e4m3fn)
+
+    def widen(layer, arguments):
+        layer.to(arguments[0].dtype)
+
+    network[0].register_forward_pre_hook(widen)
+    model = odediff.Model(Told(network), TABLE)
+    assert model.dtype == torch.bfloat16
+    assert model.predict(TABLE.node(0.5), states(2)).eps.dtype == torch.float32
+
+
 def test_a_float64_state_around_a_float32_network_loses_no_digits_of_its_own():
     x = states(3, torch.float64)
     node = TABLE.node(0.3)

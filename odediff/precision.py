@@ -1,0 +1,44 @@
+"""The precision in which a network computes, where its parameters differ in theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+Place = tuple[nn.Module, str]
+"""The part of a module that holds a parameter, and its name there."""
+
+
+def precision_place(modules: Iterable[nn.Module]) -> Place | None:
+    """The place of a floating-point parameter in the precision in which the modules take a state; None without any.
+
+    The tensor there may be another one later: `torch.nn.Module.half` changes it in place, `load_state_dict` with
+    ``assign=True`` replaces it.
+
+    It is the first one in the precision that a part reports by a property ``dtype``, as those of diffusers do: they may
+    keep the parameters that come first in float32. Otherwise it is the first one of all. Parameters of eight bits are
+    left out: they are stored in another precision than they are computed in.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    reporting = (part for part in parts if isinstance(getattr(type(part), "dtype", None), property))
+    reports = (getattr(part, "dtype", None) for part in reporting)
+    reported = next((dtype for dtype in reports if isinstance(dtype, torch.dtype)), None)
+    places = [
+        (part, name)
+        for part in parts
+        for name, parameter in part._parameters.items()  # named_parameters may give other names
+        if parameter is not None and parameter.is_floating_point() and parameter.dtype.itemsize > 1
+    ]
+    return next((place for place in places if precision_at(place) is reported), next(iter(places), None))
+
+
+def precision_at(place: Place) -> torch.dtype:
+    """The precision of the parameter at a place.
+
+    Raises:
+        KeyError, AttributeError: the parameter was removed, as by a parametrization.
+    """
+    part, name = place
+    return part._parameters[name].dtype  # type: ignore[union-attr]
