@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from solvers.arguments import as_number, require_whole
 from solvers.counting import affording, evaluations_left
@@ -356,7 +357,8 @@ def _product(defect: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: Tensor
     def product(v: Tensor, some: Tensor) -> Tensor:
         at = some.to(z.device)
         # Dual numbers rather than torch.func.jvp, inside which no new tensor shares its memory with NumPy.
-        with forward_ad.dual_level():
+        # Of torch's kernels of attention, one alone has a forward derivative.
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             image = forward_ad.unpack_dual(defect(forward_ad.make_dual(z[at], v), rows[at]))
         assert image.tangent is not None, "the state at the start of a step moves its end"
         return -image.tangent

@@ -233,6 +233,19 @@ def test_a_method_with_a_history_is_inverted_as_it_is_decoded(base):
     torch.testing.assert_close(odediff.decode(model, code), x, rtol=0, atol=1e-11)
 
 
+def test_newton_differentiates_attention():
+    def network(x, time):
+        heads = x.reshape(len(x), 1, 3, 4)
+        return 0.5 * torch.nn.functional.scaled_dot_product_attention(heads, heads, heads).reshape(x.shape)
+
+    images = torch.randn(2, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = odediff.Model(network, TABLE)
+    grid = odediff.grid.uniform_t(TABLE, steps=10, spacing="trailing")
+    with torch.no_grad():
+        code = odediff.encode(model, images, solver=NewtonKrylov(), grid=grid)
+    torch.testing.assert_close(odediff.decode(model, code), images, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("solver", [solvers.FixedPoint(), solvers.NewtonKrylov(), solvers.TrajectoryInverse()], ids=str)
 def test_half_precision_leaves_nothing_to_converge_to(solver):
     model = odediff.Model(lambda x, time: 0.1 * x, odediff.VPTable.linear())
