@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
+from odediff.grid_numbers import number, real_numbers, whole
 from odediff.plateau import CLOSE, departing, first_level, law_of
 from odediff.schedule import Schedule, VPTable
 from solvers.arguments import as_number
@@ -245,23 +246,12 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
         ValueError: a time breaks a rule; the message names the first one.
     """
     _require_schedule(path)
-    values = _real_numbers(times)
+    values = real_numbers(times)
     if values is None:
         raise TypeError(f"times={times!r} are not real numbers: give a tensor, an array or a list of floats")
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"times has shape {values.shape}: give a one-dimensional sequence of at least 2 times")
     return _descending(path, values)
-
-
-def _real_numbers(times: Iterable[float]) -> Array | None:
-    """The times in float64; None if they are not real numbers."""
-    if isinstance(times, torch.Tensor):
-        return None if times.is_complex() else np.array(times.tolist(), dtype=np.float64)
-    try:
-        given = np.array(list(times))
-        return None if np.iscomplexobj(given) else given.astype(np.float64)
-    except (TypeError, ValueError):
-        return None
 
 
 def subsequence(path: VPTable, indices: Iterable[int]) -> torch.Tensor:
@@ -270,13 +260,14 @@ def subsequence(path: VPTable, indices: Iterable[int]) -> torch.Tensor:
     Args:
         path: the table.
         indices: strictly increasing entries in [0, T), numbered as the network sees them: entry i is t = (i + 1)/T.
+            Floats may stand for them if they are whole, as a scheduler's timesteps are.
     """
     if not isinstance(path, VPTable):
         raise TypeError(
             f"path must be a VPTable, not a {type(path).__name__}, which has no entries: use grid.custom instead"
         )
     try:
-        chosen = np.array([operator.index(i) for i in indices], dtype=np.int64)
+        chosen = np.array([whole(i) for i in indices], dtype=np.int64)
     except TypeError as error:
         raise TypeError(f"indices must be integers in [0, {path.T}): {error}") from None
     if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= path.T or np.any(np.diff(chosen) <= 0):
@@ -363,7 +354,7 @@ def _end(path: Schedule, steps: int, end: float | None) -> float:
         if end is not None:
             raise ValueError(f"end = {end} needs at least 2 steps: a single step goes directly from the start to 0")
         return path.start
-    last = path.end if end is None else _as_number(end)
+    last = path.end if end is None else number(end)
     if not max(path.first_defined, 0.0) <= last < path.start or last == 0.0:
         name, value = ("path.end", last) if end is None else ("end", end if math.isnan(last) else last)
         raise ValueError(
@@ -371,11 +362,6 @@ def _end(path: Schedule, steps: int, end: float | None) -> float:
             f"its start, {path.start:g}"
         )
     return last
-
-
-def _as_number(value: Any) -> float:
-    """`as_number` that accepts tensors and arrays without axes, such as a time of another grid."""
-    return as_number(value.item() if getattr(value, "ndim", None) == 0 else value)
 
 
 def _first_entry(path: VPTable, end: float, steps: int) -> int:

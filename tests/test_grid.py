@@ -1,7 +1,9 @@
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -397,6 +399,24 @@ def test_subsequence_needs_a_table_and_integers():
         grid.subsequence(VPLinear(), [1, 2])
     with pytest.raises(TypeError, match="indices must be integers"):
         grid.subsequence(VPTable.linear(), [0.5])
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
+def test_whole_floats_are_entries_too(kind):
+    path = VPTable.linear()
+    assert torch.equal(grid.subsequence(path, kind([0.0, 500.0, 999.0])), grid.subsequence(path, [0, 500, 999]))
+
+
+@pytest.mark.parametrize("name", ["DDIM", "EulerDiscrete", "HeunDiscrete", "PNDM", "UniPCMultistep"])
+def test_the_readme_visits_the_nodes_of_a_scheduler(name):
+    kind = getattr(pytest.importorskip("diffusers"), f"{name}Scheduler")
+    scheduler = kind(timestep_spacing="leading", **{"skip_prk_steps": True} if name == "PNDM" else {})
+    scheduler.set_timesteps(10)
+    path = VPTable(scheduler.alphas_cumprod)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    line = re.search(r"`grid\.(subsequence\(path, .*scheduler.*)` visits", readme)[1]
+    times = eval(line, {"subsequence": grid.subsequence, "path": path, "scheduler": scheduler})
+    assert timesteps(path, times).tolist() == list(dict.fromkeys(int(t) for t in scheduler.timesteps))
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
