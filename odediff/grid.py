@@ -35,6 +35,8 @@ Array = NDArray[np.float64]
 
 _SINGULAR_ALPHA = 1e-3
 """The alpha below which a path's start counts as pure noise: its sigma/alpha is then taken to be 1e3."""
+_FLOAT32_SLACK = 1e-6
+"""How far, relative to the first time that a network knows, a time below it counts as that time, rounded in float32."""
 _TABLE_MISMATCH = 0.01
 """The largest relative difference between the first level of a published table and the path's noisiest level."""
 
@@ -239,7 +241,8 @@ def align_your_steps(path: Schedule, steps: int, table: Sequence[float] = AYS_ST
 def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
     """Return your own times after checking them.
 
-    They must decrease strictly, start on the path, and end at 0 or above, but not inside (0, `path.first_defined`).
+    They must decrease strictly, start on the path, and end at 0 or above, but not inside (0, `path.first_defined`). A
+    time that misses `path.first_defined` by the rounding of float32, such as that of a scheduler's last level, is it.
 
     Raises:
         TypeError: the times are not real numbers.
@@ -327,7 +330,9 @@ def _descending(path: Schedule, times: Array) -> torch.Tensor:
     if times[0] > path.latest or times[-1] < 0:
         raise ValueError(f"times run from {times[0]} to {times[-1]}: stay between {path.latest:g} (noise) and 0 (data)")
     positive = times[times > 0]
-    if len(positive) and positive[-1] < path.first_defined:
+    if len(positive) and positive[-1] < (first := path.first_defined):
+        if positive[-1] >= first * (1 - _FLOAT32_SLACK):
+            return _descending(path, np.where(times == positive[-1], first, times))
         raise ValueError(
             f"times contains {positive[-1]}, below the first time that the network knows, {path.first_defined:g}: go "
             "directly from that time to 0"

@@ -419,6 +419,17 @@ def test_the_readme_visits_the_nodes_of_a_scheduler(name):
     assert timesteps(path, times).tolist() == list(dict.fromkeys(int(t) for t in scheduler.timesteps))
 
 
+def test_levels_of_a_scheduler_in_float32_end_at_the_first_entry():
+    scheduler = pytest.importorskip("diffusers").EulerDiscreteScheduler(beta_schedule="scaled_linear")
+    scheduler.set_timesteps(10)
+    path = VPTable(scheduler.alphas_cumprod)
+    times = path.time(-np.log(scheduler.sigmas[:-1].double().numpy()))
+    assert 0 < path.end - times[-1] < 1e-9
+    assert grid.custom(path, [*times, 0.0]).tolist() == [*times[:-1], path.end, 0.0]
+    with pytest.raises(ValueError, match="collide"):
+        grid.custom(path, [path.end, float(np.nextafter(path.end, 0.0)), 0.0])
+
+
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
 def test_custom_returns_a_copy_of_the_times(kind):
     values = kind([1.0, 0.5, 0.25])
