@@ -1009,6 +1009,17 @@ def test_every_part_that_draws_in_training_mode_is_warned_of(part, steady):
     assert not odediff.Model(nn.Sequential(steady), TABLE).unsteady
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("part", [nn.Dropout(0.5), nn.BatchNorm1d(3), nn.RReLU()], ids=str)
+@pytest.mark.parametrize(
+    "compiled", [torch.jit.script, lambda network: torch.jit.trace(network, torch.ones(2, 3), check_trace=False)]
+)
+def test_a_scripted_network_in_training_mode_is_warned_of(part, compiled):
+    assert odediff.Model(compiled(nn.Sequential(part).train()), TABLE).unsteady
+    assert not odediff.Model(compiled(nn.Sequential(part).eval()), TABLE).unsteady
+    assert not odediff.Model(compiled(nn.Sequential(nn.Linear(3, 3))), TABLE).unsteady
+
+
 def test_a_batch_norm_without_running_statistics_is_warned_of_in_every_mode():
     network = nn.BatchNorm1d(3, track_running_stats=False).eval()
     x = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 5.0], [2.0, 0.0, 1.0]])
