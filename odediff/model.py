@@ -25,7 +25,7 @@ from odediff.conditions import (
 )
 from odediff.fingerprint import held_modules
 from odediff.overwriting import LastOutput, is_constant, one_memory, share_memory, written
-from odediff.precision import Place, precision_at, precision_place
+from odediff.precision import Place, precision_at, precision_place, require_one_precision
 from odediff.prediction import FORMS, Form, NetworkPrediction
 from odediff.schedule import Schedule, Section
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
@@ -303,6 +303,9 @@ class Model:
         except RuntimeError as error:
             if re.search("same device|expected device", str(error)):
                 raise _elsewhere(self.network, x) from error
+            # A function casts the state itself, and may have forgotten it.
+            if self._place and re.search("same dtype|should be the same|scalar type", str(error)):
+                require_one_precision(x.dtype, keywords, error)
             raise
         if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
             got = f"{tuple(output.shape)} of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__

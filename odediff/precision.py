@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from odediff.conditions import tensors
+from odediff.one_line import one_line
 
 Place = tuple[nn.Module, str]
 """The part of a module that holds a parameter, and its name there."""
@@ -42,3 +46,15 @@ def precision_at(place: Place) -> torch.dtype:
     """
     part, name = place
     return part._parameters[name].dtype  # type: ignore[union-attr]
+
+
+def require_one_precision(dtype: torch.dtype, conditions: Mapping[str, Any], error: RuntimeError) -> None:
+    """Raise `TypeError` for a condition in another precision than the state, after the network's own ``error``."""
+    for name, value in conditions.items():
+        for part in tensors(value):
+            if part.is_floating_point() and part.dtype is not dtype:
+                raise TypeError(
+                    f"condition {name!r} has dtype {part.dtype}, but the network received a state of {dtype} and "
+                    f"failed ({one_line(error)}); a tensor keeps its precision: give it in that of the network, by "
+                    f".to({dtype})"
+                ) from error

@@ -1075,6 +1075,20 @@ def test_the_device_is_that_of_a_module_that_a_function_holds():
     assert odediff.Model(lambda x, time: network(x), TABLE).device == torch.device("meta")
 
 
+def test_a_condition_in_another_precision_than_the_network_is_named():
+    class Prompted(nn.Linear):
+        def forward(self, x, time, prompt, size):
+            return super().forward(x) + super().forward(prompt["text"])
+
+    condition = {"size": torch.ones(2, dtype=torch.float16), "prompt": {"text": torch.ones(2, 3)}}
+    model = odediff.Model(Prompted(3, 3, dtype=torch.float16), TABLE, conditions=condition)
+    with pytest.raises(
+        TypeError, match=r"condition 'prompt' has dtype torch.float32.*state of torch.float16.*same dtype"
+    ):
+        model.predict(TABLE.node(0.5), states(2))
+    model.condition(prompt={"text": torch.ones(2, 3, dtype=torch.float16)}).predict(TABLE.node(0.5), states(2))
+
+
 def test_the_precision_is_that_of_a_module_that_a_function_holds():
     network = nn.Linear(3, 3, dtype=torch.float64)
     for called in (lambda x, time: network(x.double()), functools.partial(lambda held, x, time: held(x), network)):
