@@ -328,7 +328,10 @@ def _descending(path: Schedule, times: Array) -> torch.Tensor:
             "noise first (times.flip(0) of an ascending grid), and fewer steps if they collide"
         )
     if times[0] > path.latest or times[-1] < 0:
-        raise ValueError(f"times run from {times[0]} to {times[-1]}: stay between {path.latest:g} (noise) and 0 (data)")
+        remedy = "; of timesteps, grid.subsequence makes times" if isinstance(path, VPTable) and times[-1] >= 0 else ""
+        raise ValueError(
+            f"times run from {times[0]} to {times[-1]}: stay between {path.latest:g} (noise) and 0 (data){remedy}"
+        )
     positive = times[times > 0]
     if len(positive) and positive[-1] < (first := path.first_defined):
         if positive[-1] >= first * (1 - _FLOAT32_SLACK):

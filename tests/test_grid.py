@@ -454,6 +454,7 @@ def test_custom_times_may_begin_beyond_where_sampling_does():
         (VPLinear(), [1.0, 0.5, 0.5], r"times\[2\] = 0.5 is not below"),
         (VPLinear(), [1.5, 0.5], "times run from 1.5"),
         (VPLinear(), [0.5, -0.5], "to -0.5"),
+        (VPTable.linear(), [999, 500, 0], r"from 999.0 to 0.0: stay between 1 .*of timesteps, grid.subsequence makes"),
         (VPTable.linear(), [1.0, 0.5, 0.0005, 0.0], "0.0005, below the first time"),
     ],
 )
