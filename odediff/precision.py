@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,17 +25,22 @@ def precision_place(modules: Iterable[nn.Module]) -> Place | None:
     keep the parameters that come first in float32. Otherwise it is the first one of all. Parameters of eight bits are
     left out: they are stored in another precision than they are computed in.
     """
-    parts = [part for module in modules for part in module.modules()]
+    held = list(modules)
+    parts = (part for module in held for part in module.modules())
     reporting = (part for part in parts if isinstance(getattr(type(part), "dtype", None), property))
     reports = (getattr(part, "dtype", None) for part in reporting)
     reported = next((dtype for dtype in reports if isinstance(dtype, torch.dtype)), None)
-    places = [
-        (part, name)
-        for part in parts
-        for name, parameter in part._parameters.items()  # named_parameters may give other names
-        if parameter is not None and parameter.is_floating_point() and parameter.dtype.itemsize > 1
-    ]
-    return next((place for place in places if precision_at(place) is reported), next(iter(places), None))
+    matching = (place for place in _places(held) if reported in (None, precision_at(place)))
+    return next(matching, None) or next(_places(held), None)
+
+
+def _places(modules: Iterable[nn.Module]) -> Iterator[Place]:
+    """The places of the floating-point parameters of more than eight bits, one by one: a large network has many."""
+    for module in modules:
+        for part in module.modules():
+            for name, parameter in part._parameters.items():  # named_parameters may give other names
+                if parameter is not None and parameter.is_floating_point() and parameter.dtype.itemsize > 1:
+                    yield part, name
 
 
 def precision_at(place: Place) -> torch.dtype:
