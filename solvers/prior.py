@@ -135,7 +135,7 @@ class Prior:
 
     def amplified(self, factor: float) -> Prior:
         """The process under the guidance w, at least 1, that multiplies errors by ``factor``; see `PathODE`."""
-        guidance = (1 + math.sqrt(2 * factor**2 - 1)) / 2
+        guidance = (1 + math.sqrt(2 * max(1.0, factor) ** 2 - 1)) / 2
         return replace(self, error=factor * self.error, close_error=factor * self.close_error, guidance=guidance)
 
     def bounded(self) -> Prior:

@@ -732,6 +732,19 @@ def test_the_demonstration_draws_on_the_device_of_the_run(monkeypatch):
         assert drawn.value.args == ("meta", (count, 1, 28, 28))
 
 
+def a_run_of(model):
+    """What the demonstration reads of a run."""
+    return SimpleNamespace(
+        config=SimpleNamespace(device="cpu", seed=0),
+        shape=(1, 8, 8),
+        dtype=torch.float64,
+        model=model,
+        conditioned=lambda count: model,
+        progress=False,
+        folder=Path(),
+    )
+
+
 def test_the_demonstration_starts_where_its_path_starts_and_tells_true_times(monkeypatch):
     path, sampled, drawn = odediff.VE(), [], {}
 
@@ -745,16 +758,7 @@ def test_the_demonstration_starts_where_its_path_starts_and_tells_true_times(mon
     monkeypatch.setattr(demo, "sample", sample)
     monkeypatch.setattr(demo, "labelled_grid", keep)
     model = odediff.Model(lambda x, time: x / time[:, None, None, None], path)
-    described = SimpleNamespace(
-        config=SimpleNamespace(device="cpu", seed=0),
-        shape=(1, 8, 8),
-        dtype=torch.float64,
-        model=model,
-        conditioned=lambda count: model,
-        progress=False,
-        folder=Path(),
-    )
-    demo._paths(described)
+    demo._paths(a_run_of(model))
     assert float(sampled[0].std()) == pytest.approx(path.start, rel=0.2)
     told = [float(column.removeprefix("t = ")) for column in drawn["columns"]]
     assert told == pytest.approx([part * path.start for part in demo.SHOWN], abs=1.0)
@@ -763,15 +767,7 @@ def test_the_demonstration_starts_where_its_path_starts_and_tells_true_times(mon
 def test_the_demonstration_makes_no_more_calls_than_it_was_asked_for(monkeypatch, capsys):
     monkeypatch.setattr(demo, "labelled_grid", lambda *arguments, **settings: None)
     model = odediff.Model(lambda x, time: x, odediff.VPTable.linear())
-    described = SimpleNamespace(
-        config=SimpleNamespace(device="cpu", seed=0),
-        shape=(1, 8, 8),
-        dtype=torch.float64,
-        model=model,
-        conditioned=lambda count: model,
-        progress=False,
-        folder=Path(),
-    )
+    described = a_run_of(model)
     for ceiling in (1, 2, 4):
         assert all(row["nfe"] <= ceiling for row in demo._samples(described, 2, [ceiling]))
 

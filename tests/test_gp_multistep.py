@@ -610,6 +610,12 @@ def test_guidance_amplifies_the_errors_of_two_passes(scale):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("factor", "w"), [(0.5, 1.0), (1.0, 1.0), (math.sqrt(5), 2.0), (math.hypot(7.5, 6.5), 7.5)])
+def test_an_amplified_process_knows_the_guidance(factor, w):
+    prior = Prior().amplified(factor)
+    assert (prior.guidance, prior.error) == pytest.approx((w, factor * Prior().error))
+
+
 @pytest.mark.parametrize("w", [1.0, 3.0, 7.5])
 @pytest.mark.parametrize("level", [0.05, 3.0, 20.0])
 @pytest.mark.parametrize(("distance", "share"), [(0.3, 1.0), (1.1, 0.25), (math.inf, 0.0)])
