@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -170,3 +172,22 @@ def test_sampling_an_exact_gaussian_is_its_closed_form_flow():
     found = solvers.solve(ode, solvers.Dopri5(solvers.Rotation()), states(), times[:-1]).x
     start, end = (path.node(float(t)) for t in (times[0], times[-2]))
     torch.testing.assert_close(found, distribution.flow(start, end, states()), rtol=0, atol=1e-8)
+
+
+PEAK = """
+import resource, torch, solvers
+from solvers.testing import ExactODE, Mixture
+
+torch.set_num_threads(1)
+ode = ExactODE(Mixture(torch.full((8,), 1 / 8), torch.randn(8, 64, dtype=torch.float64), torch.full((8,), 0.3)))
+x = torch.randn(256, 64, dtype=torch.float64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+solvers.solve(ode, solvers.Heun(solvers.Rotation()), x, torch.linspace(1.5, 0.1, 301, dtype=torch.float64))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count the peak of memory in other units")
+def test_many_nodes_of_a_large_batch_leave_the_memory_whole():
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100_000  # kilobytes; a state takes 131, a call 3,000

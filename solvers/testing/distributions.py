@@ -17,6 +17,9 @@ BLOCK = 2**17
 """The most numbers that a temporary of `Mixture` holds."""
 KEPT = 2**22
 """The most numbers that a `Mixture` keeps for the nodes at which it was asked."""
+SMALL = 2**11
+"""The largest temporary beside which it keeps them: among large ones they would leave the heap in pieces, gigabytes of
+it, and there they take little of the time."""
 LINES = 4
 """The number of sums of x0 and eps for which it keeps them at each node: methods read theirs along a few lines."""
 
@@ -150,7 +153,8 @@ class Mixture:
 
     def _place(self, node: Node, x: Tensor) -> _Place:
         """The place of ``node``, kept where samples share it: many methods are measured on one grid."""
-        if not (isinstance(node.alpha, float) and isinstance(node.sigma, float)):
+        small = len(x) * self._means.size <= SMALL
+        if not (small and isinstance(node.alpha, float) and isinstance(node.sigma, float)):
             return _Place(self, node.alpha, node.sigma, x)
         key = node.alpha, node.sigma, x.dtype, x.device
         if key not in self._places:
