@@ -156,8 +156,9 @@ class AdamsRun(Run):
         size_of_state, size_of_slope = row_norm(z), row_norm(slope)
         reach = np.where(size_of_slope > 0, size_of_state / np.where(size_of_slope > 0, size_of_slope, 1.0), math.inf)
         reach = np.where(np.isfinite(reach) & (reach > 0), reach, span.length)
-        self.reach = np.minimum(reach, span.length)
-        self.h = np.maximum(START * solver.rtol ** (1 / 3) * self.reach, LEAST_START * span.length)
+        least = max(LEAST_START * span.length, span.smallest)
+        self.reach = np.maximum(np.minimum(reach, span.length), least)
+        self.h = np.maximum(START * solver.rtol ** (1 / 3) * self.reach, least)
         self.broken = ~np.isfinite(size_of_slope)
         self.last = _Piece(self.q, self.z, self.past, self.age, self.k, np.zeros(count, dtype=bool))
 

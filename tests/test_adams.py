@@ -16,7 +16,7 @@ from scipy.integrate import quad
 import odediff
 from benchmarks.problems import gaussian, mixture
 from odediff.problems import exact_model
-from solvers import DDIM, AdaptiveAdams, Data, Heun, Node, Noise, Rotation, Scipy, Status, solve
+from solvers import DDIM, ODE, AdaptiveAdams, Data, Heun, Node, Noise, Rotation, Scipy, Status, solve
 from solvers.newton_form import (
     divided_differences,
     gauss_legendre,
@@ -313,6 +313,19 @@ def test_a_state_of_next_to_nothing_says_nothing_of_the_scale(size):
     x = torch.full((2, 3), size, dtype=torch.float64)
     found = odediff.sample(exact_model(data, path), noise=x, rtol=1e-4)
     assert median_ratio(found, data.flow(path.node(1.0), path.node(0.0), x), 1e-4) < 10
+
+
+@pytest.mark.parametrize("start", [1e9, 1.7e9])
+@pytest.mark.parametrize("size", [1e-20, 1e-12, 1e-6])
+def test_a_small_state_at_a_late_time_begins_with_a_step_that_moves(size, start):
+    class Cosine(ODE):
+        def __call__(self, t, x):
+            return torch.cos(t - start).expand_as(x)
+
+    x, times = torch.full((2, 3), size, dtype=torch.float64), [start, start + 1]
+    for way, end in ((times, math.sin(1.0)), (times[::-1], -math.sin(1.0))):
+        found = solve(Cosine(), AdaptiveAdams(line=None, rtol=1e-6), x, way)
+        torch.testing.assert_close(found.x, x + end, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("before", [[], [0.5]], ids=["at once", "in two steps"])
