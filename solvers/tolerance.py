@@ -297,8 +297,7 @@ class Tolerance(OwnSteps):
 
     def _follow(self, ode: Any, nodes: Sequence[Node], x: Tensor, status: np.ndarray) -> Iterator[Tensor]:
         """The states at the nodes after the first; samples that fail keep their last state and get a ``status``."""
-        free_end = requests(ode).free_end and len(nodes) > 2
-        span = Span(ode, self.way, nodes[0], nodes[-1], nodes[-2] if free_end else nodes[-1])
+        span = Span(ode, self.way, nodes[0], nodes[-1], nodes[-2 if requests(ode).free_end else -1])
         passed = NodeStates(x, len(nodes) - 1)
         ids = affording(ode, np.flatnonzero(status == Status.SUCCESS), self.begin_calls, status)
         if len(ids):

@@ -200,6 +200,15 @@ def test_closing_makes_no_call_and_the_network_is_never_asked_below_its_table():
     assert 5 < found.stats.nfe < 25
 
 
+def test_a_table_is_closed_without_a_call_from_the_one_node_after_pure_noise():
+    # The noise line is singular at alpha = 0: a DDIM step leaves it, and the last interval is all that is left.
+    table, data, x = odediff.VPTable([0.99, 0.5, 0.1, 0.0]), Gaussian(0.3, 0.5), noise(3, 2)
+    ode = odediff.probability_flow(replace(exact_model(data, table, "v"), continuous=False))
+    with pytest.warns(UserWarning, match=r"rtol=0\.001: the extrapolation over the last interval leaves an error of"):
+        found = solve(ode, AdaptiveAdams(line=Noise()), x, [1.0, table.end, 0.0], closing="extrapolate")
+    assert found.status.tolist() == [Status.FLOOR] * 3 and found.stats.nfe == 2
+
+
 # Dense output
 
 
