@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,9 +190,8 @@ class PairRun(Run):
         if self.extension:
             slopes = tuple(slope[row].clone() for slope in self.slopes)
             return PolynomialPiece(*ends, z_a[row].clone(), slopes, self.extension.weights)
-        one = slice(row, row + 1)
-        rates = self._rate(q_a[one], slope_a[one]), self._rate(self.q[one], self.slope[one])
-        return HermitePiece(*ends, (z_a[row].clone(), rates[0][0].clone(), self.z[row].clone(), rates[1][0].clone()))
+        values = z_a, slope_a, self.z, self.slope
+        return HermitePiece(*ends, tuple(value[row].clone() for value in values), isinstance(self.pair, DPM12 | DPM23))
 
     def keep(self, rows: np.ndarray) -> None:
         """Select the rows of the slopes and errors."""
@@ -220,16 +220,22 @@ class PolynomialPiece:
 
 @dataclass(frozen=True)
 class HermitePiece:
-    """One step of one sample by the cubic through z and dz/dq at its two ends."""
+    """One step of one sample by the cubic through the states and slopes at its two ends.
+
+    It is a cubic in the variable of the slopes: q, or ``s = exp(-q)`` for the DPM pairs, in whose long steps a state
+    that is straight in s bends like an exponential in q.
+    """
 
     span: Span
     q_a: float
     q_b: float
     values: tuple[Tensor, ...]
+    in_s: bool
 
     def __call__(self, q: float) -> Tensor:
         """The line's state at ``q``."""
-        h = self.q_b - self.q_a
-        u = (q - self.q_a) / h
+        a, b, here = (math.exp(-place) if self.in_s else place for place in (self.q_a, self.q_b, q))
+        h = b - a
+        u = (here - a) / h
         weights = ((1 + 2 * u) * (1 - u) ** 2, h * u * (1 - u) ** 2, u**2 * (3 - 2 * u), h * u**2 * (u - 1))
         return combine(*zip(weights, self.values, strict=True))

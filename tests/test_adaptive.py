@@ -179,6 +179,17 @@ def test_the_solution_between_the_steps_has_their_accuracy(solver, span):
         torch.testing.assert_close(found(float(t)), exact, rtol=0, atol=10 * rtol)
 
 
+@pytest.mark.parametrize("pair", [DPM12(), DPM23()], ids=name)
+@pytest.mark.parametrize("span", [SPAN, SPAN[::-1]], ids=str)
+def test_a_state_that_is_straight_in_s_is_straight_between_the_steps_of_the_dpm_pairs(pair, span):
+    """All data in one point: eps is constant, so that both pairs, and the cubic between their steps, are exact."""
+    problem, x = ExactODE(Gaussian(0.3, 1e-9)), starting_points()
+    found = solve(problem, Adaptive(pair, rtol=1e-3), x, span, trajectory=True)
+    for t in np.linspace(*span, 41):
+        exact = problem.distribution.flow(found.nodes[0], problem.node(float(t)), x)
+        torch.testing.assert_close(found(float(t)), exact, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("pair", [Dopri5(), Tsit5(), DOP853()], ids=name)
 def test_the_polynomial_over_a_step_integrates_powers_and_ends_with_the_slopes(pair):
     tableau, extension = pair.tableau, pair.embedded.extension
