@@ -27,7 +27,7 @@ from solvers.sums import per_row, weighted_sums
 from solvers.tolerance import Run, Span, Tolerance, error_scale
 from solvers.transfer import index_on
 
-SAFETY = 0.61
+SAFETY = 0.57
 """The next step is this fraction of the one that would just meet the tolerance: at order k it aims at an error of
 SAFETY^(k + 1) times the tolerance."""
 GROWTH = 2.5

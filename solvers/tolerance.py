@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers.arguments import require_whole
 from solvers.counting import affording, evaluations_left
 from solvers.exponential import DDIM
-from solvers.lines import Line, followed, singular_step
+from solvers.lines import Line, Rotation, followed, singular_step
 from solvers.node_states import NodeStates
 from solvers.noise import NoiseStream
 from solvers.ode import ODE, Node
@@ -65,6 +65,14 @@ class Span:
         """The factor in ``x = scale z``."""
         return self.line.scale(node)
 
+    def judged(self, node: Node) -> Real:
+        """The scale by which an error of z at ``node`` is judged: on a rotation that at the end, elsewhere its own.
+
+        On a rotation the flow of data of deviation c leaves z unchanged, and so an error of z; there the scale is
+        positive at both ends of a path.
+        """
+        return self.scale(self.ends[1] if isinstance(self.line, Rotation) else node)
+
     def slope(self, ode: Any, node: Node, z: Tensor, dtype: torch.dtype) -> Tensor:
         """``dz/dq`` of the samples of ``ode`` at ``(node, z)``; the field receives a state of ``dtype``."""
         x = combine((self.line.scale(node), z)).to(dtype)
@@ -72,9 +80,9 @@ class Span:
 
 
 def error_scale(span: Span, tolerances: tuple[float, float], node: Node, z: Tensor) -> Tensor:
-    """The factor from an error of z at ``node`` to units of the tolerance: ``scale / (atol + rtol |scale z|)``."""
+    """The factor from an error of z at ``node`` to units of the tolerance: ``1 / (atol / scale + rtol |z|)``."""
     rtol, atol = tolerances
-    return torch.add(per_row(atol / span.scale(node), z), z.abs(), alpha=rtol).reciprocal_()
+    return torch.add(per_row(atol / span.judged(node), z), z.abs(), alpha=rtol).reciprocal_()
 
 
 class Run(ABC):
@@ -233,10 +241,11 @@ class Tolerance(OwnSteps):
     """A method that follows ``rtol`` and ``atol`` instead of a grid.
 
     A step is accepted when the root mean square over components of ``error / (atol + rtol |x|)`` is at most 1, for each
-    sample by itself; ``atol=None`` is ``rtol``. Samples that arrive or fail leave the batch. The states at the inner
-    nodes of the grid come from the method's interpolation, or steps end there, and a step that leaves or reaches a node
-    where the line degenerates is a DDIM step. A sample that fails keeps the last state that it reached, and no sample
-    makes more than ``max_steps`` attempts between singular nodes.
+    sample by itself; ``atol=None`` is ``rtol``. On a `Rotation`, whose scale is R, atol is that at the end of the span,
+    and ``atol R/R_end`` elsewhere: an error counts by what the flow leaves of it. Samples that arrive or fail leave the
+    batch. The states at the inner nodes of the grid come from the method's interpolation, or steps end there, and a
+    step that leaves or reaches a node where the line degenerates is a DDIM step. A sample that fails keeps the last
+    state that it reached, and no sample makes more than ``max_steps`` attempts between singular nodes.
     """
 
     law: ClassVar[Law] = "tolerance"

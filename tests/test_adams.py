@@ -420,6 +420,21 @@ def test_the_tolerance_is_met_whatever_the_scale_of_the_data(deviation, rtol):
     assert median_ratio(up, x, rtol) < 20
 
 
+@pytest.mark.parametrize("path", [odediff.VE(), odediff.RectifiedFlow(), odediff.VPCosine()], ids=str)
+def test_the_steps_to_the_data_are_those_of_any_other_path_between_the_same_levels(path):
+    """Along a rotation, z and q depend on s alone, and atol is that at the data, whatever the scale of the state."""
+
+    def run(path):
+        start = path.node_at(-math.log(60.0))
+        x = start.alpha * 60 * noise(5, 16)
+        ode = odediff.probability_flow(exact_model(mixture(16), path, "flow"))
+        return solve(ode, AdaptiveAdams(rtol=1e-4), x, [start.t, 0.0], closing=None)
+
+    found, expected = run(path), run(odediff.VPLinear())
+    assert found.stats.evaluations.tolist() == expected.stats.evaluations.tolist()
+    torch.testing.assert_close(found.x, expected.x, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("rtol", [1e-3, 1e-4, 1e-5, 1e-6])
 def test_what_a_table_cannot_give_of_a_single_image_is_said(rtol):
     """Below the first entry the flow to a point is no polynomial of slopes from above, plain or odd."""
