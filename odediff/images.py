@@ -61,7 +61,7 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
 def _read(file: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         pixels = imread(file)
-    except (SyntaxError, OSError) as error:  # what pillow raises on a damaged picture
+    except Exception as error:  # damaged pictures raise errors of many kinds in pillow
         raise ValueError(f"{file} is not a readable picture ({error}); leave it out") from error
     if pixels.dtype == np.uint8:
         pixels = pixels / 255.0

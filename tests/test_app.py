@@ -17,6 +17,7 @@ import torch
 from matplotlib.image import imsave
 from omegaconf import OmegaConf
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -324,6 +325,17 @@ def test_a_grey_picture_has_three_equal_channels_for_a_model_of_colours(tmp_path
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "grey.png")
     images, _ = load_images(str(tmp_path), 1, (3, 8, 8))
     assert torch.equal(images[0, 0], images[0, 1]) and torch.equal(images[0, 1], images[0, 2])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_picture_that_pillow_refuses_is_named_whatever_error_it_raises(monkeypatch, tmp_path, suffix):
+    file = tmp_path / f"refused{suffix}"
+    text = PngInfo()
+    text.add_text("Comment", "a" * 2**21, zip=True)
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(file, **({"pnginfo": text} if suffix == ".png" else {}))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 28)  # of which DecompressionBombError allows twice as many
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} is not a readable picture .*; leave it out"):
+        load_images(str(tmp_path), 1, (1, 28, 28))
 
 
 def test_sample_writes_images_a_picture_and_a_record(monkeypatch, tmp_path, capsys):
