@@ -26,7 +26,7 @@ from odediff.device import available
 from odediff.files import write_json
 from odediff.fingerprint import fingerprint
 from odediff.model import Model
-from odediff.own_code import code_hash
+from odediff.own_code import code_hash, code_parts
 from odediff.schedule import Schedule
 from odediff.tolerance import at_tolerance, require_one_budget
 from odediff.version import __version__
@@ -116,9 +116,10 @@ class Run:
     def describes(self) -> dict[str, Any]:
         """The resolved configuration, what was made from it, the hash of the weights, and versions.
 
-        A solver of the user's own, also one that the task names, has no version: the hash of its `code` describes it.
+        What is of the user's own, such as a solver, a grid or a network, has no version: the hash of its `code`
+        describes it.
         """
-        code = code_hash((self.solver, *_named_classes(OmegaConf.to_container(self.config.task))))
+        code = code_hash((self.solver, *code_parts(self.model), *_named(OmegaConf.to_container(self.config))))
         return {
             "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
             "solver": str(self.solver),
@@ -132,6 +133,11 @@ class Run:
             },
             "python": platform.python_version(),
         }
+
+    @property
+    def model_code(self) -> str | None:
+        """The hash of the user's own code in the model; None if there is none."""
+        return code_hash((*code_parts(self.model), *_named(OmegaConf.to_container(self.config.model))))
 
     @property
     def is_recorded(self) -> bool:
@@ -250,15 +256,15 @@ def _grid(config: DictConfig) -> Grid:
     return grid
 
 
-def _named_classes(described: Any) -> Iterator[type[Any]]:
-    """The classes that ``_target_`` names in a configuration; a name of none is reported where it is used."""
+def _named(described: Any) -> Iterator[Any]:
+    """What ``_target_`` and ``factory`` name in a configuration; a name of nothing is reported where it is used."""
     inner = described.values() if isinstance(described, dict) else described if isinstance(described, list) else ()
     for one in inner:
-        yield from _named_classes(one)
-    if isinstance(described, dict) and isinstance(target := described.get("_target_"), str):
-        with suppress(Exception):
-            if isinstance(made := get_object(target), type):
-                yield made
+        yield from _named(one)
+    for key in ("_target_", "factory"):
+        if isinstance(described, dict) and isinstance(name := described.get(key), str):
+            with suppress(Exception):
+                yield get_object(name.replace(":", "."))
 
 
 def refuse_unused(unused: Iterable[str], remedy: str) -> None:

@@ -536,6 +536,54 @@ def test_a_sweep_that_is_resumed_repeats_the_jobs_of_a_solver_that_was_changed(m
     assert done == [False, True, False]
 
 
+OWN_PARTS = """
+import torch
+import odediff
+
+class Mine(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+    def forward(self, x, t):
+        return x * self.weight / 2
+
+def build():
+    return Mine()
+
+def grid(path, steps):
+    return odediff.grid.log_snr(path, steps)
+
+class Path(odediff.VPLinear):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ["+grid._target_=parts_to_resume.grid"],
+        ["+schedule._target_=parts_to_resume.Path", "remap=snr"],
+        [*IDENTITY, "model.factory=parts_to_resume.Mine"],
+        [*IDENTITY, "model.factory=parts_to_resume:build"],
+    ],
+    ids=lambda part: part[-1],
+)
+def test_a_resumed_sweep_repeats_the_jobs_of_parts_of_ones_own_that_were_changed(monkeypatch, tmp_path, capsys, part):
+    file = tmp_path / "parts_to_resume.py"
+    file.write_text(OWN_PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "parts_to_resume", raising=False)
+    words = ["-m", "task=sample", "solver=ddim", "hydra.sweep.dir=out", *QUICK, *part, "steps=2", "resume=true"]
+    done = []
+    for change in ("", "", "# changed\n"):
+        file.write_text(file.read_text() + change)
+        assert run(monkeypatch, tmp_path, *words, "task.reference_steps=3") == 0
+        done.append("done before" in capsys.readouterr().out)
+    assert done == [False, True, False]
+    references = [*(tmp_path / "out").glob("reference-*")]
+    assert len(references) == (1 if "+grid._target_=parts_to_resume.grid" in part else 2)
+
+
 def test_a_sweep_over_schedules_may_contain_the_networks_own(monkeypatch, tmp_path, capsys):
     words = ["-m", "task=sample", "task.reference_steps=null", "solver=ddim", "steps=2", *QUICK, "remap=snr"]
     assert run(monkeypatch, tmp_path, *words, "schedule=null,vp_cosine", "hydra.sweep.dir=out") == 0

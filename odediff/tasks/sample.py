@@ -121,6 +121,7 @@ def _shared_reference(run: Run, model: Model, noise: Tensor, steps: int) -> Tens
     declared = OmegaConf.to_container(run.config.model, resolve=True, enum_to_str=True)
     belongs_to = (
         fingerprint(model.network),
+        run.model_code,
         model.path,
         {name: value for name, value in declared.items() if name != "chunk"},  # type: ignore[union-attr]
         tensors_hash({"noise": noise.cpu()}),
