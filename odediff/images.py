@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,23 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
                 f"{shape}; give task.images=FOLDER with pictures of that size"
             )
         return embedded_images(count, shape)
-    directory = Path(folder)
-    if not directory.is_dir():
+    if not Path(folder).is_dir():
         raise ValueError(f"task.images={folder} is not a folder; give one that holds {', '.join(SUFFIXES)} files")
-    files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = _picture_files(folder)
     if len(files) < count:
         raise ValueError(f"task.images={folder} holds {len(files)} pictures, fewer than samples={count}; lower samples")
     return torch.stack([_read(file, shape) for file in files[:count]]), None
+
+
+def pictures_hash(folder: str, count: int) -> str:
+    """SHA-256 of the first ``count`` picture files of a folder, or of as many as there are."""
+    digests = (hashlib.sha256(file.read_bytes()).digest() for file in _picture_files(folder)[:count])
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _picture_files(folder: str) -> list[Path]:
+    """The picture files of a folder in the order of their names; none if it does not exist."""
+    return sorted(file for file in Path(folder).glob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> Tensor:

@@ -25,6 +25,7 @@ from odediff.defaults import AutoClosing, Grid
 from odediff.device import available
 from odediff.files import write_json
 from odediff.fingerprint import fingerprint
+from odediff.images import pictures_hash
 from odediff.model import Model
 from odediff.own_code import code_hash, code_parts
 from odediff.schedule import Schedule
@@ -117,8 +118,9 @@ class Run:
         """The resolved configuration, what was made from it, the hash of the weights, and versions.
 
         What is of the user's own, such as a solver, a grid or a network, has no version: the hash of its `code`
-        describes it.
+        describes it. The pictures in a folder that the task reads have a hash too.
         """
+        folder = self.config.task.get("images")
         code = code_hash((self.solver, *code_parts(self.model), *_named(OmegaConf.to_container(self.config))))
         return {
             "config": OmegaConf.to_container(self.config, resolve=True, enum_to_str=True),
@@ -127,6 +129,7 @@ class Run:
             "schedule": str(self.model.path),
             "weights": fingerprint(self.model.network),
             **({} if code is None else {"code": code}),
+            **({"pictures": pictures_hash(folder, self.config.samples)} if isinstance(folder, str) else {}),
             "versions": {
                 "odediff": __version__,
                 **{name: version(name) for name in ("torch", "numpy", "scipy", "torchdiffeq", "hydra-core")},

@@ -584,6 +584,21 @@ def test_a_resumed_sweep_repeats_the_jobs_of_parts_of_ones_own_that_were_changed
     assert len(references) == (1 if "+grid._target_=parts_to_resume.grid" in part else 2)
 
 
+def test_a_resumed_sweep_repeats_the_jobs_of_pictures_that_were_changed(monkeypatch, tmp_path, capsys):
+    words = ["-m", "task=invert", "task.images=.", "solver=ddim", "steps=2", "hydra.sweep.dir=out", *QUICK]
+    done = []
+    for changed in (0, 0, 1, 3):
+        for number in range(4):
+            colour = np.full((28, 28), 90 if number < changed else 0, np.uint8)
+            Image.fromarray(colour).save(tmp_path / f"{number}.png")
+        assert run(monkeypatch, tmp_path, *words, "resume=true") == 0
+        done.append("done before" in capsys.readouterr().out)
+    assert done == [False, True, False, False]
+    Image.fromarray(np.ones((28, 28), np.uint8)).save(tmp_path / "3.png")  # beyond the three that are read
+    assert run(monkeypatch, tmp_path, *words, "resume=true") == 0
+    assert "done before" in capsys.readouterr().out
+
+
 def test_a_sweep_over_schedules_may_contain_the_networks_own(monkeypatch, tmp_path, capsys):
     words = ["-m", "task=sample", "task.reference_steps=null", "solver=ddim", "steps=2", *QUICK, "remap=snr"]
     assert run(monkeypatch, tmp_path, *words, "schedule=null,vp_cosine", "hydra.sweep.dir=out") == 0
