@@ -139,8 +139,8 @@ class Run(ABC):
     def target(self) -> np.ndarray:
         """The ends of the next attempts: exactly at the next stop, or well before it, never just short of it."""
         left = np.abs(self.stops - self.q)
-        h = np.where(self.h > 0.5 * left, np.where(self.h >= 0.95 * left, left, np.minimum(self.h, 0.6 * left)), self.h)
-        return np.where(h >= left, self.stops, self.q + self.span.direction * h)
+        short = np.minimum(self.h, 0.6 * left)
+        return np.where(self.h >= 0.95 * left, self.stops, self.q + self.span.direction * short)
 
 
 class Journey:

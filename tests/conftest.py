@@ -10,6 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
+# Before its first compilation, torch.compile compiles programs that try out the processor's vector instructions: twenty
+# seconds that show nothing about this project.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 # The libraries and the collected tests, half a million objects, stay until the end: the collector, which would go
 # through them again and again, starts with the first test and leaves them out. It then runs less often than by default,
 # which takes a twentieth off the time: tests make few cycles.
