@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ import solvers
 from benchmarks.methods import exported_variants
 from odediff import app, zoo
 from solvers import DDIM, DDPM, AdaptiveAdams, GPMultistep, NoiseStream, Solver, solve
-from solvers.noise import normal
+from solvers.philox import normal
 from solvers.testing import SPAN, mild_mixture, starting_points, uneven_times
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -105,9 +106,10 @@ def test_a_seed_fixes_a_sample_on_every_device(solver, dtype):
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-3 if dtype is torch.float32 else 1e-10)
 
 
-def test_noise_is_that_of_the_cpu_bit_for_bit():
-    drawn, _ = NoiseStream(5, samples=(4, 9)).draw(torch.empty(2, 7, device="cuda"))
-    assert torch.equal(drawn.cpu(), torch.from_numpy(normal(5, torch.tensor([4, 9]).numpy(), 0, 7)).float())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_that_of_the_cpu_bit_for_bit(dtype):
+    drawn, _ = NoiseStream(5, samples=(4, 9)).draw(torch.empty(2, 40_007, dtype=dtype, device="cuda"))
+    assert torch.equal(drawn.cpu(), torch.from_numpy(normal(5, np.array([4, 9]), 0, 40_007)).to(dtype))
 
 
 @pytest.mark.parametrize("solver", [AdaptiveAdams(), solvers.Adaptive(solvers.Dopri5()), GPMultistep()], ids=str)
