@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.transfer import placed
+
 Values = TypeVar("Values", np.ndarray, Tensor)
 
 WORD = 0xFFFFFFFF
@@ -150,7 +152,7 @@ def _tables(device: torch.device | None) -> _Tables:
     octaves = 2.0 ** np.arange(-33, 1)[:, None]
     known = (octaves * (1 + np.arange(2**OCTAVE_BITS) / 2**OCTAVE_BITS)).ravel()
     tables = points.real.copy(), points.imag.copy(), -2 * np.log(known)
-    return _Tables(*tables) if device is None else _Tables(*(torch.from_numpy(table).to(device) for table in tables))
+    return _Tables(*tables) if device is None else _Tables(*(placed(torch.from_numpy(v), device) for v in tables))
 
 
 def _device(values: np.ndarray | Tensor) -> torch.device | None:
