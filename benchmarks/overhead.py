@@ -67,19 +67,21 @@ def show() -> None:
     model = odediff.Model(network, odediff.VPTable.linear())
     ode = odediff.probability_flow(model)
     times = odediff.grid.uniform_t(model.path, STEPS + 1)[:-1]
-    schedulers: list[Any] = [None, None, None]
+    schedulers: list[Any] = [None, None, None, None]
     if present(DIFFUSERS):
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+        from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
         schedulers = [
+            DDPMScheduler(clip_sample=False),
             DDIMScheduler(clip_sample=False),
             DPMSolverMultistepScheduler(solver_order=3),
             UniPCMultistepScheduler(solver_order=3),
         ]
-    pairs = zip((solvers.DDIM(), solvers.DPMpp(3), solvers.UniPC(3)), schedulers, strict=True)
+    pairs = zip((solvers.DDPM(), solvers.DDIM(), solvers.DPMpp(3), solvers.UniPC(3)), schedulers, strict=True)
 
     def ours(solver: solvers.Solver) -> None:
-        solvers.solve(ode, solver, state, times)
+        stream = None if solver.deterministic else solvers.NoiseStream(0)
+        solvers.solve(ode, solver, state, times, stream=stream)
 
     def theirs(scheduler: Any) -> None:
         scheduler.set_timesteps(STEPS)
