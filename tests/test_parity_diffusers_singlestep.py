@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from odediff import grid
 from odediff.schedule import VE, RectifiedFlow, VPCosine, VPTable
 from solvers import (
     DDIM,
@@ -316,6 +317,19 @@ def test_flow_match_euler_is_euler_on_a_rectified_flow():
     scheduler.set_begin_index(0)
     expected = walk(scheduler, starting_points(), lambda i, x: ode(times[i], x))
     close(ours(ode, Euler(), times, starting_points()), expected)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("name", "solver"), [("Euler", Euler()), ("Heun", Heun())])
+def test_flow_match_schedulers_are_plain_methods_between_their_levels(name, solver, shift):
+    scheduler = getattr(diffusers, f"FlowMatch{name}DiscreteScheduler")(shift=shift)
+    scheduler.set_timesteps(STEPS)
+    path = RectifiedFlow(time_scale=1000)
+    times = grid.custom(path, sorted(set(scheduler.sigmas.tolist()), reverse=True))
+    ode, states = ExactODE(mild_mixture().distribution, path), starting_points()
+    found = walk(scheduler, states, lambda i, x: ode(float(scheduler.timesteps[i]) / 1000, x))
+    # Levels and timesteps are float32 there.
+    torch.testing.assert_close(ours(ode, solver, times.tolist(), states), found, rtol=0, atol=1e-6)
 
 
 # --- stochastic Adams -----------------------------------------------------------------------------------------------
