@@ -151,8 +151,12 @@ class Solver(ABC):
 def require_solver(solver: object) -> None:
     """Raise `TypeError` unless ``solver`` is a `Solver`."""
     if not isinstance(solver, Solver):
-        adapted = hasattr(solver, "embedded") or hasattr(solver, "trial")
-        remedy = f"solvers.Adaptive({solver})" if adapted else "an instance such as solvers.DDIM()"
+        if isinstance(solver, type):
+            remedy = f"an instance, {solver.__name__}()"
+        elif hasattr(solver, "embedded") or hasattr(solver, "trial"):
+            remedy = f"solvers.Adaptive({solver})"
+        else:
+            remedy = "an instance such as solvers.DDIM()"
         raise TypeError(f"solver={solver!r} must be a solvers.Solver; pass {remedy}")
 
 

@@ -635,6 +635,12 @@ def test_a_pair_of_methods_names_its_solver():
             solve(mild_mixture(), pair, starting_points(), [1.2, 0.9])
 
 
+@pytest.mark.parametrize("kind", [solvers.Heun, DDIM])
+def test_a_class_is_refused_for_one_of_its_instances(kind):
+    with pytest.raises(TypeError, match=rf"must be a solvers.Solver; pass an instance, {kind.__name__}\(\)"):
+        solve(mild_mixture(), kind, starting_points(), [1.2, 0.9])
+
+
 def test_samples_without_a_component_are_refused():
     with pytest.raises(ValueError, match=r"x has shape \(3, 0\)"):
         solve(mild_mixture(), DDIM(), torch.zeros(3, 0), [1.2, 0.9])
