@@ -89,6 +89,8 @@ class Model:
     def __post_init__(self) -> None:
         if not callable(self.network):
             raise TypeError(f"network={self.network!r} must be callable as network(x, network_time, **condition)")
+        if isinstance(self.network, type):
+            raise TypeError(f"network={self.network!r} is a class; pass an instance, {self.network.__name__}(...)")
         if not isinstance(self.path, Schedule):
             raise TypeError(
                 f"path must be a schedule, not a {type(self.path).__name__}; pass one such as "

@@ -819,6 +819,7 @@ def test_a_network_that_turns_nan_fails_its_own_sample_alone():
     ("options", "error", "message"),
     [
         ({"network": "weights.pt"}, TypeError, "network='weights.pt' must be callable"),
+        ({"network": Recorded}, TypeError, r"network=.*Recorded'> is a class; pass an instance, Recorded\(\.\.\.\)"),
         ({"path": TABLE.alphas_cumprod}, TypeError, "path must be a schedule, not a ndarray.*VPTable"),
         ({"prediction": "eps"}, ValueError, "prediction='eps' is unknown; use one of epsilon, x0, v, flow, score"),
         ({"prediction": "velocity"}, ValueError, "prediction='velocity'"),
