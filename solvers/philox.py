@@ -31,8 +31,8 @@ FRACTION_BITS, BIAS = 52, 1023
 """The bits of a float64's fraction, and what is added to its exponent."""
 AT_ONCE = 2**13
 """How many blocks of four numbers are computed at once on the CPU: their words stay in the cache."""
-AT_ONCE_ON_DEVICE = 2**22
-"""The same elsewhere: a temporary takes 32 MiB."""
+AT_ONCE_ON_DEVICE = 2**20
+"""The same elsewhere: some fifteen temporaries of 8 MiB are alive at once."""
 
 
 def philox(counters: tuple[Any, ...], key: tuple[int, int], rounds: int = 10) -> tuple[Any, ...]:

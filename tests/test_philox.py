@@ -79,6 +79,13 @@ def test_tensors_have_the_bits_of_arrays():
     assert torch.equal(tensor, torch.from_numpy(words(10_000)))
 
 
+@pytest.mark.parametrize(("count", "size"), [(4, 100), (4, 1), (0, 5), (3, 0)])
+def test_normals_of_a_device_are_computed_there(count, size):
+    # Tensors of meta have no values, and operations with those of another device fail, as they do on a GPU.
+    found = normal(0, torch.arange(count, device="meta"), 0, size)
+    assert (found.shape, found.dtype, found.device.type) == ((count, size), torch.float64, "meta")
+
+
 def test_normals_of_tensors_are_those_of_arrays(monkeypatch):
     ids = np.array([0, 5, 2**63 - 1])
     together = normal(2**64 - 1, torch.from_numpy(ids), 2**32 - 1, 403)
