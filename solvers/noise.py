@@ -38,7 +38,7 @@ class NoiseStream:
     def ids(self, batch: int) -> np.ndarray:
         """The sample ids of a batch of ``batch`` rows, int64."""
         if self.samples is None:
-            return np.arange(batch)
+            return np.arange(batch, dtype=np.int64)
         if len(self.samples) != batch:
             raise ValueError(
                 f"NoiseStream: samples has {len(self.samples)} ids and the batch {batch} rows; pass one id for each row"

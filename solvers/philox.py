@@ -24,7 +24,7 @@ WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 SECTOR_BITS = 8
-"""The circle is parted into ``2^SECTOR_BITS`` sectors: from the middle of one its ends are 0.0123 away."""
+"""The circle is parted into ``2^SECTOR_BITS`` sectors: from the middle of one its ends are 0.0123 radians away."""
 OCTAVE_BITS = 7
 """Every octave has ``2^OCTAVE_BITS`` numbers whose logarithms are known: the nearest is within 1/256, relatively."""
 FRACTION_BITS, BIAS = 52, 1023
@@ -96,12 +96,12 @@ def minus_two_logs(word: Values) -> Values:
     """
     number = _float64(word)
     number += 0.5
-    bits = _view(number, "int64") + (1 << FRACTION_BITS - OCTAVE_BITS - 1)
-    place = bits >> FRACTION_BITS - OCTAVE_BITS
-    known = _view(place << FRACTION_BITS - OCTAVE_BITS, "float64")
+    bits = _view(number, "int64") + (1 << (FRACTION_BITS - OCTAVE_BITS - 1))
+    place = bits >> (FRACTION_BITS - OCTAVE_BITS)
+    known = _view(place << (FRACTION_BITS - OCTAVE_BITS), "float64")
     number -= known
     number /= known
-    place -= BIAS - 1 << OCTAVE_BITS  # the smallest number is 1/2
+    place -= (BIAS - 1) << OCTAVE_BITS  # the smallest number is 1/2
     series = _polynomial(number, (1 / 3, -2 / 5, 1 / 2, -2 / 3, 1.0, -2.0))
     series *= number
     series += _tables(_device(word)).minus_two_logs[place]
@@ -114,14 +114,14 @@ def circle(word: Values) -> tuple[Values, Values]:
     They follow by the addition theorems from those at the middle of the sector. The angle d from there is at most
     0.0123: terms up to d^6 are exact to 1e-18.
     """
-    width = 1 << 32 - SECTOR_BITS
-    d = _float64(word & width - 1)
+    width = 1 << (32 - SECTOR_BITS)
+    d = _float64(word & (width - 1))
     d -= (width - 1) / 2
     d *= 2 * math.pi / 2**32
     square = d * d
     d *= _polynomial(square, (1 / 120, -1 / 6, 1.0))
     square *= _polynomial(square, (-1 / 720, 1 / 24, -1 / 2))
-    tables, sector = _tables(_device(word)), word >> 32 - SECTOR_BITS
+    tables, sector = _tables(_device(word)), word >> (32 - SECTOR_BITS)
     cosine, sine = tables.cosines[sector], tables.sines[sector]
     return cosine + (cosine * square - sine * d), sine + (sine * square + cosine * d)
 
@@ -162,7 +162,7 @@ def _device(values: np.ndarray | Tensor) -> torch.device | None:
 def _range(begin: int, end: int, like: Values) -> Values:
     if isinstance(like, Tensor):
         return torch.arange(begin, end, device=like.device)
-    return np.arange(begin, end)
+    return np.arange(begin, end, dtype=np.int64)
 
 
 def _empty(shape: tuple[int, int], like: Values) -> Values:
