@@ -383,6 +383,14 @@ def test_a_bad_table_is_refused_by_its_first_bad_entry(table, message):
         VPTable(table)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, np.float16])
+def test_a_table_in_half_precision_is_refused(dtype):
+    table = VPTable.scaled_linear().alphas_cumprod
+    rounded = table.astype(dtype) if dtype is np.float16 else torch.tensor(table).to(dtype)
+    with pytest.raises(ValueError, match=r"alphas_cumprod has dtype b?float16, which has lost"):
+        VPTable(rounded)
+
+
 class Scheduler:
     alphas_cumprod = torch.linspace(0.9, 0.1, 5)
 

@@ -16,6 +16,8 @@ from solvers.arguments import require_positive
 from solvers.real import Real, anywhere
 
 _SNAP = 1e-6
+COARSE = ("float16", "bfloat16")
+"""The dtypes that are refused: near the data, float16 moves the sigma/alpha of Stable Diffusion's table by 7 %."""
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -35,12 +37,19 @@ class VPTable(VP):
 
     Raises:
         TypeError: these are not numbers.
-        ValueError: the entries break one of these rules; the message names the first one that does.
+        ValueError: they have lost their digits in half precision, or break one of these rules; the message names the
+            first one that does.
     """
 
     alphas_cumprod: Array
 
     def __init__(self, alphas_cumprod: torch.Tensor | ArrayLike) -> None:
+        dtype = str(getattr(alphas_cumprod, "dtype", "")).removeprefix("torch.")
+        if dtype in COARSE:
+            raise ValueError(
+                f"alphas_cumprod has dtype {dtype}, which has lost the noise levels near the data; give the table in "
+                "float32 or float64, as it is before a pipeline is converted"
+            )
         if isinstance(alphas_cumprod, torch.Tensor):
             alphas_cumprod = alphas_cumprod.detach().cpu().double().numpy()
         try:
