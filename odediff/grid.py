@@ -242,7 +242,8 @@ def custom(path: Schedule, times: Iterable[float]) -> torch.Tensor:
     """Return your own times after checking them.
 
     They must decrease strictly, start on the path, and end at 0 or above, but not inside (0, `path.first_defined`). A
-    time that misses `path.first_defined` by the rounding of float32, such as that of a scheduler's last level, is it.
+    time that misses `path.first_defined` or `path.latest` by the rounding of float32, such as those of a scheduler's
+    levels, is it.
 
     Raises:
         TypeError: the times are not real numbers.
@@ -327,10 +328,12 @@ def _descending(path: Schedule, times: Array) -> torch.Tensor:
             f"times[{i + 1}] = {times[i + 1]} is not below times[{i}] = {times[i]}: give strictly decreasing times, "
             "noise first (times.flip(0) of an ascending grid), and fewer steps if they collide"
         )
+    if path.latest < times[0] <= path.latest * (1 + _FLOAT32_SLACK):
+        times = np.append(path.latest, times[1:])
     if times[0] > path.latest or times[-1] < 0:
         remedy = "; of timesteps, grid.subsequence makes times" if isinstance(path, VPTable) and times[-1] >= 0 else ""
         raise ValueError(
-            f"times run from {times[0]} to {times[-1]}: stay between {path.latest:g} (noise) and 0 (data){remedy}"
+            f"times run from {times[0]} to {times[-1]}: stay between {path.latest:.12g} (noise) and 0 (data){remedy}"
         )
     positive = times[times > 0]
     if len(positive) and positive[-1] < (first := path.first_defined):

@@ -430,6 +430,13 @@ def test_levels_of_a_scheduler_in_float32_end_at_the_first_entry():
         grid.custom(path, [path.end, float(np.nextafter(path.end, 0.0)), 0.0])
 
 
+def test_a_grid_in_float32_begins_at_the_noise_end():
+    path = VE(0.03, 14.6146)  # in float32 14.6146002
+    assert grid.custom(path, torch.tensor([14.6146, 1.0, 0.0])).tolist() == [14.6146, 1.0, 0.0]
+    with pytest.raises(ValueError, match=r"run from 14\.7 to 0\.0: stay between 14\.6146 \(noise\)"):
+        grid.custom(path, [14.7, 1.0, 0.0])
+
+
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
 def test_custom_returns_a_copy_of_the_times(kind):
     values = kind([1.0, 0.5, 0.25])
