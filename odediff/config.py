@@ -69,7 +69,8 @@ class DemoTask(Task):
 class SampleTask(Task):
     """Draw samples.
 
-    In a sweep they are also compared with a reference of ``reference_steps`` RK4 steps; null skips this.
+    In a sweep they are also compared with a reference of ``reference_steps`` RK4 steps, for a network of whole times of
+    twice as many of Heun's; null skips this.
     ``score`` adds their Frechet distance to real images and their classes, both by the embedded classifier.
     """
 
@@ -175,9 +176,8 @@ class Config:
     """The whole configuration. ``steps``, ``nfe`` and ``rtol`` exclude each other.
 
     Without any of them there are 20 steps, or as many as an adaptive solver's own tolerance needs. ``resume`` keeps the
-    finished jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, network and
-    versions, and of the same code of a solver of one's own; the contents of other files that are named there, such as a
-    folder of images, are not compared.
+    finished jobs of a sweep that was stopped in ``hydra.sweep.dir``: those of the same configuration, weights, pictures
+    and versions, and of the same code of solvers, grids, schedules and networks of one's own.
     """
 
     model: Any = explained(MISSING, "the network, its condition and its guidance scale")

@@ -117,6 +117,8 @@ class SweepSummary(Callback):
         finished, failed = ([job for job in jobs if key in job] for key in ("nfe", "failed"))
         if finished:
             self._summarise(folder, config, finished)
+        elif jobs and not failed:
+            print(f"no table: this task records no number of calls; see the {RECORD} of each job in {folder}")
         if failed:
             names = "; ".join(" ".join((job["folder"], *_words(job["given"]))) for job in failed)
             print(f"odediff: {len(failed)} of {len(jobs)} jobs failed, see their run.json: {names}", file=sys.stderr)

@@ -77,7 +77,7 @@ def _view(model: Model, node: Node) -> View:
     require_information(model.prediction, seen)
     time = _clock(model, seen.t)
     if model.integer_time:
-        _require_whole(time)
+        _require_whole(time, remapped=model.trained_path is not None)
     scale = None
     if model.trained_path is not None:
         scale = native(np.hypot(seen.alpha, seen.sigma) / np.hypot(node.alpha, node.sigma))
@@ -118,13 +118,15 @@ def _require_defined(model: Model, seen: Node) -> None:
         )
 
 
-def _require_whole(time: Real) -> None:
+def _require_whole(time: Real, remapped: bool) -> None:
     beside = np.abs(time - np.round(time))
     if anywhere(beside > 1e-6):
         remedy = (
             "use a grid of table entries, such as odediff.grid.uniform_t(path, steps) or odediff.grid.subsequence, "
             "and a solver that evaluates only at its nodes: DDIM, Heun or a multistep method"
         )
+        if remapped:
+            remedy = "sample on its own schedule: of another one, most times lie between the entries"
         raise ValueError(
             f"times: the network is declared integer_time=True but would be evaluated at {time}; "
             + (remedy if anywhere(beside > 1e-3) else "give the times in float64: float32 misses the entries")

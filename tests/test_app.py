@@ -112,6 +112,9 @@ def run(monkeypatch, tmp_path: Path, *arguments: str) -> int:
         (["task=edit", "task.method=null_text", "solver=adams", "rtol=1e-2"], ["rtol=0.01", "null_text", "steps="]),
         (["task=train", "data.root=nowhere"], ["data.root", "nowhere"]),
         (["task=sample", "model=custom"], ["model.factory"]),
+        (["task=demo", *IDENTITY, "model.integer_time=true"], ["model.integer_time=true", "RK4", "task=sample"]),
+        (["task=doctor", "model.guidance=3"], ["model.guidance=3", "without guidance"]),
+        (["task=invert", "task.images=."], ["task.images=. holds no .png, .jpg, .jpeg files", "not searched"]),
         (["+experiment=foo"], ["+experiment=foo is unknown", "ddim_vs_ddpm", "eta_sweep", "skip_steps"]),
         (["+experiment=eta_sweep", "task.scoer=true"], ["task.scoer", "did you mean score"]),
         (["task=sample", "task.score=true", "samples=1"], ["samples=1", "at least 2"]),
@@ -468,6 +471,20 @@ def test_a_sweep_ends_in_one_table_and_one_plot(monkeypatch, tmp_path, capsys):
     assert "sweep" not in capsys.readouterr().err
 
 
+def test_a_sweep_of_a_network_of_whole_times_has_its_errors(monkeypatch, tmp_path):
+    (tmp_path / "whole.py").write_text(
+        "import torch\n\nclass Mine(torch.nn.Module):\n    def forward(self, x, time):\n"
+        "        return 0.1 * x * (time.view(-1, 1, 1, 1) + 1) / 1000\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["model=custom", "model.factory=whole.Mine", "model.shape=[1,4,4]", "model.integer_time=true"]
+    arguments = ["-m", "task=sample", "solver=ddim", "nfe=5,50", "task.reference_steps=60", "hydra.sweep.dir=out"]
+    assert run(monkeypatch, tmp_path, *arguments, *own, *QUICK) == 0
+    with (tmp_path / "out" / "sweep.csv").open() as file:
+        few, many = (float(row["error"]) for row in csv.DictReader(file))
+    assert many < few / 5
+
+
 def test_a_sweep_collects_its_own_jobs_and_none_that_were_there(monkeypatch, tmp_path, capsys):
     arguments = ["-m", "task=sample", "task.reference_steps=2", "hydra.sweep.dir=out", *QUICK]
     assert run(monkeypatch, tmp_path, *arguments, "solver=ddim", "nfe=3,4") == 0
@@ -656,6 +673,14 @@ def test_the_doctor_of_a_sweep_goes_on_after_a_network_with_faults(monkeypatch, 
     assert [job["ok"] for job in jobs] == [False, True, False] and ["report" in job for job in jobs] == [True] * 3
     assert "2 of 3 jobs failed" in err and "0 model.prediction=v" in err and "2 model.prediction=x0" in err
     assert run(monkeypatch, tmp_path, *words, "model.prediction=v") == 1
+
+
+def test_a_sweep_that_records_no_calls_says_that_it_has_no_table(monkeypatch, tmp_path, capsys):
+    words = ["task=doctor", "samples=4", *coloured(monkeypatch, tmp_path), "hydra.sweep.dir=out"]
+    assert run(monkeypatch, tmp_path, "-m", *words, "model.prediction=epsilon", "seed=0,1") == 0
+    assert (
+        "no table: this task records no number of calls; see the run.json of each job in out" in capsys.readouterr().out
+    )
 
 
 def without_wishes(monkeypatch) -> None:

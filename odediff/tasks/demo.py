@@ -52,6 +52,11 @@ def run(config: DictConfig, images: int, nfe: list[int], inversion_nfe: list[int
         raise ValueError(
             f"model.shape={list(run.shape)} is not that of a picture, which the demonstration draws; use task=sample"
         )
+    if run.model.integer_time:
+        raise ValueError(
+            "model.integer_time=true: the demonstration draws RK4, which asks the network between the entries of its "
+            "table; use task=sample"
+        )
     real = embedded_images(images, run.shape) if run.shape == embedded_shape() else None
     for ceiling, solver in itertools.product(inversion_nfe if real else (), INVERTERS.values()):
         encoding_times(run.model, solver, None, None, ceiling)

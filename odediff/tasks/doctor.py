@@ -23,6 +23,7 @@ def run(config: DictConfig, images: str | None) -> int:
         ("schedule", "remap"), "the network is tested on the schedule that it was trained on, schedule@model.schedule"
     )
     refuse_unused(("dtype",), "the network is tested on states in float32")
+    refuse_unused(("model.guidance",), "the network is tested without guidance")
     run = build(config)
     if config.samples < 4:
         raise ValueError(f"samples={config.samples} must be at least 4: differences are tested across samples")

@@ -52,8 +52,6 @@ def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
         return_solution=True,
     )
     seconds = time.perf_counter() - begun
-    compared = run.sweeping and reference_steps is not None and run.solver.deterministic
-    error = _error(run, model, solution, reference_steps) if compared else None  # type: ignore[arg-type]
     scores = _scores(solution.x, model.conditions.get("label")) if score else {}
     with replacing(run.folder / "samples.safetensors") as partial:
         save_file({"samples": solution.x.contiguous()}, partial)
@@ -67,6 +65,8 @@ def run(config: DictConfig, reference_steps: int | None, score: bool) -> None:
             f"{count} samples, seed {config.seed}",
             inches=0.5 * -(-count // 8),
         )
+    compared = run.sweeping and reference_steps is not None and run.solver.deterministic
+    error = _error(run, model, solution, reference_steps) if compared else None  # type: ignore[arg-type]
     run.record(
         {
             "nfe": calls,
