@@ -53,6 +53,11 @@ def load_images(folder: str | None, count: int, shape: tuple[int, ...]) -> tuple
     if not Path(folder).is_dir():
         raise ValueError(f"task.images={folder} is not a folder; give one that holds {', '.join(SUFFIXES)} files")
     files = _picture_files(folder)
+    if not files:
+        raise ValueError(
+            f"task.images={folder} holds no {', '.join(SUFFIXES)} files, and folders inside of it are not searched; "
+            "name the one that holds them"
+        )
     if len(files) < count:
         raise ValueError(f"task.images={folder} holds {len(files)} pictures, fewer than samples={count}; lower samples")
     return torch.stack([_read(file, shape) for file in files[:count]]), None

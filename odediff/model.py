@@ -29,6 +29,7 @@ from odediff.precision import Place, precision_at, precision_place, require_one_
 from odediff.prediction import FORMS, Form, NetworkPrediction
 from odediff.schedule import Schedule, Section
 from odediff.threshold import DynamicThreshold, StaticThreshold, Threshold, threshold_prediction
+from odediff.unsteady import is_unsteady
 from odediff.view import Views, own_path, told_time
 from solvers import Node, Prediction
 from solvers.arguments import require_switch, require_whole
@@ -154,13 +155,18 @@ class Model:
     @property
     def unsteady(self) -> bool:
         """Whether the network's output depends on chance, such as dropout, or on the statistics of the batch."""
-        return any(_is_unsteady(part) for module in held_modules(self.network) for part in module.modules())
+        return any(is_unsteady(part) for module in held_modules(self.network) for part in module.modules())
 
-    def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
+    def condition(
+        self, named: Mapping[str, Any] | None = None, /, *, guidance: float | Tensor | None = None, **conditions: Any
+    ) -> Model:
         """The same model under these conditions: ``model.condition(label=3, guidance=2.0)``.
 
-        A negative prompt is another null condition: ``dataclasses.replace(model, null={"text": negative})``.
+        Those whose names are no keywords, or are ``guidance`` as in networks that are told their scale, are ``named``
+        in a mapping. A negative prompt is another null condition: ``dataclasses.replace(model, null={"text":
+        negative})``.
         """
+        conditions = {**(named or {}), **conditions}
         known = {*self.conditions, *self.null} if self.null else {*conditions}
         if unknown := {*conditions} - known:
             raise ValueError(
@@ -185,8 +191,8 @@ class Model:
         }
         if not found:
             raise TypeError(
-                f"null={dict(self.null)!r} has no floating-point tensor to optimise; give the null condition as an "
-                "embedding that the network accepts"
+                f"null={dict(self.null)!r} has no floating-point tensor to optimise, those inside of dicts and lists "
+                "apart; give the null condition as an embedding that the network accepts"
             )
         return {name: value[0] if value.ndim and len(value) == 1 else value for name, value in found.items()}
 
@@ -343,26 +349,11 @@ def _parameters(network: Any) -> Iterator[nn.Parameter]:
     return (parameter for module in held_modules(network) for parameter in module.parameters())
 
 
-def _is_unsteady(part: nn.Module) -> bool:
-    """Whether a part of a network draws random numbers, or normalises by the statistics of the batch.
-
-    A part of a script is judged by the class that it was made from; a traced one has lost its settings.
-    """
-    kind = getattr(nn, part.original_name, nn.Module) if isinstance(part, torch.jit.ScriptModule) else type(part)
-    if issubclass(kind, nn.modules.batchnorm._BatchNorm):
-        return part.training or getattr(part, "running_mean", None) is None
-    if not part.training:
-        return False
-    if issubclass(kind, nn.modules.dropout._DropoutNd):
-        return getattr(part, "p", 1) > 0
-    if issubclass(kind, nn.RNNBase):
-        return getattr(part, "dropout", 1) > 0 and getattr(part, "num_layers", 2) > 1  # the last layer drops nothing
-    return issubclass(kind, nn.RReLU) or (issubclass(kind, nn.MultiheadAttention) and getattr(part, "dropout", 1) > 0)
-
-
 def _require_guidance(guidance: Any) -> None:
     if isinstance(guidance, bool) or not isinstance(guidance, int | float | np.number | Tensor):
         raise TypeError(f"guidance={guidance!r} must be a number, or a tensor with one for each sample")
+    if isinstance(guidance, Tensor) and (guidance.dtype == torch.bool or guidance.is_complex()):
+        raise TypeError(f"guidance has dtype {guidance.dtype}; give real numbers")
     if isinstance(guidance, Tensor) and guidance.ndim > 1:
         raise ValueError(f"guidance has shape {tuple(guidance.shape)}; give one number for each sample, (B,)")
     if not (guidance.isfinite().all() if isinstance(guidance, Tensor) else math.isfinite(guidance)):
@@ -372,9 +363,11 @@ def _require_guidance(guidance: Any) -> None:
 def _elsewhere(network: Any, x: Tensor, output: torch.device | None = None) -> ValueError:
     """The error for a network that is not on the device of the state."""
     what = f"returns its output on {output}" if output else "computes with tensors on another device"
+    remedy = "a state by x.to(model.device), a code by code.to(model.device)"
+    if next(_parameters(network), x).device == x.device:  # the state is where the first of several parts is
+        remedy = f'a state by x.to("{output or "cuda"}")'
     return ValueError(
-        f"network {type(network).__name__} {what}, but the state is on {x.device}; bring them together, a state by "
-        "x.to(model.device), a code by code.to(model.device)"
+        f"network {type(network).__name__} {what}, but the state is on {x.device}; bring them together, {remedy}"
     )
 
 

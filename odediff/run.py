@@ -92,7 +92,7 @@ class Run:
             k: torch.as_tensor(v)[torch.arange(count) % len(v)] if isinstance(v, list) else v for k, v in given.items()
         }
         rows = {k: v for k, v in rows.items() if v is not None}
-        return self.model.condition(guidance=guidance, **rows)
+        return self.model.condition(rows, guidance=guidance)
 
     def labelled(self, labels: Tensor | None) -> dict[str, Any]:
         """The condition for images of these classes, if the model takes labels."""

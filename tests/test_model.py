@@ -419,7 +419,7 @@ def test_a_network_on_another_device_is_named():
 
     layer = nn.Linear(3, 3, device="meta")
     for network, message in (
-        (far, r"network function returns its output on meta, but the state is on cpu; .*x\.to\(model\.device\)"),
+        (far, r"network function returns its output on meta, but the state is on cpu; .*x\.to\(\"meta\"\)"),
         (lambda x, time: layer(x), r"network function computes with tensors on another device, .*code\.to"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -620,6 +620,22 @@ def test_whole_times_that_arithmetic_just_misses_are_rounded_and_not_cut():
     for n in entries:
         model.predict(TABLE.node(n / 1000), states(1))
     assert 43 / 1000 / 0.001 < 43 and network.times == [n - 1 for n in entries]
+
+
+def test_an_integer_time_network_on_another_schedule_is_sent_back_to_its_own():
+    model = odediff.Model(Recorded(), TABLE, integer_time=True).remap(odediff.VPCosine())
+    with pytest.raises(ValueError, match=r"evaluated at .*; sample on its own schedule"):
+        odediff.sample(model, (2, 3), solver=solvers.DDIM(), steps=4)
+
+
+def test_a_condition_may_be_called_guidance():
+    model = odediff.Model(
+        Recorded(), TABLE, conditions={"guidance": 3.5, "label": 1}, null={"guidance": 1, "label": 10}
+    )
+    found = model.condition({"guidance": 4.0}, guidance=2.0, label=3)
+    assert (found.conditions, found.guidance) == ({"guidance": 4.0, "label": 3}, 2.0)
+    with pytest.raises(ValueError, match="condition 'size' is unknown"):
+        model.condition({"size": 4})
 
 
 def test_an_integer_time_network_is_never_asked_between_entries():
@@ -832,6 +848,8 @@ def test_a_network_that_turns_nan_fails_its_own_sample_alone():
         ({"guidance": "strong", "null": {"label": 10}}, TypeError, "guidance='strong'"),
         ({"trained_path": 5}, TypeError, "trained_path=5 is not a schedule"),
         ({"network_time": 5}, TypeError, "network_time=5 must be a function"),
+        ({"guidance": torch.tensor([True]), "null": {"label": 10}}, TypeError, "guidance has dtype torch.bool"),
+        ({"guidance": torch.tensor([1j]), "null": {"label": 10}}, TypeError, "guidance has dtype torch.complex64"),
     ],
 )
 def test_a_wrong_declaration_is_refused_at_once(options, error, message):

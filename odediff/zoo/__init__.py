@@ -1,5 +1,6 @@
 """The embedded zoo: a trained network, a classifier and real images, so that no download is needed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +37,15 @@ def fashion_mnist(device: str | torch.device = "cpu", dtype: torch.dtype = torch
 class ClassConditional(Model):
     """A model whose condition is ``label``: an index into `LABELS`, or one for each sample; `NULL_LABEL` for none."""
 
-    def condition(self, *, guidance: float | Tensor | None = None, **conditions: Any) -> Model:
+    def condition(
+        self, named: Mapping[str, Any] | None = None, /, *, guidance: float | Tensor | None = None, **conditions: Any
+    ) -> Model:
         """The same model under these conditions.
 
         Raises:
             ValueError: a condition is unknown, or a label is not one of the classes.
         """
+        conditions = {**(named or {}), **conditions}
         given = conditions.get("label", NULL_LABEL)
         unusable = given is None or isinstance(given, bool | str)
         labels = torch.tensor(float("nan")) if unusable else torch.as_tensor(given)
@@ -53,7 +57,7 @@ class ClassConditional(Model):
             )
         if "label" in conditions and not isinstance(given, int):
             conditions["label"] = labels.long()
-        return super().condition(guidance=guidance, **conditions)
+        return super().condition(conditions, guidance=guidance)
 
     def null_embedding(self) -> dict[str, Tensor]:
         """The embedding of "no class": the network takes it in place of a label."""
