@@ -152,7 +152,8 @@ def require_solver(solver: object) -> None:
     """Raise `TypeError` unless ``solver`` is a `Solver`."""
     if not isinstance(solver, Solver):
         if isinstance(solver, type):
-            remedy = f"an instance, {solver.__name__}()"
+            ours = "solvers." if solver.__module__.startswith("solvers.") else ""
+            remedy = f"an instance, {ours}{solver.__name__}()"
         elif hasattr(solver, "embedded") or hasattr(solver, "trial"):
             remedy = f"solvers.Adaptive({solver})"
         else:

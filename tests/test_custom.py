@@ -346,7 +346,7 @@ def test_the_readmes_transformer_follows_the_scheduler_of_diffusers(dtype):
     ).to(dtype).eval()  # fmt: skip
     scope = {"pipe": SimpleNamespace(transformer=transformer)}
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    lines = re.search(r"^    def network\(x, t.*?(?=\n\n)", readme, flags=re.MULTILINE | re.DOTALL)
+    lines = re.search(r"^    transformer = .*?(?=\n\nConditions)", readme, flags=re.MULTILINE | re.DOTALL)
     exec(compile(textwrap.dedent(lines[0]), "README.md", "exec"), scope)
     condition = {"encoder_hidden_states": torch.randn(2, 5, 16), "pooled_projections": torch.randn(2, 12)}
     condition = {name: value.to(dtype) for name, value in condition.items()}

@@ -637,7 +637,7 @@ def test_a_pair_of_methods_names_its_solver():
 
 @pytest.mark.parametrize("kind", [solvers.Heun, DDIM])
 def test_a_class_is_refused_for_one_of_its_instances(kind):
-    with pytest.raises(TypeError, match=rf"must be a solvers.Solver; pass an instance, {kind.__name__}\(\)"):
+    with pytest.raises(TypeError, match=rf"must be a solvers.Solver; pass an instance, solvers.{kind.__name__}\(\)"):
         solve(mild_mixture(), kind, starting_points(), [1.2, 0.9])
 
 
