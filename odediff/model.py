@@ -363,11 +363,12 @@ def _require_guidance(guidance: Any) -> None:
 def _elsewhere(network: Any, x: Tensor, output: torch.device | None = None) -> ValueError:
     """The error for a network that is not on the device of the state."""
     what = f"returns its output on {output}" if output else "computes with tensors on another device"
-    remedy = "a state by x.to(model.device), a code by code.to(model.device)"
-    if next(_parameters(network), x).device == x.device:  # the state is where the first of several parts is
-        remedy = f'a state by x.to("{output or "cuda"}")'
+    # Of a network with parts on several devices, or with none, model.device may be where the state is already.
+    there = next(_parameters(network), x).device == x.device
+    instead = f"; model.device is {x.device} as well: name the network's device in its place" if there else ""
     return ValueError(
-        f"network {type(network).__name__} {what}, but the state is on {x.device}; bring them together, {remedy}"
+        f"network {type(network).__name__} {what}, but the state is on {x.device}; bring them together, a state by "
+        f"x.to(model.device), a code by code.to(model.device){instead}"
     )
 
 

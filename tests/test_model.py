@@ -419,7 +419,8 @@ def test_a_network_on_another_device_is_named():
 
     layer = nn.Linear(3, 3, device="meta")
     for network, message in (
-        (far, r"network function returns its output on meta, but the state is on cpu; .*x\.to\(\"meta\"\)"),
+        (far, r"network function returns its output on meta, but the state is on cpu; .*x\.to\(model\.device\)"),
+        (far, r"model\.device is cpu as well: name the network's device in its place"),
         (lambda x, time: layer(x), r"network function computes with tensors on another device, .*code\.to"),
     ):
         with pytest.raises(ValueError, match=message):
